@@ -1,0 +1,28 @@
+"""Places in the repository, for the tools; standard library only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The root of the working tree."""
+
+BUILD = ROOT / "build"
+"""Build products; never committed."""
+
+PROTOS = ROOT / "protos"
+"""The `.proto` files, and what is generated from them under `gen/`."""
+
+IMPORT_ROOTS = (
+    "protos/gen/python",
+    "services/common",
+    "services/launcher",
+    "services/compute",
+    "services/storage",
+    "services/network",
+    "services/node",
+    "gateway",
+    "clients/python",
+    "clients/cli",
+)
+"""Folders of the tree that hold import packages; each is one distribution."""

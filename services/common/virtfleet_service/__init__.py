@@ -1,0 +1,1 @@
+"""What every virtfleet server process shares; no resource of its own."""

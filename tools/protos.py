@@ -164,7 +164,9 @@ def generate_python(image: descriptor_pb2.FileDescriptorSet, target: Path) -> No
         _run(*protoc, f"--python_out={target}", f"--mypy_out=quiet,readable_stubs:{target}", *names, *rules)
         if with_services:
             _run(*protoc, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}", *with_services)
-    for folder in sorted({parent for path in target.rglob("*.py") for parent in path.parents if target in parent.parents}):
+    for folder in sorted(
+        {parent for path in target.rglob("*.py") for parent in path.parents if target in parent.parents}
+    ):
         (folder / "__init__.py").write_text(_INIT)
         if folder.parent == target:
             (folder / "py.typed").touch()

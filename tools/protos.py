@@ -48,7 +48,7 @@ class ProtoError(Exception):
 
 def _run(*arguments: str | Path, cwd: Path = ROOT) -> None:
     command = [str(argument) for argument in arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)  # noqa: S603 - fixed tools
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     said = (done.stdout + done.stderr).strip()
     if done.returncode:
         raise ProtoError(said or f"{command[0]}: exit code {done.returncode}")
@@ -75,7 +75,7 @@ def sources(root: Path = PROTOS) -> list[str]:
 
 def _validate_descriptor() -> descriptor_pb2.FileDescriptorProto:
     # The wheel has it only as a module of protobuf-py, neither as a .proto nor as a google.protobuf module.
-    from protovalidate._gen.buf.validate import validate_pb  # noqa: PLC0415, PLC2701
+    from protovalidate._gen.buf.validate import validate_pb
 
     file = descriptor_pb2.FileDescriptorProto()
     file.ParseFromString(validate_pb.desc().proto.to_binary())

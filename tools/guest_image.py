@@ -27,11 +27,9 @@ from pathlib import Path
 
 from tools import guest_init
 from tools.cpio import Archive
-from tools.paths import BUILD
+from tools.paths import BUILD, FETCHED_KERNEL
 
 CACHE = BUILD / "guest"
-BOOT = Path("/boot")
-MODULES = Path("/lib/modules")
 
 # Arguments found by measurement: they halve the boot under emulation.
 _FAST_BOOT = (
@@ -44,11 +42,6 @@ _DECOMPRESSORS = {
     b"\x28\xb5\x2f\xfd": ("zstd", "-dc"),
 }
 _FOLDERS = ("bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "lib", "lib/modules", "proc", "run", "sbin", "sys", "tmp")
-_APPLETS = """
-    acpid awk blockdev cat cmp cut date dd df dmesg echo false free grep head hostname ifconfig insmod ip kill killall ls
-    lsmod md5sum mkdir mke2fs mkfs.ext2 mknod mount nc nslookup ping ping6 poweroff printf ps reboot rm sed sh sha256sum
-    sleep sort stty sync tail test time touch tr true udhcpc umount uname wc wget yes
-""".split()
 
 
 class GuestImageError(Exception):
@@ -107,22 +100,24 @@ def uncompressed_kernel(image: bytes) -> bytes:
     return _decompress(image[start : start + length - 4])
 
 
-def find_kernel(boot: Path = BOOT, modules: Path = MODULES) -> tuple[Path, str]:
-    """Return the newest cloud kernel with its modules, and its version; another Linux kernel where no cloud one is.
+def find_kernel(roots: tuple[Path, ...] = (Path("/"), FETCHED_KERNEL)) -> tuple[Path, Path]:
+    """Return the newest cloud kernel and the folder of its modules; another Linux kernel where no cloud one is.
 
     Raises:
         GuestImageError: no readable kernel with modules.
     """
     found = []
-    for path in boot.glob("vmlinuz-*"):
-        version = path.name.removeprefix("vmlinuz-")
-        if (modules / version / "kernel").is_dir() and os.access(path, os.R_OK):
-            numbers = [int(part) if part.isdigit() else 0 for part in version.replace("-", ".").split(".")]
-            found.append(("cloud" in version, numbers, path, version))
+    for root in roots:
+        for path in root.glob("boot/vmlinuz-*"):
+            version = path.name.removeprefix("vmlinuz-")
+            modules = root / "lib/modules" / version
+            if (modules / "kernel").is_dir() and os.access(path, os.R_OK):
+                numbers = [int(part) if part.isdigit() else 0 for part in version.replace("-", ".").split(".")]
+                found.append(("cloud" in version, numbers, path, modules))
     if not found:
-        raise GuestImageError("no readable kernel with modules in /boot: `make system` installs linux-image-cloud")
-    *_, path, version = max(found)
-    return path, version
+        raise GuestImageError("no readable kernel with modules: `make system` fetches one")
+    *_, path, modules = max(found)
+    return path, modules
 
 
 def _module(folder: Path, name: str) -> bytes | None:
@@ -147,7 +142,7 @@ def _busybox() -> Path:
     raise GuestImageError("no static busybox: `make system` installs busybox-static")
 
 
-def initial_files(busybox: bytes, modules: dict[str, bytes]) -> bytes:
+def initial_files(busybox: bytes, applets: list[str], modules: dict[str, bytes]) -> bytes:
     """Return the guest's file system as a cpio archive."""
     archive = Archive()
     for name in (
@@ -169,7 +164,7 @@ def initial_files(busybox: bytes, modules: dict[str, bytes]) -> bytes:
     archive.character_device("dev/null", 1, 3)
     archive.file("bin/busybox", busybox, executable=True)
     archive.link("init", "bin/busybox")
-    for applet in _APPLETS:
+    for applet in applets:
         archive.link(f"bin/{applet}", "busybox")
     archive.file("etc/inittab", guest_init.INITTAB.encode())
     archive.file("etc/rc", guest_init.START.encode(), executable=True)
@@ -190,7 +185,8 @@ def make(cache: Path = CACHE) -> GuestImage:
     Raises:
         GuestImageError: kernel, modules, busybox or a decompressor is missing.
     """
-    kernel, version = find_kernel()
+    kernel, modules_folder = find_kernel()
+    version = modules_folder.name
     busybox = _busybox()
     sources = [Path(__file__), Path(guest_init.__file__), kernel, busybox]
     stamps = [f"{path.stat().st_size}.{path.stat().st_mtime_ns}" for path in sources]
@@ -201,10 +197,10 @@ def make(cache: Path = CACHE) -> GuestImage:
         return image
     cache.mkdir(parents=True, exist_ok=True)
     modules = {}
-    needed = _missing_modules(MODULES / version)
+    needed = _missing_modules(modules_folder)
     for name in guest_init.MODULES:
         if name in needed:
-            content = _module(MODULES / version, name)
+            content = _module(modules_folder, name)
             if content is None:
                 raise GuestImageError(f"kernel {version} has no module {name}")
             modules[name] = content
@@ -213,7 +209,9 @@ def make(cache: Path = CACHE) -> GuestImage:
         fresh.mkdir()
         data = kernel.read_bytes()
         (fresh / "vmlinux").write_bytes(uncompressed_kernel(data) if platform.machine() == "x86_64" else data)
-        files = initial_files(busybox.read_bytes(), modules)
+        listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+        applets = [applet for applet in listed if applet != "busybox"]
+        files = initial_files(busybox.read_bytes(), applets, modules)
         (fresh / "initrd.gz").write_bytes(gzip.compress(files, compresslevel=6, mtime=0))
         try:
             fresh.rename(folder)

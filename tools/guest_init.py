@@ -6,8 +6,8 @@ What the guest does, and what a test may rely on:
   spaces, no newline, MAC in lower case) where NONCE is `virtfleet.nonce=` of the kernel's command line, then
   `ADDRESS <interface> <address>`.
 * It prints `READY <seconds>` (its uptime) when its console takes commands. A command is a line on the first serial
-  console: `uptime` prints `UPTIME <seconds>` · `tick` prints that every second, `tock` ends it · `deaf` ignores the power
-  button from then on · `crash` makes the kernel panic · `run COMMAND` runs a shell command, then prints
+  console: `uptime` prints `UPTIME <seconds>` · `tick` prints that every second, `tock` ends it · `deaf` ignores the
+  power button from then on · `crash` makes the kernel panic · `run COMMAND` runs a shell command, then prints
   `DONE <exit code>`.
 * The power button powers it off, ctrl-alt-del reboots it.
 """

@@ -10,6 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 """Build products; never committed."""
 
+FETCHED_KERNEL = BUILD / "kernel"
+"""A cloud kernel of the distribution, unpacked but not installed, where /boot has none."""
+
 PROTOS = ROOT / "protos"
 """The `.proto` files, and what is generated from them under `gen/`."""
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools.paths import FETCHED_KERNEL
 
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"))
 
@@ -38,37 +42,19 @@ _QEMU = {
 }
 
 
-def _cloud_kernel(distribution: str, architecture: str) -> Need:
-    if distribution == "ubuntu":
-        # Its kernel for virtual machines; there is none with "cloud" in its name.
-        return Need("linux-image-virtual", files="lib/modules/*/kernel")
-    return Need(f"linux-image-cloud-{architecture}", files="boot/vmlinuz-*cloud*")
-
-
-def distribution() -> str:
-    """Return the distribution's id, in lower case; empty where it does not say."""
-    try:
-        return platform.freedesktop_os_release().get("ID", "")
-    except OSError:
-        return ""
-
-
 def needs() -> list[Need]:
     """List what this machine should have."""
-    machine = platform.machine()
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
     return [
-        _QEMU.get(machine, _QEMU["x86_64"]),
+        _QEMU.get(platform.machine(), _QEMU["x86_64"]),
         Need("qemu-utils", program="qemu-img"),
         Need("dnsmasq-base", program="dnsmasq"),
         Need("nftables", program="nft"),
         Need("iproute2", program="ip"),
-        Need("busybox-static", program="busybox"),
+        Need("busybox-static", files="var/lib/dpkg/info/busybox-static.list"),
         Need("lz4", program="lz4"),
         Need("zstd", program="zstd"),
         # For `systemd-analyze verify` of our units; installing it does not make it the init.
         Need("systemd", program="systemd-analyze"),
-        _cloud_kernel(distribution(), architecture),
     ]
 
 
@@ -92,33 +78,85 @@ def _apt(*arguments: str) -> bool:
     return done.returncode == 0
 
 
-def main() -> int:
-    """Install what is missing; returns the exit code."""
-    missing = [need.package for need in needs() if not need.present()]
-    if not missing:
-        return 0
-    by_hand = f"system: these packages are missing: apt-get install --no-install-recommends {' '.join(missing)}"
-    if shutil.which("apt-get", path=SEARCH_PATH) is None or _as_root([]) is None:
-        print(by_hand, file=sys.stderr)
-        return 1
+def install(missing: list[str]) -> bool:
+    """Install packages; True if all of them are usable afterwards."""
     print(f"installing {' '.join(missing)}")
-    options = (
-        "--yes",
-        "--no-install-recommends",
-        "-o",
-        "Dpkg::Options::=--force-confold",
-        "-o",
-        "DPkg::Lock::Timeout=120",
-    )
+    options = ["--yes", "--no-install-recommends"]
+    options += ["-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=120"]
     # A list that is fresh enough saves the longest part.
     if not _apt("install", *options, *missing) and not (_apt("update") and _apt("install", *options, *missing)):
-        print(by_hand, file=sys.stderr)
-        return 1
+        return False
     absent = [need.package for need in needs() if not need.present()]
     if absent:
         print(f"system: installed, but still not usable: {' '.join(absent)}", file=sys.stderr)
+    return not absent
+
+
+def kernel_package() -> str:
+    """Return the distribution's package that names its newest kernel for virtual machines."""
+    try:
+        distribution = platform.freedesktop_os_release().get("ID", "")
+    except OSError:
+        distribution = ""
+    if distribution == "ubuntu":
+        return "linux-image-virtual"
+    return {"aarch64": "linux-image-cloud-arm64"}.get(platform.machine(), "linux-image-cloud-amd64")
+
+
+def _kernel_files(package: str) -> list[str]:
+    """Resolve the name of the newest kernel to the packages that hold it and its modules."""
+    found: list[str] = []
+    waiting = [package]
+    while waiting:
+        listing = ["apt-cache", "depends", "--no-recommends", "--no-suggests", waiting.pop()]
+        done = subprocess.run(listing, capture_output=True, text=True, check=False)
+        for name in re.findall(r"Depends: (linux-(?:image|modules)-\d\S+)", done.stdout):
+            if name not in found:
+                found.append(name)
+                waiting.append(name)
+    return found
+
+
+def fetch_kernel(target: Path = FETCHED_KERNEL) -> bool:
+    """Unpack the distribution's kernel for virtual machines into a folder; needs no privilege.
+
+    Installing it would add it to this machine's boot loader, perhaps as the first choice, and it has no drivers for
+    real hardware.
+    """
+    package = kernel_package()
+    names = _kernel_files(package)
+    if not names and _apt("update"):
+        names = _kernel_files(package)
+    print(f"fetching {' '.join(names) or package}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        # apt changes to a user of its own, which must be able to write here; else it warns and goes on as root.
+        download = ["apt-get", "--quiet=2", "-o", "APT::Sandbox::User=root", "download", *names]
+        fetched = bool(names) and subprocess.run(download, cwd=work, check=False).returncode == 0
+        tree = Path(work) / "tree"
+        for archive in sorted(Path(work).glob("*.deb")):
+            subprocess.run(["dpkg-deb", "--extract", archive, tree], check=True)
+        if not fetched or not any(tree.glob("boot/vmlinuz-*")):
+            print(
+                f"system: no kernel for guests: apt-get install {package}, or make its list known to apt",
+                file=sys.stderr,
+            )
+            return False
+        shutil.rmtree(target, ignore_errors=True)
+        tree.rename(target)
+    return True
+
+
+def main() -> int:
+    """Install what is missing; returns the exit code."""
+    missing = [need.package for need in needs() if not need.present()]
+    has_kernel = any(Path("/boot").glob("vmlinuz-*cloud*")) or any(FETCHED_KERNEL.glob("boot/vmlinuz-*"))
+    able = shutil.which("apt-get", path=SEARCH_PATH) is not None and _as_root([]) is not None
+    if missing and not (able and install(missing)):
+        packages = " ".join(missing if has_kernel else [*missing, kernel_package()])
+        print(f"system: packages are missing: apt-get install --no-install-recommends {packages}", file=sys.stderr)
         return 1
-    return 0
+    return 0 if has_kernel or fetch_kernel() else 1
 
 
 if __name__ == "__main__":

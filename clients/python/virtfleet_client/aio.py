@@ -1,0 +1,160 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.longrunning import operations_pb2
+from google.protobuf import duration_pb2
+
+from virtfleet_client import calls, operations
+from virtfleet_client.endpoint import Credentials, Endpoint
+from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, Unavailable, VirtfleetError, from_call
+from virtfleet_client.services import Services
+from virtfleet_client.watch import Resumption, watch_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+    from virtfleet_client.operations import Progress, Result
+
+
+def typed(failure: grpc.aio.AioRpcError) -> VirtfleetError:
+    """Return the typed exception for a failure of a stream; unary calls raise it by themselves."""
+    return from_call(failure.code(), failure.details(), tuple(failure.trailing_metadata() or ()))
+
+
+class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # generic in what is not used here
+    """Sets request ids, repeats what is safe, and turns failures into typed exceptions."""
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # gRPC's own types
+        method = details.method.decode() if isinstance(details.method, bytes) else details.method
+        repeatable = calls.prepare(method, request)
+        loop = asyncio.get_running_loop()
+        ends_at = None if details.timeout is None else loop.time() + details.timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            if ends_at is not None:
+                details = details._replace(timeout=max(0.0, ends_at - loop.time()))
+            try:
+                call = await continuation(details, request)
+                await call
+            except grpc.aio.AioRpcError as failure:
+                error = typed(failure)
+                if not (repeatable and isinstance(error, Unavailable) and attempt < calls.ATTEMPTS):
+                    raise error from failure
+                delay = calls.delay_seconds(attempt, error.retry_delay_seconds)
+                if ends_at is not None and loop.time() + delay >= ends_at:
+                    raise error from failure
+                await asyncio.sleep(delay)
+            else:
+                return call
+
+
+class AsyncFleet(Services):
+    """Is a connection to a gateway or to a node, with an asyncio stub for each service (`domains`, `volumes`, …).
+
+    Unary calls raise a `VirtfleetError` on failure, send a request_id with each mutation, and are repeated after UNAVAILABLE
+    where that cannot have a second effect. Streams raise `grpc.aio.AioRpcError`; `typed` names its reason.
+    """
+
+    def __init__(self, endpoint: Endpoint, credentials: Credentials | None = None) -> None:
+        interceptors = [_UnaryCalls()]
+        if endpoint.secure:
+            if credentials is None:
+                message = f"{endpoint.target} demands mutual TLS: give credentials"
+                raise ValueError(message)
+            channel = grpc.aio.secure_channel(
+                endpoint.target, credentials.for_channel(), options=endpoint.options(), interceptors=interceptors
+            )
+        else:
+            channel = grpc.aio.insecure_channel(endpoint.target, options=endpoint.options(), interceptors=interceptors)
+        super().__init__(channel)
+
+    async def close(self) -> None:
+        """End all calls and the connection."""
+        await self.channel.close()
+
+    async def wait(
+        self,
+        operation: operations_pb2.Operation,
+        kind: type[Result],
+        *,
+        progress: Progress | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Result:
+        """Wait until an operation ends and return its response; arguments and errors are those of `Fleet.wait`."""
+        loop = asyncio.get_running_loop()
+        ends_at = None if timeout_seconds is None else loop.time() + timeout_seconds
+        while not operation.done:
+            if progress is not None:
+                progress(operations.metadata_of(operation))
+            left = operations.WAIT_SECONDS if ends_at is None else min(operations.WAIT_SECONDS, ends_at - loop.time())
+            if left <= 0:
+                message = f"{operation.name} has not ended within {timeout_seconds} s; it goes on"
+                raise TimeoutError(message)
+            patience = duration_pb2.Duration()
+            patience.FromNanoseconds(int(min(left, 0.5 if progress else left) * 1e9))
+            operation = await self.operations.WaitOperation(
+                operations_pb2.WaitOperationRequest(name=operation.name, timeout=patience), timeout=left + 10
+            )
+        if progress is not None:
+            progress(operations.metadata_of(operation))
+        return operations.result_of(operation, kind)
+
+    async def pages(
+        self, method: Callable[..., Any], request: Message, *, timeout_seconds: float = 30.0
+    ) -> AsyncIterator[Any]:
+        """Yield every resource of a list, page by page; arguments and errors are those of `Fleet.pages`."""
+        request = type(request).FromString(request.SerializeToString())
+        while True:
+            answer = await method(request, timeout=timeout_seconds)
+            for resource in getattr(answer, answer.DESCRIPTOR.fields_by_number[1].name):
+                yield resource
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token  # type: ignore[attr-defined]  # every list request has it
+
+    async def watch(self, request: Message, *, resnapshot: bool = False) -> AsyncIterator[Any]:
+        """Yield the answers of a watch for ever; arguments and errors are those of `Fleet.watch`."""
+        resumption = Resumption(request)
+        call = self.channel.unary_stream(
+            watch_path(request),
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=resumption.response_class.FromString,
+        )
+        while True:
+            stream = call(resumption.request, wait_for_ready=True)
+            try:
+                async for answer in stream:
+                    resumption.note(answer)
+                    yield answer
+            except grpc.aio.AioRpcError as failure:
+                error = typed(failure)
+                if isinstance(error, ResumeTokenCompacted) and resnapshot:
+                    resumption.forget()
+                elif not isinstance(error, (Unavailable, SlowReader)):
+                    raise error from failure
+            finally:
+                stream.cancel()
+            await asyncio.sleep(resumption.delay_seconds())
+
+
+@asynccontextmanager
+async def connect_async(uri: str | None = None, credentials: Credentials | None = None) -> AsyncIterator[AsyncFleet]:
+    """Open a connection for the length of an `async with` block; arguments and errors are those of `connect`."""
+    endpoint = Endpoint.from_environment() if uri is None else Endpoint.parse(uri)
+    if endpoint.secure and credentials is None:
+        credentials = Credentials.from_environment()
+    fleet = AsyncFleet(endpoint, credentials)
+    try:
+        yield fleet
+    finally:
+        await fleet.close()

@@ -1,0 +1,60 @@
+"""What both clients do to every call: a request_id on each mutation, and repetition of exactly what is safe to repeat.
+
+A call is repeated only when it ended with UNAVAILABLE and either changes nothing or carries a request_id, with which the
+server answers a repetition without a second effect. Nothing else is ever repeated.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from google.protobuf import descriptor_pool
+
+from virtfleet.type.v1 import method_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+ATTEMPTS = 4
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 3.0
+
+
+@lru_cache(maxsize=1024)
+def effect_of(path: str) -> int | None:
+    """Return the declared effect of the method with the gRPC path `/package.Service/Method`, None where nothing is declared."""
+    service_name, _, method_name = path.lstrip("/").partition("/")
+    try:
+        service = descriptor_pool.Default().FindServiceByName(service_name)
+        options = service.methods_by_name[method_name].GetOptions()
+    except KeyError:
+        return None
+    if not options.HasExtension(method_pb2.method):
+        # The standard services have no rule of ours: their reads are named as such, everything else is never repeated.
+        return method_pb2.EFFECT_NONE if method_name.startswith(("Get", "List", "Wait", "Check")) else None
+    return options.Extensions[method_pb2.method].effect
+
+
+def prepare(path: str, request: Message) -> bool:
+    """Give a mutation its request_id if the caller has not.
+
+    Returns:
+        Whether the call may be repeated after UNAVAILABLE.
+    """
+    if effect_of(path) == method_pb2.EFFECT_NONE:
+        return True
+    if "request_id" not in request.DESCRIPTOR.fields_by_name:
+        return False
+    if not request.request_id:  # type: ignore[attr-defined]  # every mutation has the field; the descriptor says so
+        request.request_id = str(uuid.uuid4())  # type: ignore[attr-defined]  # as above
+    return True
+
+
+def delay_seconds(attempt: int, asked: float | None) -> float:
+    """Return how long to wait before attempt number `attempt` (1 = the first repetition); `asked` is the server's RetryInfo."""
+    longest = min(_FIRST_DELAY_SECONDS * 2.0 ** (attempt - 1), _LONGEST_DELAY_SECONDS)
+    jittered = longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads callers; no secret
+    return max(jittered, min(asked or 0.0, _LONGEST_DELAY_SECONDS))

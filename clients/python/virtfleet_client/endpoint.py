@@ -1,0 +1,116 @@
+"""Where a server is and how to prove who one is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+"""Answers stay below 3 MiB, so 8 MiB never stands in the way; keepalive finds a dead gateway within 30 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Holds the files that mutual TLS needs.
+
+    Attributes:
+        ca_file: The certificates of the fleet's authority (PEM).
+        certificate_file: The certificate of the caller (PEM), as `virtfleet authority issue` writes it.
+        key_file: Its private key (PEM).
+    """
+
+    ca_file: Path
+    certificate_file: Path
+    key_file: Path
+
+    @classmethod
+    def from_environment(cls) -> Credentials:
+        """Read `VIRTFLEET_CA_FILE`, `VIRTFLEET_CERT_FILE` and `VIRTFLEET_KEY_FILE`.
+
+        Raises:
+            KeyError: One of them is not set.
+        """
+        return cls(
+            ca_file=Path(os.environ["VIRTFLEET_CA_FILE"]),
+            certificate_file=Path(os.environ["VIRTFLEET_CERT_FILE"]),
+            key_file=Path(os.environ["VIRTFLEET_KEY_FILE"]),
+        )
+
+    def for_channel(self) -> grpc.ChannelCredentials:
+        """Return what a gRPC channel needs.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.ca_file.read_bytes(),
+            private_key=self.key_file.read_bytes(),
+            certificate_chain=self.certificate_file.read_bytes(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Is the address of a gateway, or of one service of a node.
+
+    Attributes:
+        target: What gRPC connects to: `host:port` or `unix:/path`.
+        secure: Whether the transport is mutual TLS.
+        server_name: The DNS name that the certificate of the server must have; empty: the host of the target.
+    """
+
+    target: str
+    secure: bool
+    server_name: str = ""
+
+    @classmethod
+    def parse(cls, uri: str) -> Endpoint:
+        """Parse `tls://host:port`, `unix:///path/to/socket`, or a bare `host:port` (mutual TLS).
+
+        `tls://host:port?server_name=NAME` demands NAME of the certificate instead of the host.
+
+        Raises:
+            ValueError: The URI has none of these forms.
+        """
+        if "://" not in uri:
+            uri = f"tls://{uri}"
+        parts = urlsplit(uri)
+        if parts.scheme == "unix" and parts.path:
+            return cls(target=f"unix:{parts.path}", secure=False)
+        if parts.scheme == "tls" and parts.hostname and parts.port and not parts.path:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            query = dict(item.split("=", 1) for item in parts.query.split("&") if "=" in item)
+            return cls(target=f"{host}:{parts.port}", secure=True, server_name=query.get("server_name", ""))
+        message = f"{uri!r} is no address of virtfleet: tls://host:port or unix:///path"
+        raise ValueError(message)
+
+    @classmethod
+    def from_environment(cls) -> Endpoint:
+        """Read `VIRTFLEET_ADDRESS`.
+
+        Raises:
+            KeyError: It is not set.
+            ValueError: It is no address.
+        """
+        return cls.parse(os.environ["VIRTFLEET_ADDRESS"])
+
+    def options(self) -> list[tuple[str, int | str]]:
+        """Return the channel options for this endpoint."""
+        options = list(CHANNEL_OPTIONS)
+        if self.server_name:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
+        if not self.secure:
+            # A unix path is no host name; without this gRPC sends the escaped path as the authority.
+            options.append(("grpc.default_authority", "localhost"))
+        return options

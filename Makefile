@@ -1,9 +1,93 @@
+# Every target that a person calls has "## text"; `make help` shows them.
 PYTHON := .venv/bin/python
+# The first Python that runs and is new enough; a plain python3 otherwise, which then says what it is.
+SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
+SUITES := contract integration fleet clients
+
 .DEFAULT_GOAL := help
-.PHONY: help protos
+.PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \
+        clients chaos bench nightly stubs docs wheels where promises clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':[^#]*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-protos: ## generate the Python stubs and the image from the protos
-	$(PYTHON) -m tools.protos generate
+env: ## make .venv from the hash-pinned lock (needs Python 3.11 or newer, nothing else)
+	@$(SYSTEM_PYTHON) -m tools.bootstrap
+
+system: ## install the distribution packages that are missing (as root or with sudo), or name them
+	@$(SYSTEM_PYTHON) -m tools.system
+
+demo: env system ## run the main job on a throw-away fleet [NODES=1 DRIVER=qemu NONCE=text]
+	@$(PYTHON) -m tools.demo
+
+up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu]; Ctrl-C ends it
+	@$(PYTHON) -m tools.up
+
+test: env system ## do all set-up and run every test; a skip is a failure
+	@rm -rf build/results
+	@$(PYTHON) -m tools.check
+	@$(PYTHON) -m tools.suites --promises $(SUITES)
+
+check: env ## format, lint, types, imports, protos and unit tests, in parallel
+	@$(PYTHON) -m tools.check
+
+protos: env ## generate the Python stubs and the image from the protos
+	@$(PYTHON) -m tools.protos generate
+
+protos-check: env ## lint the protos, look for breaking changes and for stubs out of date
+	@$(PYTHON) -m tools.protos lint breaking check
+
+format: env ## format all Python
+	@.venv/bin/ruff format .
+
+lint: env ## ruff
+	@$(PYTHON) -m tools.check format lint
+
+type: env ## mypy --strict
+	@$(PYTHON) -m tools.check types
+
+imports: env ## the layers: who may import whom
+	@$(PYTHON) -m tools.check imports
+
+unit: env ## tests of pure logic
+	@$(PYTHON) -m tools.suites unit
+
+contract: env system ## one suite of promises against every driver and backend
+	@$(PYTHON) -m tools.suites contract
+
+integration: env system ## real back ends, the truth read from outside
+	@$(PYTHON) -m tools.suites integration
+
+fleet: env system ## the public API of a running fleet
+	@$(PYTHON) -m tools.suites fleet
+
+clients: env system ## other programs against a running fleet
+	@$(PYTHON) -m tools.suites clients
+
+chaos: env system ## seeded faults under load [ROUNDS=n SEED=n]
+	@$(PYTHON) -m tools.suites chaos
+
+bench: env system ## measure, print a table, write bench/results.json
+	@$(PYTHON) -m bench
+
+nightly: test ## everything, with the long runs
+	@ROUNDS=$${ROUNDS:-50} $(PYTHON) -m tools.suites chaos
+	@$(PYTHON) -m bench
+
+docs: env ## write docs/api.md from the protos
+	@$(PYTHON) -m tools.reference
+
+wheels: env ## build the wheel of every distribution into build/wheels
+	@$(PYTHON) -m tools.wheels
+
+where: ## say where something is defined (NAME=x)
+	@$(PYTHON) -m tools.where '$(NAME)'
+
+promises: ## hold tests/promises.toml against the last run
+	@$(PYTHON) -m tools.promises
+
+clean: ## end what a killed fleet left and remove all build products (not .venv)
+	@if [ -x $(PYTHON) ] && [ -f tools/up.py ]; then $(PYTHON) -m tools.up --clean; fi
+	@rm -rf build .run .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 from google.rpc import status_pb2 as status_pb2
 from virtfleet.compute.v1 import domain_spec_pb2 as domain_spec_pb2
+from virtfleet.storage.v1 import volume_pb2 as volume_pb2
 from virtfleet.type.v1 import resource_pb2 as resource_pb2
 import builtins as builtins
 import sys
@@ -919,6 +920,40 @@ class StartOptions(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class NewVolume(message.Message):
+    """Is a volume to be made with a domain."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: builtins.int
+    VOLUME_ID_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
+    SOURCE_VOLUME_FIELD_NUMBER: builtins.int
+    pool: builtins.str
+    """The pool, of the same node: `pools/{pool}`."""
+    volume_id: builtins.str
+    """Its id."""
+    source_volume: builtins.str
+    """The volume whose content it begins with: `pools/{pool}/volumes/{volume}`; empty: none."""
+    @builtins.property
+    def spec(self) -> volume_pb2.VolumeSpec:
+        """What it is to be."""
+
+    def __init__(
+        self,
+        *,
+        pool: builtins.str = ...,
+        volume_id: builtins.str = ...,
+        spec: volume_pb2.VolumeSpec | None = ...,
+        source_volume: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["pool", b"pool", "source_volume", b"source_volume", "spec", b"spec", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class CreateDomainRequest(message.Message):
     """Asks for a new domain."""
 
@@ -928,6 +963,7 @@ class CreateDomainRequest(message.Message):
     DOMAIN_FIELD_NUMBER: builtins.int
     DOMAIN_ID_FIELD_NUMBER: builtins.int
     START_FIELD_NUMBER: builtins.int
+    NEW_VOLUMES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     INLINE_WAIT_FIELD_NUMBER: builtins.int
@@ -948,6 +984,12 @@ class CreateDomainRequest(message.Message):
         """Starts it; unset: it is only defined (a transient one is always started)."""
 
     @builtins.property
+    def new_volumes(self) -> containers.RepeatedCompositeFieldContainer[NewVolume]:
+        """Volumes to make first, in this order; `domain.spec` then names them as any other. Deleted again if the call fails. Needs `volumes.create` on each.
+        WRONG_STATE, POOL_FULL, RESOURCE_EXISTS and what else CreateVolume says · BACKEND_UNREACHABLE (storage service away).
+        """
+
+    @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:
         """How long the call waits for the operation's end; unset: 2 s or 80 % of the deadline, whichever is less; 0 to 30 s."""
 
@@ -958,13 +1000,14 @@ class CreateDomainRequest(message.Message):
         domain: Domain | None = ...,
         domain_id: builtins.str = ...,
         start: StartOptions | None = ...,
+        new_volumes: abc.Iterable[NewVolume] | None = ...,
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
         inline_wait: duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["domain", b"domain", "inline_wait", b"inline_wait", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["domain", b"domain", "domain_id", b"domain_id", "inline_wait", b"inline_wait", "parent", b"parent", "request_id", b"request_id", "start", b"start", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["domain", b"domain", "domain_id", b"domain_id", "inline_wait", b"inline_wait", "new_volumes", b"new_volumes", "parent", b"parent", "request_id", b"request_id", "start", b"start", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

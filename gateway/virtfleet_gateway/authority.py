@@ -80,7 +80,7 @@ class Authority:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"virtfleet authority of {trust_domain}")])
-        now = dt.dt.now(dt.UTC)
+        now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -198,7 +198,7 @@ class Authority:
         addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address] = (),
     ) -> Certificate:
         key = _checked_key(request_pem)
-        now = dt.dt.now(dt.UTC)
+        now = dt.datetime.now(dt.UTC)
         not_after = min((now + lifetime).replace(microsecond=0), self._certificate.not_valid_after_utc)
         serial = x509.random_serial_number()
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(subject)]

@@ -5,7 +5,8 @@ Example:
         operation = fleet.domains.StartDomain(domain_service_pb2.StartDomainRequest(name="nodes/n1/domains/web"))
         domain = fleet.wait(operation, domain_pb2.Domain)
 
-`connect` and `Fleet` are for programs with threads, `connect_async` and `AsyncFleet` for asyncio; both have the same methods.
+`connect` and `Fleet` are for programs with threads, `connect_async` and `AsyncFleet` for asyncio; both have the same
+methods.
 """
 
 from virtfleet_client.aio import AsyncFleet, connect_async

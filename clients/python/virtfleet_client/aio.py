@@ -30,7 +30,7 @@ def typed(failure: grpc.aio.AioRpcError) -> VirtfleetError:
     return from_call(failure.code(), failure.details(), tuple(failure.trailing_metadata() or ()))
 
 
-class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # generic in what is not used here
+class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
     """Sets request ids, repeats what is safe, and turns failures into typed exceptions."""
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # gRPC's own types
@@ -61,7 +61,8 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  
 class AsyncFleet(Services):
     """Is a connection to a gateway or to a node, with an asyncio stub for each service (`domains`, `volumes`, …).
 
-    Unary calls raise a `VirtfleetError` on failure, send a request_id with each mutation, and are repeated after UNAVAILABLE
+    Unary calls raise a `VirtfleetError` on failure, send a request_id with each mutation, and are repeated after
+    UNAVAILABLE
     where that cannot have a second effect. Streams raise `grpc.aio.AioRpcError`; `typed` names its reason.
     """
 

@@ -1,6 +1,7 @@
 """What both clients do to every call: a request_id on each mutation, and repetition of exactly what is safe to repeat.
 
-A call is repeated only when it ended with UNAVAILABLE and either changes nothing or carries a request_id, with which the
+A call is repeated only when it ended with UNAVAILABLE and either changes nothing or carries a request_id, with which
+the
 server answers a repetition without a second effect. Nothing else is ever repeated.
 """
 
@@ -25,7 +26,7 @@ _LONGEST_DELAY_SECONDS = 3.0
 
 @lru_cache(maxsize=1024)
 def effect_of(path: str) -> int | None:
-    """Return the declared effect of the method with the gRPC path `/package.Service/Method`, None where nothing is declared."""
+    """Return the declared effect of the method at `/package.Service/Method`, None where there is none."""
     service_name, _, method_name = path.lstrip("/").partition("/")
     try:
         service = descriptor_pool.Default().FindServiceByName(service_name)
@@ -54,7 +55,7 @@ def prepare(path: str, request: Message) -> bool:
 
 
 def delay_seconds(attempt: int, asked: float | None) -> float:
-    """Return how long to wait before attempt number `attempt` (1 = the first repetition); `asked` is the server's RetryInfo."""
+    """Return how long to wait before repetition number `attempt`; `asked` is the server's RetryInfo."""
     longest = min(_FIRST_DELAY_SECONDS * 2.0 ** (attempt - 1), _LONGEST_DELAY_SECONDS)
     jittered = longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads callers; no secret
     return max(jittered, min(asked or 0.0, _LONGEST_DELAY_SECONDS))

@@ -1,6 +1,7 @@
 """The errors of virtfleet as exceptions, one class a reason.
 
-Catch a class (`WrongState`), a whole code (`FailedPrecondition`), or all (`VirtfleetError`). Every one is a `grpc.RpcError` too.
+Catch a class (`WrongState`), a whole code (`FailedPrecondition`), or all (`VirtfleetError`). Every one is a
+`grpc.RpcError` too.
 A reason that this release does not know becomes the class of its code; read `reason` then.
 """
 

@@ -110,4 +110,4 @@ class Services:
     @cached_property
     def operations(self) -> Any:  # noqa: ANN401  # as domains
         """`google.longrunning.Operations`."""
-        return operations_pb2_grpc.OperationsStub(self.channel)
+        return operations_pb2_grpc.OperationsStub(self.channel)  # type: ignore[no-untyped-call]  # Google's stubs have no types

@@ -28,10 +28,10 @@ Item = TypeVar("Item")
 
 
 class _Calls(
-    grpc.UnaryUnaryClientInterceptor,  # type: ignore[misc]  # the stubs of grpcio make these classes generic in what they do not use
-    grpc.UnaryStreamClientInterceptor,  # type: ignore[misc]  # as above
-    grpc.StreamUnaryClientInterceptor,  # type: ignore[misc]  # as above
-    grpc.StreamStreamClientInterceptor,  # type: ignore[misc]  # as above
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
 ):
     """Sets request ids, repeats what is safe, and turns failures into typed exceptions."""
 
@@ -209,7 +209,8 @@ def connect(uri: str | None = None, credentials: Credentials | None = None) -> I
     """Open a connection for the length of a `with` block.
 
     Args:
-        uri: `tls://host:port` or `unix:///path`; None: `VIRTFLEET_ADDRESS`, with `VIRTFLEET_{CA,CERT,KEY}_FILE` for TLS.
+        uri: `tls://host:port` or `unix:///path`; None: `VIRTFLEET_ADDRESS`, with `VIRTFLEET_{CA,CERT,KEY}_FILE` for
+        TLS.
         credentials: For TLS.
 
     Raises:

@@ -60,6 +60,6 @@ class Resumption:
         self._in_snapshot = True
 
     def delay_seconds(self) -> float:
-        """Return how long to wait before the next stream: nothing after one that gave answers, else a rising back-off."""
+        """Return how long to wait before the next stream: nothing after one with answers, else a rising back-off."""
         self._failures += 1
         return 0.0 if self._failures == 1 else calls.delay_seconds(self._failures - 1, None)

@@ -1,7 +1,9 @@
 """The denial list: which certificates a process no longer believes.
 
-The authority signs a numbered list (`virtfleet.fleet.v1.SignedDenialList`); gateways hand it out with the trust bundle, and every
-process keeps the newest one that it has seen in a file. A list is taken only if a CA of the trust bundle signed it and its number
+The authority signs a numbered list (`virtfleet.fleet.v1.SignedDenialList`); gateways hand it out with the trust
+bundle, and every
+process keeps the newest one that it has seen in a file. A list is taken only if a CA of the trust bundle signed it and
+its number
 is higher than that of the one in force, so neither a stranger nor an old gateway can set a certificate free again.
 """
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def public_key_sha256(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of the public key of a certificate (SubjectPublicKeyInfo, DER) in lower-case hexadecimal digits."""
+    """Return the SHA-256 of the public key of a certificate (SubjectPublicKeyInfo, DER), lower-case hex."""
     digest = hashes.Hash(hashes.SHA256())
     digest.update(
         certificate.public_key().public_bytes(

@@ -1,0 +1,420 @@
+"""How a node joins its fleet and stays a member of it.
+
+`join` trades a token for certificates, once. `Membership` then renews one service's certificate at half of its life
+and fetches the
+trust bundle every two seconds, so that a revocation is known everywhere within five. Everything is kept in one
+directory:
+
+    ca.crt            the certificates of the fleet's authorities
+    {service}.crt     the certificate of the service, then what stands between it and the authority
+    {service}.key     its private key (0600); it never leaves this machine
+    denied            the newest denial list that was seen, signed
+    fleet.toml        the node's name, the trust domain, and where gateways are reached
+
+A node without a gateway goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import random
+import socket
+import ssl
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet_service.denial import Denials, public_key_sha256
+from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, DocumentInvalid, JoinTokenInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TRUST_BUNDLE_INTERVAL_SECONDS = 2.0
+CALL_SECONDS = 10.0
+_SERVICE = "/virtfleet.fleet.v1.EnrollmentService/"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """Is a join token taken apart: `vf1.{node}.{secret}.{SHA-256 of the CA's public key}`.
+
+    Attributes:
+        text: The whole token.
+        node: The only node that may use it.
+        ca_key_sha256: Proves the gateway to the node.
+    """
+
+    text: str
+    node: str
+    ca_key_sha256: str
+
+    @classmethod
+    def parse(cls, text: str) -> JoinToken:
+        """Take a token apart.
+
+        Raises:
+            JoinTokenInvalid: It has another form.
+        """
+        parts = text.strip().split(".")
+        if len(parts) != 4 or parts[0] != "vf1" or not all(parts) or len(parts[3]) != 64:
+            raise JoinTokenInvalid("this is no join token of virtfleet: vf1.NODE.SECRET.HASH")
+        return cls(text=text.strip(), node=parts[1], ca_key_sha256=parts[3])
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Is what a member remembers of its fleet (`fleet.toml`).
+
+    Attributes:
+        node: The node's id.
+        trust_domain: The host part of every identity.
+        gateway_endpoints: Where gateways are reached, `host:port`.
+        gateway_identities: Whose word about callers is taken, as SPIFFE ids or prefixes that end in `/`.
+    """
+
+    node: str
+    trust_domain: str
+    gateway_endpoints: tuple[str, ...]
+    gateway_identities: tuple[str, ...]
+
+    @classmethod
+    def load(cls, directory: Path) -> Fleet | None:
+        """Read `fleet.toml`; None where the node has not joined.
+
+        Raises:
+            OSError: The file cannot be read.
+            tomllib.TOMLDecodeError: It is damaged.
+        """
+        try:
+            content = (directory / "fleet.toml").read_text()
+        except FileNotFoundError:
+            return None
+        table = tomllib.loads(content)
+        return cls(
+            node=table["node"],
+            trust_domain=table["trust_domain"],
+            gateway_endpoints=tuple(table["gateway_endpoints"]),
+            gateway_identities=tuple(table["gateway_identities"]),
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write `fleet.toml`."""
+        lines = [f"node = {_quoted(self.node)}", f"trust_domain = {_quoted(self.trust_domain)}"]
+        lines += [
+            f"{key} = [{', '.join(map(_quoted, values))}]"
+            for key, values in (
+                ("gateway_endpoints", self.gateway_endpoints),
+                ("gateway_identities", self.gateway_identities),
+            )
+        ]
+        _write(directory / "fleet.toml", ("\n".join(lines) + "\n").encode(), mode=0o644)
+
+
+async def join(
+    gateway: str,
+    token: JoinToken,
+    endpoints: Mapping[str, str],
+    directory: Path,
+    *,
+    version: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> Fleet:
+    """Join a fleet: make the keys, prove both sides to each other, and write the directory.
+
+    A repetition after a lost answer uses the keys that are there and gets the same certificates.
+
+    Args:
+        gateway: The enrolment port of a gateway, `host:port`.
+        token: The join token.
+        endpoints: Where gateways will reach each service of this node: `{"compute": "host:port", …}`.
+        directory: Where to keep what the node gets; made if missing (0700).
+        version: The release of this node.
+        labels: Labels for a node that is new.
+
+    Raises:
+        BackendUnreachable: The gateway does not answer.
+        CredentialsInvalid: The gateway does not have the key that the token names: it is not the one that made the
+            token.
+        JoinTokenInvalid: The gateway refuses the token.
+        OSError: The directory cannot be written.
+    """
+    os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103  # once, before anything else runs
+    authority_pem = await _authority_of(gateway, token)
+    request = enrollment_pb2.EnrollNodeRequest(
+        name=f"nodes/{token.node}", token=token.text, version=version, boot_id=boot_id(), labels=labels or {}
+    )
+    for service, endpoint in endpoints.items():
+        key = _kept_key(directory / f"{service}.key")
+        request.services.add(
+            service=service, endpoint=endpoint, certificate_request=_certificate_request(key, service).decode()
+        )
+    credentials = grpc.ssl_channel_credentials(root_certificates=authority_pem)
+    async with grpc.aio.secure_channel(gateway, credentials) as channel:
+        enroll = channel.unary_unary(
+            f"{_SERVICE}EnrollNode",
+            request_serializer=enrollment_pb2.EnrollNodeRequest.SerializeToString,
+            response_deserializer=enrollment_pb2.EnrollNodeResponse.FromString,
+        )
+        try:
+            answer = await enroll(request, timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise JoinTokenInvalid(error.details() or "the gateway refuses the token", node=token.node) from error
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise BackendUnreachable(f"gateway {gateway}: {error.details()}", gateway=gateway) from error
+            raise
+    for issued in answer.certificates:
+        _write(directory / f"{issued.service}.crt", issued.certificate_chain.encode(), mode=0o644)
+    take_trust_bundle(answer.trust_bundle, directory)
+    fleet = Fleet(
+        node=token.node,
+        trust_domain=answer.trust_bundle.trust_domain,
+        gateway_endpoints=tuple(answer.gateway_endpoints),
+        gateway_identities=tuple(answer.gateway_identities),
+    )
+    # Last: its presence says that the node is a member.
+    fleet.save(directory)
+    return fleet
+
+
+def take_trust_bundle(bundle: enrollment_pb2.TrustBundle, directory: Path) -> bool:
+    """Write what is new in a trust bundle.
+
+    A denial list that is not signed by an authority already trusted here, or that is not newer, changes nothing. New CA
+    certificates are believed because they came over a connection that the old ones vouch for.
+
+    Returns:
+        Whether a file changed.
+    """
+    changed = False
+    if bundle.ca_certificates:
+        content = "".join(bundle.ca_certificates).encode()
+        path = directory / "ca.crt"
+        if not path.exists() or path.read_bytes() != content:
+            _write(path, content, mode=0o644)
+            changed = True
+    if bundle.HasField("denial_list"):
+        authorities = x509.load_pem_x509_certificates((directory / "ca.crt").read_bytes())
+        offered = Denials.verify(bundle.denial_list, authorities)
+        if offered.number > Denials.load(directory / "denied", authorities).number:
+            offered.save(directory / "denied")
+            changed = True
+    return changed
+
+
+class Membership:
+    """Keeps one service of a node a member: renews its certificate and fetches the trust bundle.
+
+    Args:
+        directory: What `join` has written.
+        service: The service whose certificate is kept.
+        changed: Is called after a file has changed, so that the server reads it at once.
+        note: Is told what went wrong, for the log; the next round tries again.
+    """
+
+    def __init__(
+        self, directory: Path, service: str, *, changed: Callable[[], object], note: Callable[[str], object]
+    ) -> None:
+        self._directory = directory
+        self._service = service
+        self._changed = changed
+        self._note = note
+        self._renew_at = self._planned_renewal()
+        self._known_digest = ""
+        self._channel: grpc.aio.Channel | None = None
+        self._turn = 0
+
+    async def run(self) -> None:
+        """Go on until cancelled. Never raises for what a gateway does or does not do."""
+        said = ""
+        try:
+            while True:
+                try:
+                    await self._round()
+                    said = ""
+                except (grpc.aio.AioRpcError, DocumentInvalid, OSError, ValueError) as error:
+                    text = (
+                        f"{error.code().name}: {error.details()}"
+                        if isinstance(error, grpc.aio.AioRpcError)
+                        else str(error)
+                    )
+                    if text != said:
+                        self._note(f"no trust bundle from the gateway: {text}")
+                        said = text
+                    await self._forget_channel()
+                await asyncio.sleep(TRUST_BUNDLE_INTERVAL_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311  # spread
+        finally:
+            await self._forget_channel()
+
+    async def _round(self) -> None:
+        fleet = Fleet.load(self._directory)
+        if fleet is None or not fleet.gateway_endpoints:
+            return
+        if self._channel is None:
+            endpoint = fleet.gateway_endpoints[self._turn % len(fleet.gateway_endpoints)]
+            self._turn += 1
+            self._channel = grpc.aio.secure_channel(
+                endpoint,
+                grpc.ssl_channel_credentials(
+                    root_certificates=(self._directory / "ca.crt").read_bytes(),
+                    private_key=(self._directory / f"{self._service}.key").read_bytes(),
+                    certificate_chain=(self._directory / f"{self._service}.crt").read_bytes(),
+                ),
+            )
+        if dt.datetime.now(dt.UTC) >= self._renew_at:
+            await self._renew(self._channel)
+        authorities = x509.load_pem_x509_certificates((self._directory / "ca.crt").read_bytes())
+        known = Denials.load(self._directory / "denied", authorities).number
+        get = self._channel.unary_unary(
+            f"{_SERVICE}GetTrustBundle",
+            request_serializer=enrollment_pb2.GetTrustBundleRequest.SerializeToString,
+            response_deserializer=enrollment_pb2.TrustBundle.FromString,
+        )
+        bundle = await get(
+            enrollment_pb2.GetTrustBundleRequest(known_denial_list_number=known, known_ca_digest=self._known_digest),
+            timeout=CALL_SECONDS,
+        )
+        if take_trust_bundle(bundle, self._directory):
+            self._changed()
+        self._known_digest = bundle.ca_digest
+
+    async def _renew(self, channel: grpc.aio.Channel) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        renew = channel.unary_unary(
+            f"{_SERVICE}RenewCertificate",
+            request_serializer=enrollment_pb2.RenewCertificateRequest.SerializeToString,
+            response_deserializer=enrollment_pb2.RenewCertificateResponse.FromString,
+        )
+        answer = await renew(
+            enrollment_pb2.RenewCertificateRequest(
+                certificate_request=_certificate_request(key, self._service).decode()
+            ),
+            timeout=CALL_SECONDS,
+        )
+        # Between the two writes key and certificate do not fit; a reader then keeps what it has and looks again.
+        _write(self._directory / f"{self._service}.key", _private_pem(key), mode=0o600)
+        _write(self._directory / f"{self._service}.crt", answer.certificate.certificate_chain.encode(), mode=0o644)
+        self._renew_at = self._planned_renewal()
+        self._changed()
+        # The next round connects with the new certificate.
+        await self._forget_channel()
+
+    async def _forget_channel(self) -> None:
+        if self._channel is not None:
+            channel, self._channel = self._channel, None
+            await channel.close()
+
+    def _planned_renewal(self) -> dt.datetime:
+        """Return half of the certificate's life, a tenth of it earlier or later by chance."""
+        certificate = x509.load_pem_x509_certificate((self._directory / f"{self._service}.crt").read_bytes())
+        life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        return certificate.not_valid_before_utc + life * random.uniform(0.45, 0.55)  # noqa: S311  # spreads members
+
+
+async def _authority_of(gateway: str, token: JoinToken) -> bytes:
+    """Get the CA certificates of a gateway and check them against the token.
+
+    The first connection believes whatever certificate the gateway shows: the answer proves itself by the hash.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        shown = await loop.run_in_executor(None, _shown_certificate, gateway)
+    except OSError as error:
+        raise BackendUnreachable(f"gateway {gateway}: {error}", gateway=gateway) from error
+    names = x509.load_pem_x509_certificate(shown).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    options = [("grpc.ssl_target_name_override", names.get_values_for_type(x509.DNSName)[0])]
+    # gRPC takes a leaf as its own root (partial chains), so the channel goes to the holder of this certificate's key
+    # and nobody else.
+    async with grpc.aio.secure_channel(
+        gateway, grpc.ssl_channel_credentials(root_certificates=shown), options=options
+    ) as channel:
+        get = channel.unary_unary(
+            f"{_SERVICE}GetTrustBundle",
+            request_serializer=enrollment_pb2.GetTrustBundleRequest.SerializeToString,
+            response_deserializer=enrollment_pb2.TrustBundle.FromString,
+        )
+        try:
+            bundle = await get(enrollment_pb2.GetTrustBundleRequest(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise BackendUnreachable(f"gateway {gateway}: {error.details()}", gateway=gateway) from error
+    for pem in bundle.ca_certificates:
+        if public_key_sha256(x509.load_pem_x509_certificate(pem.encode())) == token.ca_key_sha256:
+            return pem.encode()
+    raise CredentialsInvalid(
+        f"gateway {gateway} does not have the authority that the token names; do not join it", gateway=gateway
+    )
+
+
+def _shown_certificate(address: str) -> bytes:
+    """Return the certificate that a TLS server shows, unverified (PEM)."""
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CALL_SECONDS) as connection,
+        context.wrap_socket(connection) as wrapped,
+    ):
+        shown = wrapped.getpeercert(binary_form=True)
+    if shown is None:
+        raise BackendUnreachable(f"gateway {address} shows no certificate", gateway=address)
+    return ssl.DER_cert_to_PEM_cert(shown).encode()
+
+
+def boot_id() -> str:
+    """Return the boot id of this machine (`/proc/sys/kernel/random/boot_id`)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _kept_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the key in a file, made at the first call."""
+    if path.exists():
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return key
+    made = ec.generate_private_key(ec.SECP256R1())
+    _write(path, _private_pem(made), mode=0o600)
+    return made
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    request = x509.CertificateSigningRequestBuilder().subject_name(
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    )
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _write(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file durably in place of the one before; nobody ever sees half of it."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML basic string; none of these values holds a quote, a backslash or a control character."""
+    if any(character in text for character in '"\\') or not text.isprintable():
+        raise DocumentInvalid(f"{text!r} cannot stand in fleet.toml")
+    return f'"{text}"'

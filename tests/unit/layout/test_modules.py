@@ -1,0 +1,111 @@
+"""How modules are named and cut, and what they may reach for."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from tests.unit.layout import tree
+
+EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "misc", "common_stuff", "tools_common", "stuff"}
+LONGEST_MODULE_LINES = 500
+# Longer than that, each for its reason.
+LONG_MODULES: dict[str, str] = {}
+# Where processes come from. The launcher is the parent of guests; all else goes through one module.
+SPAWNING = {
+    "services/common/virtfleet_service/process.py",
+}
+SPAWNING_FOLDERS = ("services/launcher/virtfleet_launcher/",)
+SPAWN_CALLS = re.compile(
+    r"^(subprocess\.\w+|os\.(fork|forkpty|posix_spawnp?|spawn\w+|exec\w+|system|popen)|asyncio\.create_subprocess_\w+)$"
+)
+
+
+def test_names_say_what_a_module_is_about() -> None:
+    assert not [
+        str(path)
+        for path in tree.modules()
+        if EMPTY_NAMES & {path.stem, *(part for part in path.parts[:-1] if part != "tools")}
+    ]
+
+
+def test_modules_are_about_one_thing() -> None:
+    lines = {str(path): len(tree.text(path).splitlines()) for path in tree.modules()}
+    too_long = {
+        path: count for path, count in lines.items() if count > LONGEST_MODULE_LINES and path not in LONG_MODULES
+    }
+    assert not too_long
+
+
+def test_exceptions_for_long_modules_are_still_needed() -> None:
+    short = {path for path in LONG_MODULES if len(tree.text(tree.Path(path)).splitlines()) <= LONGEST_MODULE_LINES}
+    assert not short
+
+
+def test_only_one_module_spawns_processes() -> None:
+    offenders = []
+    for path in tree.product_modules():
+        if str(path) not in SPAWNING and not str(path).startswith(SPAWNING_FOLDERS):
+            offenders += [f"{path}: {name}" for name in sorted(tree.called(path)) if SPAWN_CALLS.match(name)]
+            if "subprocess" in tree.imported(path):
+                offenders.append(f"{path}: imports subprocess")
+    assert not offenders
+
+
+def test_no_shell_anywhere() -> None:
+    shell = re.compile(
+        r"shell\s*=\s*True|os\.system\(|create_subprocess_shell|\[\s*[\"'](/bin/)?(ba)?sh[\"'],\s*[\"']-c"
+    )
+    assert not [str(path) for path in tree.modules() if shell.search(tree.text(path)) and "layout" not in path.parts]
+
+
+def test_the_launcher_needs_the_standard_library_alone() -> None:
+    allowed = sys.stdlib_module_names | {"virtfleet_launcher"}
+    offenders = [
+        f"{path}: {name}"
+        for path in tree.product_modules()
+        if path.is_relative_to("services/launcher")
+        for name in sorted(tree.imported(path))
+        if name.partition(".")[0] not in allowed
+    ]
+    assert not offenders
+
+
+def test_the_product_waits_for_events_and_does_not_sleep() -> None:
+    assert not [str(path) for path in tree.product_modules() if "time.sleep" in tree.called(path)]
+
+
+def test_the_product_does_not_import_tools_or_tests() -> None:
+    offenders = [
+        f"{path}: {name}"
+        for path in tree.product_modules()
+        for name in sorted(tree.imported(path))
+        if name.partition(".")[0] in {"tools", "tests", "bench"}
+    ]
+    assert not offenders
+
+
+def test_tests_use_the_real_thing_and_skip_nothing() -> None:
+    forbidden = re.compile(r"unittest\.mock|MagicMock|pytest\.(skip|importorskip|xfail|mark\.(skip|skipif|xfail))")
+    assert not [
+        str(path)
+        for path in tree.modules()
+        if path.parts[0] == "tests" and path.parent.name != "layout" and forbidden.search(tree.text(path))
+    ]
+
+
+def test_every_suppressed_check_has_a_reason() -> None:
+    offenders = []
+    for path in tree.modules():
+        for number, line in enumerate(tree.text(path).splitlines(), 1):
+            found = re.search(r"#\s*type:\s*ignore(.*)", line)
+            if found and not re.match(r"\[[\w, -]+\]\s+#\s*\S", found[1]) and "re.search" not in line:
+                offenders.append(f"{path}:{number}")
+    assert not offenders
+
+
+def test_errors_are_not_swallowed() -> None:
+    swallowed = re.compile(r"except[^\n]*(Exception|BaseException)?[^\n]*:\s*\n\s+pass\b")
+    bare = re.compile(r"except(\s+(Base)?Exception)?:\s*\n\s+(pass|continue|\.\.\.)\s*\n")
+    del swallowed
+    assert not [str(path) for path in tree.modules() if bare.search(tree.text(path)) and "layout" not in path.parts]

@@ -1,0 +1,1 @@
+"""The compute service of a node: domains, their consoles and counters, and the drivers that run them."""

@@ -1,0 +1,1 @@
+"""Drivers: the code for each hypervisor. `api` is what they promise, `registry` the table of them."""

@@ -7,7 +7,7 @@ SUITES := contract integration fleet clients
 
 .DEFAULT_GOAL := help
 .PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \
-        clients chaos bench nightly stubs docs wheels where promises clean
+        clients chaos bench nightly docs wheels where promises clean
 
 help: ## show this list
 	@awk -F':[^#]*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -15,8 +15,8 @@ UNIT = re.compile(
 # A number whose name says a size or a time must say bytes, or be a Duration or Timestamp.
 BARE_SIZE = re.compile(r"(^|_)(size|capacity|allocation|memory|length)$")
 BARE_TIME = re.compile(r"(^|_)(time|timeout|duration|interval|delay|period|age|deadline|uptime)$")
-# Counted in items or by DataChunk's own rule, not in bytes that a person sets.
-SIZES_WITHOUT_UNIT = {"page_size", "hole_length"}
+# Counted in items or bits, or by the rule of DataChunk.
+SIZES_WITHOUT_UNIT = {"page_size", "prefix_length", "hole_length"}
 # A checksum is a pattern of bits, not a quantity.
 UNSIGNED_ALLOWED = {"crc32c"}
 REFERENCES = {"volume", "network", "secret", "pool", "port", "filter", "device"}

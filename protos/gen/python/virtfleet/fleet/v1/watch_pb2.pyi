@@ -228,7 +228,10 @@ class Change(message.Message):
     TIME_FIELD_NUMBER: builtins.int
     PUT_FIELD_NUMBER: builtins.int
     DELETE_FIELD_NUMBER: builtins.int
+    MOVED_OUT_FIELD_NUMBER: builtins.int
+    MOVED_IN_FIELD_NUMBER: builtins.int
     EVENT_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
     @builtins.property
     def time(self) -> timestamp_pb2.Timestamp:
         """When it happened."""
@@ -242,8 +245,20 @@ class Change(message.Message):
         """A resource is gone."""
 
     @builtins.property
+    def moved_out(self) -> watch_pb2.ResourceMovedOut:
+        """Is not sent by this package."""
+
+    @builtins.property
+    def moved_in(self) -> watch_pb2.ResourceMovedIn:
+        """Is not sent by this package."""
+
+    @builtins.property
     def event(self) -> Event:
         """Something happened that is no change of a resource, or explains one."""
+
+    @builtins.property
+    def moved(self) -> watch_pb2.ResourceMoved:
+        """Is not sent by this package."""
 
     def __init__(
         self,
@@ -251,13 +266,16 @@ class Change(message.Message):
         time: timestamp_pb2.Timestamp | None = ...,
         put: ResourcePut | None = ...,
         delete: watch_pb2.ResourceDelete | None = ...,
+        moved_out: watch_pb2.ResourceMovedOut | None = ...,
+        moved_in: watch_pb2.ResourceMovedIn | None = ...,
         event: Event | None = ...,
+        moved: watch_pb2.ResourceMoved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["delete", b"delete", "event", b"event", "kind", b"kind", "put", b"put", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["delete", b"delete", "event", b"event", "kind", b"kind", "moved", b"moved", "moved_in", b"moved_in", "moved_out", b"moved_out", "put", b"put", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["delete", b"delete", "event", b"event", "kind", b"kind", "put", b"put", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["delete", b"delete", "event", b"event", "kind", b"kind", "moved", b"moved", "moved_in", b"moved_in", "moved_out", b"moved_out", "put", b"put", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["put", "delete", "event"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = typing.Literal["put", "delete", "moved_out", "moved_in", "event", "moved"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -1,0 +1,560 @@
+"""Operations: work that touches a hypervisor, a pool or the kernel, and outlives the call that asked for it.
+
+An operation is recorded before its work begins and ends in the transaction that records the result. In between stands the
+effect: the journal says how far it got, and after a crash `settle` finishes it, undoes it, or fails it with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from virtfleet.type.v1 import operation_pb2
+from virtfleet_service import errors, journal, requests, resources
+from virtfleet_service.journal import JournalEntry
+from virtfleet_service.store import Store, StoreUnwritable
+from virtfleet_service.transaction import Transaction
+
+if TYPE_CHECKING:
+    from virtfleet_service.call import Call
+    from virtfleet_service.watch import WatchHub
+
+__all__ = ["Commit", "Job", "JournalEntry", "Operations", "Work", "plan"]
+
+_log = logging.getLogger(__name__)
+
+INLINE_WAIT_SECONDS = 2.0
+INLINE_WAIT_LIMIT_SECONDS = 30.0
+SHARE_OF_DEADLINE = 0.8
+PROGRESS_INTERVAL_SECONDS = 0.2
+SETTLE_SECONDS = 50.0
+DRAIN_SECONDS = 10.0
+_STORE_RETRY_SECONDS = 1.0
+
+Commit = Callable[[Transaction], Message]
+"""Records the result of the work, in the transaction that ends the operation; returns the operation's response."""
+
+Work = Callable[["Job"], Awaitable[Commit]]
+Intent = Callable[[Transaction], "str | None"]
+OnFailure = Callable[[Transaction, errors.VirtfleetError], None]
+Handler = Callable[[operations_pb2.Operation, Sequence[JournalEntry]], Awaitable[Commit]]
+
+
+class Job:
+    """Is an operation as its own work sees it."""
+
+    def __init__(
+        self, operations: Operations, operation: operations_pb2.Operation, *, cancellable: bool, deadline: float | None
+    ) -> None:
+        self.operation_name = operation.name
+        self.deadline = deadline
+        """When the work must have ended, in the time of the event loop; None: it may take what it takes."""
+        self.cancel_requested = False
+        self.ended = asyncio.Event()
+        """Set when the operation is done and on the disk."""
+        self.task: asyncio.Task[None] | None = None
+        self.failures: list[OnFailure] = []
+        self._operations = operations
+        self._operation = operation
+        self._metadata = operation_pb2.OperationMetadata()
+        operation.metadata.Unpack(self._metadata)
+        self._metadata.cancellable = cancellable
+        self._rate_from = (0.0, 0)
+
+    @property
+    def metadata(self) -> operation_pb2.OperationMetadata:
+        """Return the metadata; a detail or a warning that is set here is shown with the next progress."""
+        return self._metadata
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether CancelOperation is heeded; set it to False before the step that cannot be undone."""
+        return self._metadata.cancellable
+
+    @cancellable.setter
+    def cancellable(self, value: bool) -> None:
+        self._metadata.cancellable = value
+
+    def progress(
+        self, *, phase: str = "", ratio: float | None = None, done_bytes: int | None = None, total_bytes: int | None = None
+    ) -> None:
+        """Tell how far the work is. Cheap: watchers see at most five changes a second, and the disk none."""
+        metadata = self._metadata
+        if phase:
+            metadata.phase = phase
+        if total_bytes is not None:
+            metadata.total_bytes = total_bytes
+        if done_bytes is not None:
+            self._count(done_bytes)
+        if ratio is not None:
+            metadata.progress_ratio = min(max(ratio, 0.0), 1.0)
+        elif done_bytes is not None and metadata.total_bytes:
+            metadata.progress_ratio = min(done_bytes / metadata.total_bytes, 1.0)
+        self._operations.show_progress(self)
+
+    def on_failure(self, record: OnFailure) -> None:
+        """Register a function that records the state after a failure, in the transaction that ends the operation."""
+        self.failures.append(record)
+
+    async def journal(self, step: str, payload: bytes = b"") -> None:
+        """Write down a step before its effect; returns when it is on the disk. After a crash, `settle` gets all steps."""
+        name = self.operation_name
+        await self._operations.store.write(lambda tx: journal.append(tx, name, step, payload))
+
+    def snapshot(self) -> operations_pb2.Operation:
+        """Return the operation as it is now."""
+        self._operation.metadata.Pack(self._metadata)
+        copy = operations_pb2.Operation()
+        copy.CopyFrom(self._operation)
+        return copy
+
+    def _count(self, done_bytes: int) -> None:
+        metadata = self._metadata
+        metadata.done_bytes = done_bytes
+        now = time.monotonic()
+        since, bytes_then = self._rate_from
+        if not since:
+            self._rate_from = (now, done_bytes)
+        elif now - since >= 1.0:
+            metadata.rate_bytes_per_second = max(int((done_bytes - bytes_then) / (now - since)), 0)
+            self._rate_from = (now, done_bytes)
+            if metadata.rate_bytes_per_second and metadata.total_bytes > done_bytes:
+                metadata.remaining.FromSeconds((metadata.total_bytes - done_bytes) // metadata.rate_bytes_per_second)
+
+
+class Operations:
+    """Runs and keeps the operations of one service.
+
+    Args:
+        store: Where they are recorded.
+        service: `compute`, `storage`, `network`.
+        node: The id of the node.
+        hub: Is told of progress; None: watchers see starts and ends only.
+        prefix: The collection of the names; None: `nodes/{node}/services/{service}/operations/`.
+    """
+
+    def __init__(
+        self, store: Store, service: str, node: str, *, hub: WatchHub | None = None, prefix: str | None = None
+    ) -> None:
+        self.store = store
+        self.prefix = f"nodes/{node}/services/{service}/operations/" if prefix is None else prefix
+        self._hub = hub
+        self._jobs: dict[str, Job] = {}
+        self._shown: dict[str, float] = {}
+        self._starting: set[asyncio.Task[operations_pb2.Operation]] = set()
+        self._draining = False
+
+    @asynccontextmanager
+    async def running(self, *, drain_seconds: float = DRAIN_SECONDS) -> AsyncIterator[Operations]:
+        """Own the tasks of the operations: at the end what runs gets some time, then is left to the next start."""
+        try:
+            yield self
+        finally:
+            await self.drain(drain_seconds)
+
+    async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Refuse new operations, give running ones some time, then stop them; `settle` of the next start ends those."""
+        self._draining = True
+        if self._starting:
+            await asyncio.gather(*self._starting, return_exceptions=True)
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=seconds)
+
+    async def run(
+        self,
+        call: Call,
+        request: Message,
+        *,
+        target: str,
+        target_uid: str = "",
+        work: Work,
+        intent: Intent | None = None,
+        cancellable: bool = True,
+        exclusive: bool = True,
+        timeout: float | None = None,
+    ) -> operations_pb2.Operation:
+        """Record an operation, start its work, and answer: done if it ends soon, else running.
+
+        The work goes on if the caller goes away. A repeated request_id gets the same operation.
+
+        Args:
+            call: The call that asks for it.
+            request: Its request: request_id and inline_wait are read from it.
+            target: The name of what it changes; no second exclusive operation runs on it.
+            target_uid: Its uid, as far as it is known here; what `intent` returns stands instead.
+            work: Drives the back end, journals its steps, and returns the commit.
+            intent: Checks and records in the transaction that accepts the operation; may return the target's uid. What
+                it raises is the error of the call.
+            cancellable: Whether CancelOperation is heeded at first.
+            exclusive: False for work on many things (batches), whose items are operations or checks of their own.
+            timeout: After so many seconds the work is cancelled and the operation fails with OPERATION_TIMED_OUT.
+
+        Raises:
+            OperationConflict: An operation on the target runs: metadata `operation`.
+            RequestIdReused: The request_id belongs to another request of the caller.
+            ServiceDraining: The service is about to stop.
+            VirtfleetError: What `intent` raised, now or the first time.
+        """
+        if self._draining:
+            raise errors.ServiceDraining("the service is about to stop", retry_delay_seconds=1.0)
+        metadata = operation_pb2.OperationMetadata(
+            target=target,
+            target_uid=target_uid,
+            method=requests.method_name(call),
+            principal=call.caller.subject,
+            request_id=getattr(request, "request_id", ""),
+            create_time=resources.now(),
+            cancellable=cancellable,
+        )
+        key = requests.key_of(call, request)
+        # A task of its own: a caller that goes away between the record and the start of the work must not split them.
+        start = asyncio.create_task(
+            self._start(key, metadata, work, intent, exclusive=exclusive, timeout=timeout), name=f"start {metadata.method}"
+        )
+        self._starting.add(start)
+        start.add_done_callback(self._starting.discard)
+        operation = await asyncio.shield(start)
+        return await self._wait(operation, _inline_wait_seconds(call, request))
+
+    async def _start(
+        self,
+        key: requests.RequestKey | None,
+        metadata: operation_pb2.OperationMetadata,
+        work: Work,
+        intent: Intent | None,
+        *,
+        exclusive: bool,
+        timeout: float | None,
+    ) -> operations_pb2.Operation:
+        operation = operations_pb2.Operation(name=self.prefix + _new_id())
+
+        def prepare(tx: Transaction) -> None:
+            if exclusive and metadata.target:
+                _refuse_conflict(tx, metadata.target)
+            metadata.target_uid = (intent(tx) if intent is not None else None) or metadata.target_uid
+            operation.metadata.Pack(metadata)
+            save(tx, operation, metadata, exclusive=exclusive)
+            if key is not None:
+                requests.remember_operation(tx, key, operation.name)
+
+        def accept(tx: Transaction) -> tuple[str, errors.VirtfleetError | None]:
+            answer = requests.recall(tx, key) if key is not None else None
+            if answer is not None:
+                return answer.operation, None
+            _, error = requests.guarded(tx, key, prepare)
+            return "", error
+
+        existing, error = await self.store.write(accept)
+        if error is not None:
+            raise error
+        if existing:
+            return self.get(existing)
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        job = Job(self, operation, cancellable=metadata.cancellable, deadline=deadline)
+        self._jobs[operation.name] = job
+        job.task = asyncio.create_task(self._drive(job, work), name=operation.name)
+        return job.snapshot()
+
+    async def _wait(self, operation: operations_pb2.Operation, seconds: float) -> operations_pb2.Operation:
+        job = self._jobs.get(operation.name)
+        if job is None:
+            return operation if operation.done else self.get(operation.name)
+        if seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await job.ended.wait()
+            except TimeoutError:
+                pass
+        return self.get(operation.name)
+
+    async def _drive(self, job: Job, work: Work) -> None:
+        """Is the task of one operation; ends with its result on the disk, or, at drain, unfinished."""
+        outcome: Commit | errors.VirtfleetError
+        try:
+            async with asyncio.timeout_at(job.deadline) as limit:
+                outcome = await work(job)
+        except asyncio.CancelledError:
+            if not job.cancel_requested:
+                # The service ends; the record and the journal tell the next start what there is to settle.
+                self._forget(job)
+                raise
+            outcome = errors.OperationCancelled(
+                f"{job.operation_name} was cancelled; its effects are undone", operation=job.operation_name
+            )
+        except errors.VirtfleetError as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001  # the boundary of the work of an operation
+            outcome = (
+                errors.OperationTimedOut(f"{job.operation_name} took too long", operation=job.operation_name)
+                if isinstance(error, TimeoutError) and limit.expired()
+                else _unexpected(job.operation_name, error)
+            )
+        # What is decided is recorded even if somebody cancels now.
+        job.cancellable = False
+        recording = asyncio.create_task(self._record(job, outcome), name=f"record {job.operation_name}")
+        try:
+            await asyncio.shield(recording)
+        except asyncio.CancelledError:
+            if self._draining:
+                recording.cancel()
+            await asyncio.wait([recording])
+            raise
+        finally:
+            self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.operation_name, None)
+        self._shown.pop(job.operation_name, None)
+        job.ended.set()
+
+    async def _record(self, job: Job, outcome: Commit | errors.VirtfleetError) -> None:
+        operation, metadata = job.snapshot(), job.metadata
+        if not isinstance(outcome, errors.VirtfleetError):
+            commit = outcome
+            try:
+                await self._write(lambda tx: finish(tx, operation, metadata, commit(tx)))
+                return
+            except errors.VirtfleetError as error:
+                outcome = error
+            except Exception as error:  # noqa: BLE001  # the boundary of the commit of an operation
+                outcome = _unexpected(operation.name, error)
+        failure = outcome
+        await self._write(lambda tx: fail(tx, operation, metadata, failure, job.failures))
+
+    async def _write(self, work: Callable[[Transaction], None]) -> None:
+        """Write what has happened; while the disk refuses, try again: the effect stands and must not be forgotten."""
+        while True:
+            try:
+                await self.store.write(work)
+                return
+            except StoreUnwritable as error:
+                _log.warning("the end of an operation waits for the store: %s", error)
+                await asyncio.sleep(_STORE_RETRY_SECONDS)
+
+    def show_progress(self, job: Job) -> None:
+        """Tell watchers how far a job is, at most five times a second each."""
+        if self._hub is None:
+            return
+        now = time.monotonic()
+        if now - self._shown.get(job.operation_name, 0.0) >= PROGRESS_INTERVAL_SECONDS:
+            self._shown[job.operation_name] = now
+            self._hub.show_operation(job.operation_name, job.metadata.target, job.snapshot().SerializeToString())
+
+    def get(self, name: str) -> operations_pb2.Operation:
+        """Return an operation as it is now.
+
+        Raises:
+            ResourceNotFound: There is none of that name.
+        """
+        job = self._jobs.get(name)
+        if job is not None:
+            return job.snapshot()
+        found = self.store.reader.execute("SELECT body FROM operations WHERE id = ?", (name,)).fetchone()
+        if found is None:
+            raise errors.ResourceNotFound(f"{name} does not exist", resource=name, name=name)
+        return operations_pb2.Operation.FromString(found[0])
+
+    async def wait(self, name: str, seconds: float) -> operations_pb2.Operation:
+        """Return an operation when it is done or the time is over.
+
+        Raises:
+            ResourceNotFound: There is none of that name.
+        """
+        return await self._wait(self.get(name), seconds)
+
+    def cancel(self, name: str) -> None:
+        """Ask an operation to stop and undo; one that is done stays as it is.
+
+        Raises:
+            ResourceNotFound: There is none of that name.
+            NotCancellable: It is past the point of no return, or never could be.
+        """
+        operation = self.get(name)
+        if operation.done:
+            return
+        job = self._jobs.get(name)
+        if job is None or job.task is None or not job.cancellable:
+            raise errors.NotCancellable(f"{name} cannot be cancelled now", resource=name, operation=name)
+        if not job.cancel_requested:
+            job.cancel_requested = True
+            job.metadata.cancel_requested = True
+            job.task.cancel()
+            self.show_progress(job)
+
+    async def settle(self, handlers: Mapping[str, Handler], *, seconds: float = SETTLE_SECONDS) -> int:
+        """End every operation that a crash left unfinished; call it once, at start, before operations are run.
+
+        A handler gets the operation and its journal, finishes or undoes the work, and returns the commit or raises the
+        error with which the operation fails. Without a handler it fails with CHANGE_ROLLED_BACK.
+
+        Args:
+            handlers: By the full name of the method.
+            seconds: How long a handler may take.
+
+        Returns:
+            How many there were.
+        """
+        rows = self.store.reader.execute("SELECT body FROM operations WHERE done = 0 ORDER BY id").fetchall()
+        left = [operations_pb2.Operation.FromString(body) for (body,) in rows]
+        left = [operation for operation in left if operation.name not in self._jobs]
+        await asyncio.gather(*(self._settle(operation, handlers, seconds) for operation in left))
+        return len(left)
+
+    async def _settle(
+        self, operation: operations_pb2.Operation, handlers: Mapping[str, Handler], seconds: float
+    ) -> None:
+        metadata = operation_pb2.OperationMetadata()
+        operation.metadata.Unpack(metadata)
+        handler = handlers.get(metadata.method)
+        try:
+            if handler is None:
+                raise errors.ChangeRolledBack(
+                    f"the service stopped while {operation.name} ran; it has no effect", operation=operation.name
+                )
+            async with asyncio.timeout(seconds):
+                commit = await handler(operation, journal.read(self.store.reader, operation.name))
+            await self._write(lambda tx: finish(tx, operation, metadata, commit(tx)))
+        except Exception as error:  # noqa: BLE001  # the boundary of a settlement
+            if isinstance(error, errors.VirtfleetError):
+                failure = error
+            elif isinstance(error, TimeoutError):
+                failure = errors.OperationTimedOut(
+                    f"{operation.name} could not be settled in {seconds} s", operation=operation.name
+                )
+            else:
+                failure = _unexpected(operation.name, error)
+            await self._write(lambda tx: fail(tx, operation, metadata, failure, ()))
+
+    @staticmethod
+    def plan(message: Message) -> operations_pb2.Operation:
+        """Return the answer of validate_only: done, recorded nowhere, with what the resource would be."""
+        return plan(message)
+
+
+def plan(message: Message) -> operations_pb2.Operation:
+    """Return the answer of validate_only: done, recorded nowhere, with what the resource would be."""
+    operation = operations_pb2.Operation(done=True)
+    operation.response.Pack(message)
+    operation.metadata.Pack(operation_pb2.OperationMetadata(phase="validated"))
+    return operation
+
+
+def save(
+    tx: Transaction,
+    operation: operations_pb2.Operation,
+    metadata: operation_pb2.OperationMetadata,
+    *,
+    exclusive: bool = True,
+) -> None:
+    """Record a new operation."""
+    body = operation.SerializeToString()
+    tx.connection.execute(
+        "INSERT INTO operations VALUES (?, ?, ?, 0, ?, 0, ?)",
+        (operation.name, metadata.target, metadata.method, int(exclusive), body),
+    )
+    tx.log_operation(operation.name, metadata.target, body)
+
+
+def finish(
+    tx: Transaction,
+    operation: operations_pb2.Operation,
+    metadata: operation_pb2.OperationMetadata,
+    response: Message,
+) -> None:
+    """Record that an operation has ended well."""
+    ended = operations_pb2.Operation(name=operation.name, done=True)
+    ended.response.Pack(response)
+    _end(tx, ended, metadata, ratio=1.0)
+
+
+def fail(
+    tx: Transaction,
+    operation: operations_pb2.Operation,
+    metadata: operation_pb2.OperationMetadata,
+    error: errors.VirtfleetError,
+    records: Sequence[OnFailure],
+) -> None:
+    """Record that an operation has failed, and the state after it."""
+    for record in reversed(records):
+        try:
+            tx.attempt(lambda part, record=record: record(part, error))  # type: ignore[misc]  # bound here, not later
+        except StoreUnwritable:
+            raise
+        except Exception:
+            _log.exception("the state after the failure of %s could not be recorded", operation.name)
+    ended = operations_pb2.Operation(name=operation.name, done=True, error=error.to_status())
+    _end(tx, ended, metadata)
+
+
+def _end(
+    tx: Transaction,
+    ended: operations_pb2.Operation,
+    metadata: operation_pb2.OperationMetadata,
+    *,
+    ratio: float | None = None,
+) -> None:
+    final = operation_pb2.OperationMetadata()
+    final.CopyFrom(metadata)
+    final.cancellable = False
+    final.ClearField("remaining")
+    final.end_time.CopyFrom(resources.now())
+    if ratio is not None:
+        final.progress_ratio = ratio
+    ended.metadata.Pack(final)
+    body = ended.SerializeToString()
+    tx.connection.execute(
+        "UPDATE operations SET done = 1, end_ns = ?, body = ? WHERE id = ?", (time.time_ns(), body, ended.name)
+    )
+    journal.clear(tx, ended.name)
+    tx.log_operation(ended.name, final.target, body)
+
+
+def _refuse_conflict(tx: Transaction, target: str) -> None:
+    found = tx.connection.execute(
+        "SELECT id, method FROM operations WHERE target = ? AND done = 0 AND exclusive = 1", (target,)
+    ).fetchone()
+    if found is not None:
+        name, method = found
+        raise errors.OperationConflict(
+            f"{name} ({method.rpartition('.')[2]}) runs on {target}: wait for it or cancel it",
+            resource=target,
+            retry_delay_seconds=1.0,
+            operation=name,
+            method=method,
+        )
+
+
+def _inline_wait_seconds(call: Call, request: Message) -> float:
+    remaining = call.remaining()
+    limit = INLINE_WAIT_LIMIT_SECONDS if remaining is None else max(remaining * SHARE_OF_DEADLINE, 0.0)
+    wanted = INLINE_WAIT_SECONDS
+    if "inline_wait" in request.DESCRIPTOR.fields_by_name and request.HasField("inline_wait"):
+        wait = request.inline_wait  # type: ignore[attr-defined]  # asked for above
+        wanted = min(max(wait.ToNanoseconds() / 1e9, 0.0), INLINE_WAIT_LIMIT_SECONDS)
+    return min(wanted, limit)
+
+
+def _new_id() -> str:
+    """Return an id that sorts by time."""
+    return f"op{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
+
+
+def _unexpected(name: str, error: BaseException) -> errors.Unexpected:
+    log_id = uuid.uuid4().hex
+    _log.error("the work of %s failed unexpectedly [%s]", name, log_id, exc_info=error)
+    return errors.Unexpected(f"an unexpected error ended {name}; its log entry is {log_id}", log_id=log_id)

@@ -1,0 +1,213 @@
+"""The tables of the store, and how an older file becomes a present one.
+
+Migrations are numbered and only ever appended. Each names the oldest release that can read the file after it, so that a
+release one step back opens the same file (it ignores what it does not know) and one too old refuses with a clear error.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+RELEASE = "0.1.0"
+"""The release that this code is; compared with what a migration names."""
+
+QUICK_CHECK_LIMIT_BYTES = 64 * 1024 * 1024
+"""A larger file is not checked whole at each start: that would take longer than a service may take to come back."""
+
+STORE_ID_BYTES = 16
+
+
+class StoreError(Exception):
+    """Is a fault of the store file that keeps a service from starting; the text says what to do."""
+
+
+class StoreNewer(StoreError):
+    """The file was changed by a release that this one is too old for."""
+
+
+class StoreCorrupt(StoreError):
+    """The file is damaged or is no store."""
+
+
+class StoreLocked(StoreError):
+    """Another process has the store open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Is one step of the schema.
+
+    Attributes:
+        number: 1, 2, 3 …; the `user_version` of the file after it.
+        summary: What it is for.
+        oldest_reader: The oldest release that works on the file after it.
+        statements: What is executed, in one transaction with all other steps.
+    """
+
+    number: int
+    summary: str
+    oldest_reader: str
+    statements: tuple[str, ...]
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(
+        number=1,
+        summary="resources, their log, operations, request ids, journal, private records",
+        oldest_reader="0.1.0",
+        statements=(
+            "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE migrations (number INTEGER PRIMARY KEY, oldest_reader TEXT NOT NULL, release TEXT NOT NULL,"
+            " time_ns INTEGER NOT NULL)",
+            # seq: the log entry that made the row what it is; a snapshot leaves out what the log will tell anyway.
+            "CREATE TABLE resources (name TEXT PRIMARY KEY, kind TEXT NOT NULL, uid TEXT NOT NULL,"
+            " generation INTEGER NOT NULL, seq INTEGER NOT NULL, time_ns INTEGER NOT NULL, body BLOB NOT NULL)",
+            "CREATE INDEX resources_by_kind ON resources (kind, name)",
+            "CREATE INDEX resources_by_uid ON resources (kind, uid)",
+            "CREATE TABLE changes (seq INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, sort TEXT NOT NULL,"
+            " kind TEXT NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL, type INTEGER NOT NULL, body BLOB NOT NULL)",
+            "CREATE TABLE operations (id TEXT PRIMARY KEY, target TEXT NOT NULL, method TEXT NOT NULL,"
+            " done INTEGER NOT NULL, exclusive INTEGER NOT NULL, end_ns INTEGER NOT NULL, body BLOB NOT NULL)",
+            "CREATE INDEX operations_unfinished ON operations (target) WHERE done = 0",
+            "CREATE INDEX operations_ended ON operations (end_ns) WHERE done = 1",
+            "CREATE TABLE requests (subject TEXT NOT NULL, method TEXT NOT NULL, request_id TEXT NOT NULL,"
+            " digest BLOB NOT NULL, served_seconds REAL NOT NULL, sort TEXT NOT NULL, answer BLOB NOT NULL,"
+            " PRIMARY KEY (subject, method, request_id)) WITHOUT ROWID",
+            "CREATE INDEX requests_by_age ON requests (served_seconds)",
+            "CREATE TABLE journal (operation TEXT NOT NULL, number INTEGER NOT NULL, step TEXT NOT NULL,"
+            " payload BLOB NOT NULL, PRIMARY KEY (operation, number)) WITHOUT ROWID",
+            "CREATE TABLE records (space TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,"
+            " PRIMARY KEY (space, key)) WITHOUT ROWID",
+        ),
+    ),
+)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file as every connection of the store does.
+
+    Raises:
+        StoreCorrupt: It is no SQLite file.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -2048")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _corrupt(path, error) from error
+    return connection
+
+
+def create_file(path: Path) -> None:
+    """Make an empty file that only its owner reads, and the entry in its folder durable. Succeeds if it exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def prepare(
+    connection: sqlite3.Connection,
+    path: Path,
+    *,
+    migrations: tuple[Migration, ...] = MIGRATIONS,
+    release: str = RELEASE,
+) -> None:
+    """Check the file and bring it to the present schema; a file with content is copied first.
+
+    The copy is `<name>.before-<number>`, beside the file. After an error the file is as it was.
+
+    Raises:
+        StoreNewer: A release that this one cannot read after has changed it.
+        StoreCorrupt: It is damaged.
+    """
+    try:
+        version = _check(connection, path, release)
+        missing = [migration for migration in migrations if migration.number > version]
+        if not missing:
+            return
+        if version:
+            _copy(connection, path.with_name(f"{path.name}.before-{missing[0].number}"))
+        _migrate(connection, missing, release, fresh=version == 0)
+    except sqlite3.DatabaseError as error:
+        raise _corrupt(path, error) from error
+
+
+def _check(connection: sqlite3.Connection, path: Path, release: str) -> int:
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if not tables and not version:
+        return 0
+    if not {"meta", "migrations"} <= tables:
+        raise StoreCorrupt(f"{path} is an SQLite file but no store of virtfleet: give another path or move it away")
+    for number, oldest in connection.execute("SELECT number, oldest_reader FROM migrations ORDER BY number"):
+        if _parts(oldest) > _parts(release):
+            raise StoreNewer(
+                f"{path} has schema {number}, which needs release {oldest} or newer; this is {release}. Run the newer"
+                f" release, or put back the copy {path.name}.before-* that was made before the upgrade"
+            )
+    if path.stat().st_size <= QUICK_CHECK_LIMIT_BYTES:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise _corrupt(path, verdict)
+    return version
+
+
+def _copy(connection: sqlite3.Connection, target: Path) -> None:
+    partial = target.with_name(target.name + ".partial")
+    create_file(partial)
+    copy = sqlite3.connect(partial)
+    try:
+        connection.backup(copy)
+    finally:
+        copy.close()
+    descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(target)
+
+
+def _migrate(connection: sqlite3.Connection, missing: list[Migration], release: str, *, fresh: bool) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for migration in missing:
+            for statement in migration.statements:
+                connection.execute(statement)
+            connection.execute(
+                "INSERT INTO migrations VALUES (?, ?, ?, ?)",
+                (migration.number, migration.oldest_reader, release, time.time_ns()),
+            )
+            connection.execute(f"PRAGMA user_version = {migration.number:d}")
+        if fresh:
+            connection.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [
+                    ("store_id", secrets.token_bytes(STORE_ID_BYTES)),
+                    ("token_key", secrets.token_bytes(32)),
+                    ("served_seconds", b"0.0"),
+                ],
+            )
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _parts(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
+
+
+def _corrupt(path: Path, cause: object) -> StoreCorrupt:
+    return StoreCorrupt(f"{path} is damaged or no store ({cause}): restore it from a copy, or move it away to start empty")

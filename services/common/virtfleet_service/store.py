@@ -1,0 +1,455 @@
+"""The store of one service: an SQLite file, one writer, durable before acknowledged.
+
+Writes are functions that run in the writer's thread, each in a savepoint of its own; what waits is committed together with
+one sync of the disk. Reads run where they are called, on a second connection that sees the last commit and never waits for
+the writer (write-ahead log); the bytes of resources that were just read are kept in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from virtfleet_service import errors, schema
+from virtfleet_service.changes import ChangeCodec
+from virtfleet_service.schema import StoreCorrupt, StoreError, StoreLocked, StoreNewer
+from virtfleet_service.transaction import (
+    Entry,
+    Row,
+    Transaction,
+    iterate_rows,
+    not_found,
+    select_record,
+    select_records,
+    select_row,
+    select_row_by_uid,
+    select_rows,
+    uid_in,
+)
+
+__all__ = [
+    "Entry",
+    "Limits",
+    "Row",
+    "Store",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreLocked",
+    "StoreNewer",
+    "StoreUnwritable",
+    "Transaction",
+]
+
+_log = logging.getLogger(__name__)
+
+BATCH_LIMIT = 256
+"""How many works share one commit at most; more would make the first of them wait for too long."""
+
+MAINTENANCE_SECONDS = 60.0
+_EXPIRY_SLICE_ROWS = 2000
+
+T = TypeVar("T")
+
+
+class StoreUnwritable(errors.BackendFailed):
+    """The disk of the store refuses writes (full, broken). Nothing of the work was done; it may be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Says how much a store keeps.
+
+    Attributes:
+        log_entries: How many entries of the log at most; the newest one always stays.
+        log_seconds: How old they get at most.
+        request_id_seconds: How long a request_id is remembered, in time served.
+        operation_seconds: How long an ended operation stays listed.
+        cache_bytes: How many bytes of resources stay in memory.
+    """
+
+    log_entries: int = 100_000
+    log_seconds: float = 7 * 86_400.0
+    request_id_seconds: float = 86_400.0
+    operation_seconds: float = 7 * 86_400.0
+    cache_bytes: int = 8 * 1024 * 1024
+
+
+class RowCache:
+    """Keeps rows that were read, never an older one than the last commit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._rows: OrderedDict[str, Row] = OrderedDict()
+        self._lock = threading.Lock()
+        self.epoch = 0
+
+    def get(self, name: str) -> Row | None:
+        """Return a row if it is kept."""
+        with self._lock:
+            row = self._rows.get(name)
+            if row is not None:
+                self._rows.move_to_end(name)
+            return row
+
+    def keep(self, row: Row, epoch: int) -> None:
+        """Keep a row that was read at an epoch; a commit since then, or one under way, makes it void."""
+        with self._lock:
+            if epoch != self.epoch or epoch % 2:
+                return
+            before = self._rows.pop(row.name, None)
+            self._used += len(row.body) - (len(before.body) if before else 0)
+            self._rows[row.name] = row
+            while self._used > self._limit:
+                _, oldest = self._rows.popitem(last=False)
+                self._used -= len(oldest.body)
+
+    @contextmanager
+    def commit(self, names: set[str]) -> Iterator[None]:
+        """Forget rows while a commit changes them; the epoch is odd as long as it runs."""
+        with self._lock:
+            self.epoch += 1
+            for name in names:
+                row = self._rows.pop(name, None)
+                if row is not None:
+                    self._used -= len(row.body)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.epoch += 1
+
+
+@dataclass(slots=True)
+class _Work:
+    run: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Store:
+    """Holds the state of one service. Made by `open`; belongs to the event loop that opened it."""
+
+    def __init__(self, path: Path, codec: ChangeCodec, limits: Limits) -> None:
+        self.path = path
+        self.codec = codec
+        self.limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._writer = schema.connect(path)
+        try:
+            schema.prepare(self._writer, path)
+        except BaseException:
+            self._writer.close()
+            raise
+        self.reader = schema.connect(path)
+        """The connection for reads on the event loop; for the modules of this package."""
+        self.reader.execute("PRAGMA query_only = ON")
+        meta = dict(self.reader.execute("SELECT key, value FROM meta"))
+        self.store_id: str = bytes(meta["store_id"]).hex()
+        """Names this store; random, made with the file."""
+        self.token_key: bytes = bytes(meta["token_key"])
+        """Authenticates the page tokens of this store."""
+        self._served_before = float(bytes(meta["served_seconds"]))
+        self._opened = time.monotonic()
+        newest = self.reader.execute("SELECT seq, time_ns FROM changes ORDER BY seq DESC LIMIT 1").fetchone()
+        self.last_seq, self.last_ns = (int(newest[0]), int(newest[1])) if newest else (0, 0)
+        lowest = self.reader.execute("SELECT min(seq) FROM changes").fetchone()[0]
+        self.lowest_seq = int(lowest) if lowest is not None else self.last_seq + 1
+        self._cache = RowCache(limits.cache_bytes)
+        self._listeners: list[Callable[[Sequence[Entry]], None]] = []
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._written_seq, self._written_ns = self.last_seq, self.last_ns
+        self._closed = False
+        self._crowded = asyncio.Event()
+        self._thread = threading.Thread(target=self._write_all, name=f"store {path.name}", daemon=True)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        path: Path | str,
+        *,
+        package: str,
+        resource_types: Mapping[str, type[Message]],
+        limits: Limits | None = None,
+    ) -> AsyncIterator[Store]:
+        """Open the store, make it if it is not there, migrate it if it is older.
+
+        Args:
+            path: The file.
+            package: The package whose changes it logs: `virtfleet.storage.v1`.
+            resource_types: The kinds that it holds: `{"pool": pool_pb2.Pool}`, by their field in `ResourcePut`.
+            limits: How much it keeps.
+
+        Raises:
+            StoreNewer: A later release has changed it beyond what this one reads.
+            StoreCorrupt: It is damaged.
+            StoreLocked: Another process has it open.
+        """
+        path = Path(path)
+        codec = ChangeCodec(package, resource_types)
+        schema.create_file(path)
+        with _lock(path):
+            store = cls(path, codec, limits or Limits())
+            store._thread.start()
+            maintenance = asyncio.create_task(store._maintain(), name=f"maintenance of {path.name}")
+            try:
+                yield store
+            finally:
+                maintenance.cancel()
+                await asyncio.gather(maintenance, return_exceptions=True)
+                await store._close()
+
+    def on_commit(self, listener: Callable[[Sequence[Entry]], None]) -> None:
+        """Have a function called on the event loop with the new entries of the log, before writers are told."""
+        self._listeners.append(listener)
+
+    @property
+    def served_seconds(self) -> float:
+        """Return for how long this store has been open in its life; no clock jump and no downtime changes it."""
+        return self._served_before + time.monotonic() - self._opened
+
+    # Reads: on the event loop, in microseconds.
+
+    def get(self, name: str) -> Row | None:
+        """Read a resource; None if there is none of that name."""
+        row = self._cache.get(name)
+        if row is None:
+            epoch = self._cache.epoch
+            row = select_row(self.reader, name)
+            if row is not None:
+                self._cache.keep(row, epoch)
+        return row
+
+    def need(self, name: str) -> Row:
+        """Read a resource that must exist.
+
+        Raises:
+            ResourceNotFound: There is none of that name.
+        """
+        row = self.get(name)
+        if row is None:
+            raise not_found(name)
+        return row
+
+    def find(self, kind: str, name: str) -> Row:
+        """Read a resource for a Get: the last segment of the name may be the uid.
+
+        Raises:
+            ResourceNotFound: There is none.
+        """
+        uid = uid_in(name)
+        if not uid:
+            return self.need(name)
+        row = self.get_by_uid(kind, uid)
+        if row is None or row.name.split("/")[:-1] != name.split("/")[:-1]:
+            raise not_found(name)
+        return row
+
+    def get_by_uid(self, kind: str, uid: str) -> Row | None:
+        """Read a resource by its uid."""
+        return select_row_by_uid(self.reader, kind, uid)
+
+    def list(self, kind: str, *, parent: str = "", after: str = "", limit: int | None = None) -> list[Row]:
+        """Read the resources of a kind below a parent (`-`: any segment), in the order of their names."""
+        return select_rows(self.reader, kind, parent, after, limit)
+
+    def iterate(self, kind: str, *, parent: str = "", after: str = "") -> Iterator[Row]:
+        """Read like `list`, row by row, from one state of the store. Close the iterator (`contextlib.closing`)."""
+        return iterate_rows(self.reader, kind, parent, after)
+
+    def get_record(self, space: str, key: str) -> bytes | None:
+        """Read a private record."""
+        return select_record(self.reader, space, key)
+
+    def list_records(self, space: str, prefix: str = "") -> list[tuple[str, bytes]]:
+        """Read the private records of a space whose keys begin with a prefix, as (key, body), in order."""
+        return select_records(self.reader, space, prefix)
+
+    # Writes.
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run a function in a transaction and return its result once that is on the disk.
+
+        The function runs in the writer's thread: it must be quick, touch nothing but the transaction, and not keep it. If
+        it raises, what it did is undone and the error is raised here. Cancelling the caller does not stop the write.
+
+        Raises:
+            StoreUnwritable: The disk refuses; nothing was done.
+        """
+        if self._closed:
+            raise StoreUnwritable("the store is closed", store=self.path.name)
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Work(work, future))
+        return await future
+
+    async def _close(self) -> None:
+        self._closed = True
+        self._queue.put(_Work(self._save_served, self._loop.create_future()))
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self.reader.close()
+
+    def _write_all(self) -> None:
+        """Is the writer's thread: takes all that waits and commits it at once, until told to end."""
+        ending = False
+        while not ending:
+            batch: list[_Work] = []
+            item = self._queue.get()
+            while item is not None:
+                batch.append(item)
+                if len(batch) == BATCH_LIMIT:
+                    break
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            ending = item is None
+            if batch:
+                entries = self._commit(batch)
+                self._loop.call_soon_threadsafe(self._tell, batch, entries)
+        self._writer.close()
+
+    def _commit(self, batch: list[_Work]) -> list[Entry]:
+        """Commit the works of a batch; each ends with a result or an error. Returns what the log has gained."""
+        transaction = Transaction(
+            self._writer,
+            self.codec,
+            last_seq=self._written_seq,
+            last_ns=self._written_ns,
+            served_seconds=self.served_seconds,
+        )
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for work in batch:
+                self._run(work, transaction)
+            with self._cache.commit(transaction.touched):
+                self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            # The disk: all of the batch is undone, and the service goes on with what the file holds.
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            for work in batch:
+                work.error = work.error or self._unwritable(error)
+            return []
+        self._written_seq, self._written_ns = transaction.last_seq, transaction.last_ns
+        return transaction.entries
+
+    def _run(self, work: _Work, transaction: Transaction) -> None:
+        try:
+            work.result = transaction.attempt(work.run)
+        except sqlite3.Error as error:
+            if not self._writer.in_transaction:
+                raise
+            work.error = self._unwritable(error)
+        except Exception as error:  # noqa: BLE001  # the boundary: it is raised where the work was given
+            work.error = error
+
+    def _unwritable(self, error: sqlite3.Error) -> StoreUnwritable:
+        _log.error("the store %s cannot be written: %s", self.path, error)
+        return StoreUnwritable(
+            f"the store {self.path.name} cannot be written ({error}); nothing was done",
+            retry_delay_seconds=1.0,
+            store=self.path.name,
+            cause=error,
+        )
+
+    def _tell(self, batch: list[_Work], entries: Sequence[Entry]) -> None:
+        if entries:
+            self.last_seq, self.last_ns = entries[-1].seq, entries[-1].time_ns
+            if self.last_seq - self.lowest_seq > self.limits.log_entries * 1.1:
+                self._crowded.set()
+            for listener in self._listeners:
+                listener(entries)
+        for work in batch:
+            if work.future.done():
+                continue
+            if work.error is not None:
+                work.future.set_exception(work.error)
+            else:
+                work.future.set_result(work.result)
+
+    # Maintenance.
+
+    async def _maintain(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(MAINTENANCE_SECONDS):
+                    await self._crowded.wait()
+            except TimeoutError:
+                pass
+            self._crowded.clear()
+            try:
+                await self.compact()
+            except StoreUnwritable as error:
+                _log.warning("maintenance of the store is put off: %s", error)
+
+    async def compact(self) -> None:
+        """Drop what is older than the limits: log, request ids, ended operations. In slices, so that writers go on."""
+        await self.write(self._save_served)
+        while await self.write(self._expire_log):
+            pass
+        lowest = self.reader.execute("SELECT min(seq) FROM changes").fetchone()[0]
+        self.lowest_seq = int(lowest) if lowest is not None else self.last_seq + 1
+        while await self.write(self._expire_requests):
+            pass
+        while await self.write(self._expire_operations):
+            pass
+
+    def _save_served(self, tx: Transaction) -> None:
+        tx.connection.execute("UPDATE meta SET value = ? WHERE key = 'served_seconds'", (repr(self.served_seconds).encode(),))
+
+    def _expire_log(self, tx: Transaction) -> bool:
+        oldest_ns = time.time_ns() - int(self.limits.log_seconds * 1e9)
+        # The newest entry stays: a token that names it can still be held against its time.
+        removed = tx.connection.execute(
+            "DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE seq < ? AND (seq <= ? OR time_ns < ?)"
+            " ORDER BY seq LIMIT ?)",
+            (tx.last_seq, tx.last_seq - self.limits.log_entries, oldest_ns, _EXPIRY_SLICE_ROWS),
+        )
+        return removed.rowcount == _EXPIRY_SLICE_ROWS
+
+    def _expire_requests(self, tx: Transaction) -> bool:
+        removed = tx.connection.execute(
+            "DELETE FROM requests WHERE (subject, method, request_id) IN (SELECT subject, method, request_id FROM requests"
+            " WHERE served_seconds < ? LIMIT ?)",
+            (self.served_seconds - self.limits.request_id_seconds, _EXPIRY_SLICE_ROWS),
+        )
+        return removed.rowcount == _EXPIRY_SLICE_ROWS
+
+    def _expire_operations(self, tx: Transaction) -> bool:
+        oldest_ns = time.time_ns() - int(self.limits.operation_seconds * 1e9)
+        removed = tx.connection.execute(
+            "DELETE FROM operations WHERE id IN (SELECT id FROM operations WHERE done = 1 AND end_ns < ? LIMIT ?)",
+            (oldest_ns, _EXPIRY_SLICE_ROWS),
+        )
+        return removed.rowcount == _EXPIRY_SLICE_ROWS
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the file against a second process; the lock ends with the process, however it ends."""
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreLocked(f"{path} is open in another process: only one service may use it") from error
+        yield
+    finally:
+        os.close(lock)

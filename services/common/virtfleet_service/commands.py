@@ -1,0 +1,58 @@
+"""A node's side of enrolment at the command line: `virtfleet join`; imported by the command only."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from virtfleet_service import enrollment
+from virtfleet_service.errors import VirtfleetError
+
+app = typer.Typer(help="Make this machine a node of a fleet.", invoke_without_command=True)
+
+DEFAULT_DIRECTORY = Path("/var/lib/virtfleet/identity")
+
+
+@app.callback()
+def join(
+    gateway: Annotated[str, typer.Option(help="The enrolment port of the gateway, host:port.")],
+    endpoint: Annotated[
+        list[str], typer.Option(help="SERVICE=HOST:PORT: where the gateway reaches a service of this node.")
+    ],
+    token_file: Annotated[
+        Path, typer.Option(help="Holds the join token; `-`: standard input. Never an argument: others could read it.")
+    ],
+    directory: Annotated[Path, typer.Option(help="Where keys and certificates are kept.")] = DEFAULT_DIRECTORY,
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, for a node that is new.")] = None,
+) -> None:
+    """Trade a join token for certificates. May be repeated after a lost answer."""
+    text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text()
+    endpoints = dict(_pair(item, "endpoint") for item in endpoint)
+    labels = dict(_pair(item, "label") for item in label or [])
+    try:
+        fleet = asyncio.run(
+            enrollment.join(
+                gateway,
+                enrollment.JoinToken.parse(text),
+                endpoints,
+                directory,
+                version=metadata.version("virtfleet-service"),
+                labels=labels,
+            )
+        )
+    except VirtfleetError as error:
+        sys.stderr.write(f"virtfleet: {error.message} ({error.reason})\n")
+        raise typer.Exit(1) from None
+    typer.echo(f"nodes/{fleet.node} has joined {fleet.trust_domain}; its certificates are in {directory}")
+
+
+def _pair(item: str, option: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals or not key or not value:
+        raise typer.BadParameter(f"--{option} {item}: write NAME=VALUE")
+    return key, value

@@ -32,11 +32,12 @@ test: env system ## do all set-up and run every test; a skip is a failure
 check: env ## format, lint, types, imports, protos and unit tests, in parallel
 	@$(PYTHON) -m tools.check
 
-protos: env ## generate the Python stubs and the image from the protos
+protos: env ## generate the Python stubs, the image and docs/api.md from the protos
 	@$(PYTHON) -m tools.protos generate
+	@$(PYTHON) -m tools.reference
 
 protos-check: env ## lint the protos, look for breaking changes and for stubs out of date
-	@$(PYTHON) -m tools.protos lint breaking check
+	@$(PYTHON) -m tools.check protos reference
 
 format: env ## format all Python
 	@.venv/bin/ruff format .

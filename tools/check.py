@@ -53,6 +53,7 @@ def parts() -> list[Part]:
         Part("types", (str(_BIN / "mypy"), *python_sources())),
         Part("unit", (python, "-m", "pytest", "-q", "tests/unit"), results),
         Part("protos", (python, "-m", "tools.protos", "lint", "breaking", "check")),
+        Part("reference", (python, "-m", "tools.reference", "--check")),
         Part("imports", (str(_BIN / "lint-imports"), "--no-cache")),
         Part("lint", (str(_BIN / "ruff"), "check", "--quiet", ".")),
         Part("format", (str(_BIN / "ruff"), "format", "--check", "--quiet", ".")),
@@ -90,7 +91,7 @@ def main() -> int:
                 failed.append(outcome.part.name)
                 print(outcome.output.rstrip())
             print(
-                f"check {outcome.part.name:8} {word:6} {outcome.seconds:5.1f} s  {''.join(closing)}".rstrip(),
+                f"check {outcome.part.name:9} {word:6} {outcome.seconds:5.1f} s  {''.join(closing)}".rstrip(),
                 flush=True,
             )
     if failed:

@@ -5,6 +5,7 @@ Copyright The virtfleet authors. SPDX-License-Identifier: Apache-2.0"""
 
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
+from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
@@ -814,42 +815,35 @@ class TestOptions(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     OBEYS_POWER_BUTTON_FIELD_NUMBER: builtins.int
-    POWER_BUTTON_SECONDS_FIELD_NUMBER: builtins.int
-    CRASH_AFTER_SECONDS_FIELD_NUMBER: builtins.int
-    POWER_OFF_AFTER_SECONDS_FIELD_NUMBER: builtins.int
+    POWER_BUTTON_DELAY_FIELD_NUMBER: builtins.int
+    CRASH_DELAY_FIELD_NUMBER: builtins.int
+    POWER_OFF_DELAY_FIELD_NUMBER: builtins.int
     obeys_power_button: builtins.bool
     """Whether the guest heeds graceful stops and reboots; unset: yes."""
-    power_button_seconds: builtins.float
-    """How long it takes to heed them, in seconds; unset: 0."""
-    crash_after_seconds: builtins.float
-    """When it crashes by itself after a start, in seconds; unset: never."""
-    power_off_after_seconds: builtins.float
-    """When it powers itself off after a start, in seconds; unset: never."""
+    @builtins.property
+    def power_button_delay(self) -> duration_pb2.Duration:
+        """How long it takes to heed them; unset: 0."""
+
+    @builtins.property
+    def crash_delay(self) -> duration_pb2.Duration:
+        """When it crashes by itself after a start; unset: never."""
+
+    @builtins.property
+    def power_off_delay(self) -> duration_pb2.Duration:
+        """When it powers itself off after a start; unset: never."""
+
     def __init__(
         self,
         *,
         obeys_power_button: builtins.bool | None = ...,
-        power_button_seconds: builtins.float | None = ...,
-        crash_after_seconds: builtins.float | None = ...,
-        power_off_after_seconds: builtins.float | None = ...,
+        power_button_delay: duration_pb2.Duration | None = ...,
+        crash_delay: duration_pb2.Duration | None = ...,
+        power_off_delay: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_crash_after_seconds", b"_crash_after_seconds", "_obeys_power_button", b"_obeys_power_button", "_power_button_seconds", b"_power_button_seconds", "_power_off_after_seconds", b"_power_off_after_seconds", "crash_after_seconds", b"crash_after_seconds", "obeys_power_button", b"obeys_power_button", "power_button_seconds", b"power_button_seconds", "power_off_after_seconds", b"power_off_after_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_obeys_power_button", b"_obeys_power_button", "crash_delay", b"crash_delay", "obeys_power_button", b"obeys_power_button", "power_button_delay", b"power_button_delay", "power_off_delay", b"power_off_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_crash_after_seconds", b"_crash_after_seconds", "_obeys_power_button", b"_obeys_power_button", "_power_button_seconds", b"_power_button_seconds", "_power_off_after_seconds", b"_power_off_after_seconds", "crash_after_seconds", b"crash_after_seconds", "obeys_power_button", b"obeys_power_button", "power_button_seconds", b"power_button_seconds", "power_off_after_seconds", b"power_off_after_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_obeys_power_button", b"_obeys_power_button", "crash_delay", b"crash_delay", "obeys_power_button", b"obeys_power_button", "power_button_delay", b"power_button_delay", "power_off_delay", b"power_off_delay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__crash_after_seconds: _TypeAlias = typing.Literal["crash_after_seconds"]  # noqa: Y015
-    _WhichOneofArgType__crash_after_seconds: _TypeAlias = typing.Literal["_crash_after_seconds", b"_crash_after_seconds"]  # noqa: Y015
     _WhichOneofReturnType__obeys_power_button: _TypeAlias = typing.Literal["obeys_power_button"]  # noqa: Y015
     _WhichOneofArgType__obeys_power_button: _TypeAlias = typing.Literal["_obeys_power_button", b"_obeys_power_button"]  # noqa: Y015
-    _WhichOneofReturnType__power_button_seconds: _TypeAlias = typing.Literal["power_button_seconds"]  # noqa: Y015
-    _WhichOneofArgType__power_button_seconds: _TypeAlias = typing.Literal["_power_button_seconds", b"_power_button_seconds"]  # noqa: Y015
-    _WhichOneofReturnType__power_off_after_seconds: _TypeAlias = typing.Literal["power_off_after_seconds"]  # noqa: Y015
-    _WhichOneofArgType__power_off_after_seconds: _TypeAlias = typing.Literal["_power_off_after_seconds", b"_power_off_after_seconds"]  # noqa: Y015
-    @typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__crash_after_seconds) -> _WhichOneofReturnType__crash_after_seconds | None: ...
-    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__obeys_power_button) -> _WhichOneofReturnType__obeys_power_button | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_button_seconds) -> _WhichOneofReturnType__power_button_seconds | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_off_after_seconds) -> _WhichOneofReturnType__power_off_after_seconds | None: ...

@@ -1,6 +1,7 @@
 """Where a call goes: from the method's path and one string of its first message to a node and a service.
 
-The table is built from descriptors once, at start. A method that is not in it is not known to this release, and refused:
+The table is built from descriptors once, at start. A method that is not in it is not known to this release, and
+refused:
 a gateway older than a node cannot judge what such a method needs.
 """
 
@@ -11,10 +12,9 @@ import importlib
 import pkgutil
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from google.longrunning import operations_pb2
-from virtfleet_service.errors import FieldConflict, NameMalformed
 
 import virtfleet.common.v1
 import virtfleet.compute.v1
@@ -22,6 +22,7 @@ import virtfleet.fleet.v1
 import virtfleet.network.v1
 import virtfleet.storage.v1
 from virtfleet.type.v1 import method_pb2
+from virtfleet_service.errors import FieldConflict, NameMalformed
 
 from . import wire
 
@@ -90,7 +91,13 @@ OWN: Final = Target("", "")
 
 
 def _files() -> Iterable[FileDescriptor]:
-    for package in (virtfleet.compute.v1, virtfleet.storage.v1, virtfleet.network.v1, virtfleet.common.v1, virtfleet.fleet.v1):
+    for package in (
+        virtfleet.compute.v1,
+        virtfleet.storage.v1,
+        virtfleet.network.v1,
+        virtfleet.common.v1,
+        virtfleet.fleet.v1,
+    ):
         for module in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
             if module.endswith("_pb2"):
                 yield importlib.import_module(f"{package.__name__}.{module}").DESCRIPTOR
@@ -107,10 +114,16 @@ def _routing_field(request: Descriptor) -> tuple[tuple[int, ...], str]:
         # Its field 1 is the filter: routing on that would let a caller choose the node by a filter text.
         return (request.fields_by_name["name"].number,), "name"
     first = request.fields_by_number.get(1)
-    if first is not None and first.type == first.TYPE_STRING and first.name in _ROUTING_FIELDS and not first.is_repeated:
+    if (
+        first is not None
+        and first.type == first.TYPE_STRING
+        and first.name in _ROUTING_FIELDS
+        and not first.is_repeated
+    ):
         return (1,), first.name
     if first is not None and first.type == first.TYPE_MESSAGE and not first.is_repeated:
-        inner = first.message_type.fields_by_number.get(1)
+        resource = cast("Descriptor", first.message_type)
+        inner = resource.fields_by_number.get(1)
         if inner is not None and inner.type == inner.TYPE_STRING and inner.name == "name":
             return (1, 1), f"{first.name}.name"
     raise ValueError(f"{request.full_name} has no routing field")

@@ -2,7 +2,8 @@
 
 The gateway routes a call by one string and leaves the rest of the message alone. What it reads must be what the node's
 parser will read, or a caller could show the gateway one name and the node another. Hence: whatever this scanner
-accepts, the real parser accepts with the same value; a field that occurs twice (the parser takes the last one, or merges) is
+accepts, the real parser accepts with the same value; a field that occurs twice (the parser takes the last one, or
+merges) is
 refused; the message is scanned to its end.
 """
 
@@ -138,9 +139,10 @@ def string_at(data: bytes, path: tuple[int, ...]) -> str:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the top-level fields as (number, kind, start, end); for length-delimited ones start and end bound the payload.
+    """Yield the top-level fields as (number, kind, start, end).
 
-    For other kinds they bound the value. Meant for messages of our own nodes, which have been encoded by a real encoder.
+    For length-delimited fields start and end bound the payload, for others the value. Meant for messages of our own
+    nodes, which a real encoder has written.
 
     Raises:
         WireError: The message is malformed.

@@ -5,6 +5,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import descriptor_pb2, message
 from hypothesis import given
 from hypothesis import strategies as st
+
 from virtfleet_gateway import wire
 
 # Two messages with strings at known numbers: ServiceOptions-free, plain and old, so that the real parser is the judge.

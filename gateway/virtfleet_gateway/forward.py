@@ -1,0 +1,436 @@
+"""The data plane: node calls pass as bytes, undecoded, unaltered, never repeated.
+
+For each method of the routing table there is one handler of the method's own kind. It authenticates the caller, reads
+the one
+string that says where the call goes, checks the caller's permission for the method and the node, and then pumps:
+messages,
+half close, deadline, cancellation and metadata one way, messages, status, details, initial and trailing metadata the
+other way.
+One message is under way in each direction at a time: HTTP/2 flow control holds the sender back, nothing piles up here.
+
+A node's own status passes unchanged. A failure of the connection under a call that has been sent becomes
+UNAVAILABLE NODE_UNREACHABLE with `sent=true` in its metadata: the node may have done what the call asks. Services put
+details into every status of their own, so UNAVAILABLE without any trailing metadata is the transport's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
+
+import grpc
+import grpc.aio
+
+from virtfleet_service.errors import (
+    MethodNotImplemented,
+    NameMalformed,
+    NodeCordoned,
+    NodeUnknown,
+    NodeUnreachable,
+    Unauthenticated,
+    VirtfleetError,
+)
+
+from .routing import ANY_NODE, NODE_METADATA, OWN, Target, parse_stated, routing_name, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from .channels import Channels, Lane
+    from .routing import Route
+
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+    Metadatum = tuple[str, str | bytes]
+
+CALLER_METADATA: Final = "x-virtfleet-caller-bin"
+DETAILS_METADATA: Final = "grpc-status-details-bin"
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "te",
+        "content-type",
+        "user-agent",
+        "grpc-accept-encoding",
+        "grpc-encoding",
+        "accept-encoding",
+        # Only the gateway says who calls; copies of a caller's own are dropped.
+        CALLER_METADATA,
+        NODE_METADATA,
+    }
+)
+
+_EOF: Final = grpc.aio.EOF
+
+
+class Passport(Protocol):
+    """Is an authenticated caller with what is sent on about it."""
+
+    @property
+    def conveyed(self) -> bytes:
+        """The serialised `virtfleet.node.v1.ConveyedCaller`."""
+
+    def permit(self, permission: str, name: str) -> None:
+        """Check that the caller holds a permission on the resource that the call names.
+
+        Raises:
+            PermissionMissing: It does not.
+        """
+
+    def still_good(self) -> Unauthenticated | None:
+        """Return why the caller's certificate is no longer believed; None: it is."""
+
+
+class Gate(Protocol):
+    """Says who calls."""
+
+    def authenticate(self, context: Context) -> Passport:
+        """Return the caller of a call.
+
+        Raises:
+            Unauthenticated: The certificate is missing, foreign or denied.
+        """
+
+    def refused(self, route: Route, context: Context, error: VirtfleetError) -> None:
+        """Note a refusal in the audit log before it is told."""
+
+
+class OpenCalls:
+    """Holds the streams under way, so that a caller whose certificate is denied meanwhile is cut off."""
+
+    def __init__(self) -> None:
+        self._calls: dict[grpc.aio.Call, tuple[Passport, list[VirtfleetError]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @contextlib.contextmanager
+    def entered(self, call: grpc.aio.Call, passport: Passport) -> Any:  # noqa: ANN401
+        """Keep a call for the time of the block; the list that it gives holds why the call was cut off, if it was."""
+        reasons: list[VirtfleetError] = []
+        self._calls[call] = passport, reasons
+        try:
+            yield reasons
+        finally:
+            del self._calls[call]
+
+    def sweep(self) -> int:
+        """End the calls of callers that are no longer believed; returns how many. Called every two seconds."""
+        ended = 0
+        for call, (passport, reasons) in list(self._calls.items()):
+            error = passport.still_good()
+            if error is not None:
+                reasons.append(error)
+                call.cancel()
+                ended += 1
+        return ended
+
+
+async def abort(context: Context, error: VirtfleetError) -> NoReturn:
+    """End a call with an error of the gateway's own."""
+    status = error.to_status()
+    await context.abort(error.code, status.message, ((DETAILS_METADATA, status.SerializeToString()),))
+
+
+class Forwarder(grpc.GenericRpcHandler):
+    """Serves every method of the routing table.
+
+    Args:
+        table: The routes by path.
+        channels: The lanes to the nodes.
+        gate: Authenticates callers.
+        own: Handlers of what the gateway answers itself, by path: its own methods, and node methods with the node `-`.
+        cordoned: Tells whether a node takes no new domains.
+    """
+
+    def __init__(
+        self,
+        table: Mapping[str, Route],
+        channels: Channels,
+        gate: Gate,
+        own: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+        cordoned: Callable[[str], bool],
+    ) -> None:
+        self._table = table
+        self._channels = channels
+        self._gate = gate
+        self._own = own
+        self._cordoned = cordoned
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+        self.open_calls = OpenCalls()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler of a method; None for what is not the forwarder's: health, reflection, the unknown."""
+        path = handler_call_details.method
+        try:
+            return self._handlers[path]
+        except KeyError:
+            route = self._table.get(path)
+            if route is None:
+                return None
+            handler = self._handlers[path] = self._make(route)
+            return handler
+
+    def _make(self, route: Route) -> grpc.RpcMethodHandler[Any, Any]:
+        own = self._own.get(route.path)
+        if route.client_streaming:
+            behaviour = self._streaming(route)
+            return (
+                grpc.stream_stream_rpc_method_handler(behaviour)
+                if route.server_streaming
+                else grpc.stream_unary_rpc_method_handler(behaviour)
+            )
+        if route.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._unary_stream(route, own))
+        return grpc.unary_unary_rpc_method_handler(self._unary_unary(route, own))
+
+    def _admit(self, route: Route, message: bytes, context: Context) -> tuple[Lane, list[Metadatum], Passport] | None:
+        """Decide about a call from its first message; None: the gateway answers it itself.
+
+        Raises:
+            VirtfleetError: It is refused.
+        """
+        passport = self._gate.authenticate(context)
+        stated: str | None = None
+        metadata: list[Metadatum] = [(CALLER_METADATA, passport.conveyed)]
+        for item in cast("Iterable[Metadatum]", context.invocation_metadata() or ()):
+            if item[0] not in _HOP_BY_HOP:
+                metadata.append(item)
+            elif item[0] == NODE_METADATA:
+                stated = str(item[1])
+        name = routing_name(route, message)
+        target = target_of(route, name, stated)
+        if target is OWN or target.node == ANY_NODE:
+            if route.path not in self._own:
+                raise _no_fleet_form(route, name)
+            return None
+        if route.permission:
+            passport.permit(route.permission, name)
+        lane = self.lane(target, bulk=route.bulk)
+        if route.creates_domains and self._cordoned(target.node):
+            raise NodeCordoned(
+                f"Node {target.node} is cordoned and takes no new domains",
+                resource=f"nodes/{target.node}",
+                node=target.node,
+            )
+        return lane, metadata, passport
+
+    def lane(self, target: Target, *, bulk: bool) -> Lane:
+        """Return the lane to a service of a node.
+
+        Raises:
+            NodeUnknown: The fleet has no such node, or the node no such service.
+        """
+        services = self._channels.node(target.node)
+        if services is None:
+            raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
+        channels = services.get(target.service)
+        if channels is None:
+            raise NodeUnknown(
+                f"Node {target.node} has no service {target.service}", node=target.node, service=target.service
+            )
+        return channels.bulk if bulk else channels.control
+
+    async def _refuse(self, route: Route, context: Context, error: VirtfleetError) -> NoReturn:
+        self._gate.refused(route, context, error)
+        await abort(context, error)
+
+    def _unary_unary(self, route: Route, own: grpc.RpcMethodHandler[Any, Any] | None) -> Any:  # noqa: ANN401
+        path = route.path
+
+        async def unary_unary(request: bytes, context: Context) -> bytes:
+            try:
+                admitted = self._admit(route, request, context)
+                if admitted is None:
+                    return cast("bytes", await _answer_own(own, request, context))
+                lane, metadata, _ = admitted
+                if not lane.is_up():
+                    await lane.up(context.time_remaining())
+            except VirtfleetError as error:
+                await self._refuse(route, context, error)
+            start = lane.callable(path, client_streaming=False, server_streaming=False)
+            call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # a unary-unary one
+            try:
+                reply: bytes = await call  # type: ignore[misc]  # the same
+            except grpc.aio.AioRpcError as error:
+                await _pass_failure(context, lane, error)
+            initial = await call.initial_metadata()
+            if initial:
+                await context.send_initial_metadata(tuple(initial))
+            trailing = await call.trailing_metadata()
+            if trailing:
+                context.set_trailing_metadata(tuple(trailing))
+            return reply
+
+        return unary_unary
+
+    def _unary_stream(self, route: Route, own: grpc.RpcMethodHandler[Any, Any] | None) -> Any:  # noqa: ANN401
+        path = route.path
+
+        async def unary_stream(request: bytes, context: Context) -> None:
+            try:
+                admitted = self._admit(route, request, context)
+                if admitted is None:
+                    await _stream_own(own, request, context)
+                    return
+                lane, metadata, passport = admitted
+                if not lane.is_up():
+                    await lane.up(context.time_remaining())
+            except VirtfleetError as error:
+                await self._refuse(route, context, error)
+            start = lane.callable(path, client_streaming=False, server_streaming=True)
+            call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # is a unary-stream one
+            try:
+                with self.open_calls.entered(call, passport) as cut:
+                    await _pump_down(call, context, lane, cut)
+            finally:
+                call.cancel()
+
+        return unary_stream
+
+    def _streaming(self, route: Route) -> Any:  # noqa: ANN401
+        path, server_streaming = route.path, route.server_streaming
+
+        async def streaming(_requests: object, context: Context) -> bytes | None:
+            first: Any = await context.read()
+            try:
+                if first is _EOF:
+                    raise NameMalformed(
+                        f"The stream ended before its first message, which carries {route.field_name}",
+                        field=route.field_name,
+                    )
+                admitted = self._admit(route, first, context)
+                if admitted is None:
+                    raise _no_fleet_form(route, ANY_NODE)
+                lane, metadata, passport = admitted
+                if not lane.is_up():
+                    await lane.up(context.time_remaining())
+            except VirtfleetError as error:
+                await self._refuse(route, context, error)
+            start = lane.callable(path, client_streaming=True, server_streaming=server_streaming)
+            call = start(timeout=context.time_remaining(), metadata=metadata)  # type: ignore[call-arg]  # is a stream one
+            pump = asyncio.get_running_loop().create_task(_pump_up(context, call, first))
+            try:
+                with self.open_calls.entered(call, passport) as cut:
+                    if server_streaming:
+                        await _pump_down(call, context, lane, cut)
+                        return None
+                    return await _one_reply(call, context, lane, cut)
+            finally:
+                call.cancel()
+                pump.cancel()
+                await asyncio.wait((pump,))
+
+        return streaming
+
+
+def _no_fleet_form(route: Route, name: str) -> VirtfleetError:
+    if name.startswith(("nodes/-", ANY_NODE)):
+        return NameMalformed(
+            f"{route.full_name.rpartition('.')[2]} is a call to one node; "
+            "`-` is for lists, batch reads, stats, watches and Get by uid",
+            field=route.field_name,
+            name=name,
+        )
+    return MethodNotImplemented(f"This gateway does not serve {route.full_name}", method=route.full_name)
+
+
+async def _answer_own(own: grpc.RpcMethodHandler[Any, Any] | None, request: bytes, context: Context) -> object:
+    behaviour = cast("Any", own).unary_unary
+    return await behaviour(request, context)
+
+
+async def _stream_own(own: grpc.RpcMethodHandler[Any, Any] | None, request: bytes, context: Context) -> None:
+    answer = cast("Any", own).unary_stream(request, context)
+    if hasattr(answer, "__aiter__"):
+        async for message in answer:
+            await context.write(message)
+    else:
+        await answer
+
+
+async def _pump_up(context: Context, call: Any, message: Any) -> None:  # noqa: ANN401
+    """Carry the caller's messages and its half close to the node."""
+    try:
+        while message is not _EOF:
+            await call.write(message)
+            message = await context.read()
+        await call.done_writing()
+    except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        # The node has ended the call: its status is told by the other direction.
+        return
+
+
+async def _pump_down(call: Any, context: Context, lane: Lane, cut: list[VirtfleetError]) -> None:  # noqa: ANN401
+    """Carry the node's headers, messages and status to the caller."""
+    try:
+        initial = await call.initial_metadata()
+        await context.send_initial_metadata(tuple(initial))
+        while (message := await call.read()) is not _EOF:
+            await context.write(message)
+        code = await call.code()
+        trailing = await call.trailing_metadata()
+        if code is grpc.StatusCode.OK:
+            if trailing:
+                context.set_trailing_metadata(tuple(trailing))
+            return
+        error = grpc.aio.AioRpcError(code, initial, trailing, await call.details())
+    except grpc.aio.AioRpcError as failure:
+        error = failure
+    except asyncio.CancelledError:
+        if not cut:
+            raise
+        await abort(context, cut[0])
+    await (abort(context, cut[0]) if cut else _pass_failure(context, lane, error))
+
+
+async def _one_reply(call: Any, context: Context, lane: Lane, cut: list[VirtfleetError]) -> bytes:  # noqa: ANN401
+    try:
+        reply: bytes = await call
+        initial = await call.initial_metadata()
+        if initial:
+            await context.send_initial_metadata(tuple(initial))
+        trailing = await call.trailing_metadata()
+        if trailing:
+            context.set_trailing_metadata(tuple(trailing))
+        return reply
+    except grpc.aio.AioRpcError as failure:
+        error = failure
+    except asyncio.CancelledError:
+        if not cut:
+            raise
+        await abort(context, cut[0])
+    return await (abort(context, cut[0]) if cut else _pass_failure(context, lane, error))
+
+
+async def _pass_failure(context: Context, lane: Lane, error: grpc.aio.AioRpcError) -> NoReturn:
+    """End the caller's call as the node's ended."""
+    trailing = tuple(error.trailing_metadata() or ())
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not trailing:
+        await abort(context, lane.unreachable(sent=True, cause=error.details() or ""))
+    await context.abort(error.code(), error.details() or "", cast("Any", trailing))
+
+
+def stated_target(metadata: Iterable[Metadatum]) -> Target | None:
+    """Return what the metadata `x-virtfleet-node` of a call says; None: it has none.
+
+    Raises:
+        NameMalformed: It has not the form of a node or a node's service.
+    """
+    for key, value in metadata:
+        if key == NODE_METADATA:
+            return parse_stated(str(value))
+    return None
+
+
+__all__ = [
+    "CALLER_METADATA",
+    "DETAILS_METADATA",
+    "Forwarder",
+    "Gate",
+    "NodeUnreachable",
+    "OpenCalls",
+    "Passport",
+    "abort",
+    "stated_target",
+]

@@ -1,0 +1,101 @@
+"""Seeds of the test driver: domains that exist from the first start on.
+
+A TOML or JSON file with one table per group of domains:
+
+    [[domains]]
+    id = "web-{number:05d}"
+    count = 1000
+    running = true
+    labels = { tier = "web" }
+    [domains.spec]
+    memory = { maximumBytes = "1073741824" }
+
+`spec` is a DomainSpec in protobuf's JSON form. The uid of a domain follows from its id and `uid_space`, so that a seed
+is the
+same in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tomllib
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from pydantic import BaseModel, ConfigDict, Field
+
+from virtfleet.compute.v1 import domain_spec_pb2
+from virtfleet_compute.drivers.api import DomainObservation, DomainState, DomainStateReason, FoundDomain
+from virtfleet_service.errors import DriverBroken
+
+BATCH_COUNT = 1000
+
+
+class Group(BaseModel):
+    """Is a number of equal domains."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    """Their ids; `{number}` stands for 0, 1, 2, …"""
+    count: int = Field(default=1, ge=1, le=1_000_000)
+    running: bool = False
+    display_name: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    spec: dict[str, Any] = Field(default_factory=dict)
+
+
+class Seed(BaseModel):
+    """Is a whole seed file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uid_space: str = "virtfleet-test"
+    """Makes the uids; nodes of one fleet need different ones."""
+    domains: tuple[Group, ...] = ()
+
+
+class Seeds:
+    """Reads a seed file.
+
+    Raises:
+        DriverBroken: The file cannot be read or is wrong.
+    """
+
+    def __init__(self, path: Path, node: str) -> None:
+        try:
+            text = path.read_bytes()
+            raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text.decode())
+            self.seed = Seed.model_validate(raw)
+            self._specs = [
+                json_format.ParseDict(group.spec, domain_spec_pb2.DomainSpec()) for group in self.seed.domains
+            ]
+        except (OSError, ValueError, json_format.ParseError) as error:
+            raise DriverBroken(f"the seed file {path} cannot be used: {error}", path=path, cause=error) from error
+        self.digest = hashlib.sha256(text).hexdigest()
+        self._space = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.seed.uid_space}/{node}")
+
+    def found(self) -> Iterator[FoundDomain]:
+        """Yield the domains; those that run have their observation, with a run of their own."""
+        now_ns = time.time_ns()
+        start_time = datetime.fromtimestamp(now_ns / 1e9, UTC)
+        for group, spec in zip(self.seed.domains, self._specs, strict=True):
+            for number in range(group.count):
+                domain_id = group.id.format(number=number)
+                uid = str(uuid.uuid5(self._space, domain_id))
+                run = None
+                if group.running:
+                    run = DomainObservation(
+                        uid=uid,
+                        state=DomainState.DOMAIN_STATE_RUNNING,
+                        reason=DomainStateReason.DOMAIN_STATE_REASON_BOOTED,
+                        runtime_id=str(uuid.uuid5(self._space, f"{domain_id}/{now_ns}")),
+                        start_time=start_time,
+                    )
+                yield FoundDomain(domain_id, uid, spec, run, group.display_name, group.labels)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evirtfleet/type/v1/values.proto\x12\x11virtfleet.type.v1\"Q\n\x08\x43puRange\x12\x19\n\x05\x66irst\x18\x01 \x01(\x05H\x00R\x05\x66irst\x88\x01\x01\x12\x17\n\x04last\x18\x02 \x01(\x05H\x01R\x04last\x88\x01\x01\x42\x08\n\x06_firstB\x07\n\x05_last\"\x7f\n\tDataChunk\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61ta\x12!\n\x0bhole_length\x18\x03 \x01(\x03H\x00R\nholeLength\x12\x16\n\x06\x63rc32c\x18\x04 \x01(\x07R\x06\x63rc32cB\t\n\x07\x63ontent\"\xc8\x02\n\x0e\x42\x61ndwidthLimit\x12<\n\x18\x61verage_bytes_per_second\x18\x01 \x01(\x03H\x00R\x15\x61verageBytesPerSecond\x88\x01\x01\x12\x36\n\x15peak_bytes_per_second\x18\x02 \x01(\x03H\x01R\x12peakBytesPerSecond\x88\x01\x01\x12$\n\x0b\x62urst_bytes\x18\x03 \x01(\x03H\x02R\nburstBytes\x88\x01\x01\x12\x38\n\x16\x66loor_bytes_per_second\x18\x04 \x01(\x03H\x03R\x13\x66loorBytesPerSecond\x88\x01\x01\x42\x1b\n\x19_average_bytes_per_secondB\x18\n\x16_peak_bytes_per_secondB\x0e\n\x0c_burst_bytesB\x19\n\x17_floor_bytes_per_second\"\x87\x01\n\tBandwidth\x12;\n\x07inbound\x18\x01 \x01(\x0b\x32!.virtfleet.type.v1.BandwidthLimitR\x07inbound\x12=\n\x08outbound\x18\x02 \x01(\x0b\x32!.virtfleet.type.v1.BandwidthLimitR\x08outbound\"3\n\tSecretRef\x12\x1b\n\x06secret\x18\x01 \x01(\tH\x00R\x06secret\x88\x01\x01\x42\t\n\x07_secret\"3\n\tVolumeRef\x12\x1b\n\x06volume\x18\x01 \x01(\tH\x00R\x06volume\x88\x01\x01\x42\t\n\x07_volume\"\xa3\x01\n\nPciAddress\x12\x1b\n\x06\x64omain\x18\x01 \x01(\x05H\x00R\x06\x64omain\x88\x01\x01\x12\x15\n\x03\x62us\x18\x02 \x01(\x05H\x01R\x03\x62us\x88\x01\x01\x12\x17\n\x04slot\x18\x03 \x01(\x05H\x02R\x04slot\x88\x01\x01\x12\x1f\n\x08\x66unction\x18\x04 \x01(\x05H\x03R\x08\x66unction\x88\x01\x01\x42\t\n\x07_domainB\x06\n\x04_busB\x07\n\x05_slotB\x0b\n\t_function\">\n\nCapability\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scriptionBG\n\x15\x64\x65v.virtfleet.type.v1B\x0bValuesProtoP\x01Z\x1fvirtfleet.dev/go/type/v1;typev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evirtfleet/type/v1/values.proto\x12\x11virtfleet.type.v1\"Q\n\x08\x43puRange\x12\x19\n\x05\x66irst\x18\x01 \x01(\x05H\x00R\x05\x66irst\x88\x01\x01\x12\x17\n\x04last\x18\x02 \x01(\x05H\x01R\x04last\x88\x01\x01\x42\x08\n\x06_firstB\x07\n\x05_last\"\x8f\x01\n\tDataChunk\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x14\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00R\x04\x64\x61ta\x12!\n\x0bhole_length\x18\x03 \x01(\x03H\x00R\nholeLength\x12\x1b\n\x06\x63rc32c\x18\x04 \x01(\x07H\x01R\x06\x63rc32c\x88\x01\x01\x42\t\n\x07\x63ontentB\t\n\x07_crc32c\"\xc8\x02\n\x0e\x42\x61ndwidthLimit\x12<\n\x18\x61verage_bytes_per_second\x18\x01 \x01(\x03H\x00R\x15\x61verageBytesPerSecond\x88\x01\x01\x12\x36\n\x15peak_bytes_per_second\x18\x02 \x01(\x03H\x01R\x12peakBytesPerSecond\x88\x01\x01\x12$\n\x0b\x62urst_bytes\x18\x03 \x01(\x03H\x02R\nburstBytes\x88\x01\x01\x12\x38\n\x16\x66loor_bytes_per_second\x18\x04 \x01(\x03H\x03R\x13\x66loorBytesPerSecond\x88\x01\x01\x42\x1b\n\x19_average_bytes_per_secondB\x18\n\x16_peak_bytes_per_secondB\x0e\n\x0c_burst_bytesB\x19\n\x17_floor_bytes_per_second\"\x87\x01\n\tBandwidth\x12;\n\x07inbound\x18\x01 \x01(\x0b\x32!.virtfleet.type.v1.BandwidthLimitR\x07inbound\x12=\n\x08outbound\x18\x02 \x01(\x0b\x32!.virtfleet.type.v1.BandwidthLimitR\x08outbound\"3\n\tSecretRef\x12\x1b\n\x06secret\x18\x01 \x01(\tH\x00R\x06secret\x88\x01\x01\x42\t\n\x07_secret\"3\n\tVolumeRef\x12\x1b\n\x06volume\x18\x01 \x01(\tH\x00R\x06volume\x88\x01\x01\x42\t\n\x07_volume\"\xa3\x01\n\nPciAddress\x12\x1b\n\x06\x64omain\x18\x01 \x01(\x05H\x00R\x06\x64omain\x88\x01\x01\x12\x15\n\x03\x62us\x18\x02 \x01(\x05H\x01R\x03\x62us\x88\x01\x01\x12\x17\n\x04slot\x18\x03 \x01(\x05H\x02R\x04slot\x88\x01\x01\x12\x1f\n\x08\x66unction\x18\x04 \x01(\x05H\x03R\x08\x66unction\x88\x01\x01\x42\t\n\x07_domainB\x06\n\x04_busB\x07\n\x05_slotB\x0b\n\t_function\">\n\nCapability\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scriptionBG\n\x15\x64\x65v.virtfleet.type.v1B\x0bValuesProtoP\x01Z\x1fvirtfleet.dev/go/type/v1;typev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,18 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025dev.virtfleet.type.v1B\013ValuesProtoP\001Z\037virtfleet.dev/go/type/v1;typev1'
   _globals['_CPURANGE']._serialized_start=53
   _globals['_CPURANGE']._serialized_end=134
-  _globals['_DATACHUNK']._serialized_start=136
-  _globals['_DATACHUNK']._serialized_end=263
-  _globals['_BANDWIDTHLIMIT']._serialized_start=266
-  _globals['_BANDWIDTHLIMIT']._serialized_end=594
-  _globals['_BANDWIDTH']._serialized_start=597
-  _globals['_BANDWIDTH']._serialized_end=732
-  _globals['_SECRETREF']._serialized_start=734
-  _globals['_SECRETREF']._serialized_end=785
-  _globals['_VOLUMEREF']._serialized_start=787
-  _globals['_VOLUMEREF']._serialized_end=838
-  _globals['_PCIADDRESS']._serialized_start=841
-  _globals['_PCIADDRESS']._serialized_end=1004
-  _globals['_CAPABILITY']._serialized_start=1006
-  _globals['_CAPABILITY']._serialized_end=1068
+  _globals['_DATACHUNK']._serialized_start=137
+  _globals['_DATACHUNK']._serialized_end=280
+  _globals['_BANDWIDTHLIMIT']._serialized_start=283
+  _globals['_BANDWIDTHLIMIT']._serialized_end=611
+  _globals['_BANDWIDTH']._serialized_start=614
+  _globals['_BANDWIDTH']._serialized_end=749
+  _globals['_SECRETREF']._serialized_start=751
+  _globals['_SECRETREF']._serialized_end=802
+  _globals['_VOLUMEREF']._serialized_start=804
+  _globals['_VOLUMEREF']._serialized_end=855
+  _globals['_PCIADDRESS']._serialized_start=858
+  _globals['_PCIADDRESS']._serialized_end=1021
+  _globals['_CAPABILITY']._serialized_start=1023
+  _globals['_CAPABILITY']._serialized_end=1085
 # @@protoc_insertion_point(module_scope)

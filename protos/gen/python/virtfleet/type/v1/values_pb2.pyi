@@ -64,21 +64,26 @@ class DataChunk(message.Message):
     hole_length: builtins.int
     """The length in bytes of a run of zeros that is not sent."""
     crc32c: builtins.int
-    """The CRC32C (RFC 3720) of `data`; meaningless for a hole."""
+    """The CRC32C (RFC 3720) of `data`. Servers always send it. Unset in an upload: only the digest of the whole is checked."""
     def __init__(
         self,
         *,
         offset: builtins.int = ...,
         data: builtins.bytes = ...,
         hole_length: builtins.int = ...,
-        crc32c: builtins.int = ...,
+        crc32c: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["content", b"content", "data", b"data", "hole_length", b"hole_length"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_crc32c", b"_crc32c", "content", b"content", "crc32c", b"crc32c", "data", b"data", "hole_length", b"hole_length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "crc32c", b"crc32c", "data", b"data", "hole_length", b"hole_length", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_crc32c", b"_crc32c", "content", b"content", "crc32c", b"crc32c", "data", b"data", "hole_length", b"hole_length", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__crc32c: _TypeAlias = typing.Literal["crc32c"]  # noqa: Y015
+    _WhichOneofArgType__crc32c: _TypeAlias = typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
     _WhichOneofReturnType_content: _TypeAlias = typing.Literal["data", "hole_length"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = typing.Literal["content", b"content"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 @typing.final

@@ -17,7 +17,6 @@ import argparse
 import fcntl
 import filecmp
 import importlib.util
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ IMAGE = BUILD / "image.binpb"
 BASELINE = PROTOS / "baseline.binpb"
 GENERATED = PROTOS / "gen" / "python"
 VALIDATE_PROTO = "buf/validate/validate.proto"
-PACKAGES_SHOWN_IN_ERRORS = 40
+FILES_SHOWN_IN_ERRORS = 40
 
 # The wheel of googleapis-common-protos ships this source under another name than the one its own module
 # registers and every other language uses.
@@ -208,7 +207,7 @@ def differences(left: Path, right: Path) -> list[str]:
     return found
 
 
-def check() -> None:
+def check(committed: Path = GENERATED, root: Path = PROTOS) -> None:
     """Hold the committed stubs against what the protos give now.
 
     Raises:
@@ -216,55 +215,51 @@ def check() -> None:
     """
     with tempfile.TemporaryDirectory() as work:
         fresh = Path(work) / "python"
-        generate_python(write_image(IMAGE), fresh)
-        found = differences(GENERATED, fresh)
+        generate_python(write_image(Path(work) / "image.binpb", root), fresh)
+        found = differences(committed, fresh)
     if found:
-        message = "the generated stubs are out of date; run `make protos`:\n  " + "\n  ".join(
-            found[:PACKAGES_SHOWN_IN_ERRORS]
-        )
+        shown = "\n  ".join(found[:FILES_SHOWN_IN_ERRORS])
+        message = f"the generated stubs are out of date; run `make protos`:\n  {shown}"
         raise ProtoError(message)
 
 
-def _buf_config(work: Path) -> Path:
-    # buf looks for its configuration beside an image, not beside the sources; and it takes it as data.
-    config = work / "buf.yaml"
-    shutil.copyfile(PROTOS / "buf.yaml", config)
-    return config
-
-
-def lint() -> None:
-    """Run `buf lint` on the image.
+def lint(root: Path = PROTOS) -> None:
+    """Run `buf lint` on the protos.
 
     Raises:
         ProtoError: a rule is broken.
     """
-    write_image(IMAGE)
     with tempfile.TemporaryDirectory() as work:
-        _run(_script("buf"), "lint", IMAGE, "--config", _buf_config(Path(work)), cwd=Path(work))
+        image = Path(work) / "image.binpb"
+        write_image(image, root)
+        # Run elsewhere: buf would take a buf.yaml in the working directory for a module of sources.
+        _run(_script("buf"), "lint", image, "--config", PROTOS / "buf.yaml", cwd=Path(work))
 
 
-def breaking() -> None:
-    """Run `buf breaking` on the image against the committed baseline.
+def breaking(baseline_image: Path = BASELINE, root: Path = PROTOS) -> None:
+    """Run `buf breaking` on the protos against the committed baseline.
 
     Raises:
         ProtoError: a change breaks callers of the baseline, or there is no baseline.
     """
-    if not BASELINE.exists():
-        message = f"{BASELINE.relative_to(ROOT)} is missing: `python -m tools.protos baseline` writes it"
+    if not baseline_image.exists():
+        message = f"{baseline_image} is missing: `python -m tools.protos baseline` writes it"
         raise ProtoError(message)
-    write_image(IMAGE)
     with tempfile.TemporaryDirectory() as work:
-        config = _buf_config(Path(work))
-        against = ("--against", BASELINE, "--against-config", config)
-        _run(_script("buf"), "breaking", IMAGE, "--config", config, *against, cwd=Path(work))
+        image = Path(work) / "image.binpb"
+        write_image(image, root)
+        config = PROTOS / "buf.yaml"
+        against = ("--against", baseline_image, "--against-config", config)
+        _run(_script("buf"), "breaking", image, "--config", config, *against, cwd=Path(work))
 
 
-def baseline() -> None:
+def baseline(target: Path = BASELINE, root: Path = PROTOS) -> None:
     """Make what the protos say now the contract that `breaking` defends."""
-    image = write_image(IMAGE)
+    with tempfile.TemporaryDirectory() as work:
+        image = write_image(Path(work) / "image.binpb", root)
     for file in image.file:
         file.ClearField("source_code_info")
-    _write(image, BASELINE)
+    _write(image, target)
 
 
 def main() -> int:

@@ -23,9 +23,9 @@ _HEAD = """\
 # All methods
 
 Made from the protos by `make protos`; the comments there say more: what each field means, its unit and default, which
-errors a method has. Kinds: `U` unary · `O` unary with an operation as its answer · `S` server stream · `C` client stream ·
-`B` both ways. Permission: `own` needs none beyond a certificate, `nobody's` not even that. Effect: what a call changes:
-nothing, a record of ours, or a back end.
+errors a method has. Kinds: `U` unary · `O` unary with an operation as its answer · `S` server stream · `C` client
+stream · `B` both ways. Permission: `own` needs none beyond a certificate, `nobody's` not even that. Effect: what a call
+changes: nothing, a record of ours, or a back end.
 """
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "open_tap",
     "seccomp_available",
     "start_time",
+    "zombie",
 ]
 
 # Calls keep the interpreter's lock (PyDLL): after a raw clone nobody else exists in the child to take or give it.
@@ -56,6 +57,11 @@ _IFF_VNET_HDR = 0x4000
 _PIDFD_GET_INFO = 0xC040FF0B
 EXIT_INFO_BIT = 1 << 3
 _EXIT_CODE_AT = 60
+
+# Fields of /proc/PID/stat, counted from the command's closing bracket.
+_USER_TICKS = 11
+_STARTED = 19
+_EXIT_CODE = 49
 
 _IN_MODIFY = 0x2
 _IN_NONBLOCK_CLOEXEC = 0o2004000
@@ -212,6 +218,26 @@ def boot_id() -> str:
         return file.read().strip()
 
 
+def zombie(pid: int, started: int) -> tuple[int, float] | None:
+    """Return wait status and user seconds of a dead process that its parent has not reaped yet, else None.
+
+    An init may take seconds to reap; this does not wait for it, and works for the children of others.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+        if fields[0] not in (b"Z", b"X") or int(fields[_STARTED]) != started:
+            return None
+        status = int(fields[_EXIT_CODE])
+        if status == 0:
+            # Without the right to look the kernel says 0 as well; reading this needs the same right.
+            with open(f"/proc/{pid}/io", "rb") as file:
+                file.read()
+    except OSError:
+        return None
+    return status, int(fields[_USER_TICKS]) / os.sysconf("SC_CLK_TCK")
+
+
 def start_time(pid: int) -> int:
     """Return the start of a process in clock ticks since boot; with the pid and boot id it names one process.
 
@@ -220,4 +246,4 @@ def start_time(pid: int) -> int:
     """
     with open(f"/proc/{pid}/stat", "rb") as file:
         # The command's name may hold blanks and brackets: fields are counted from the last bracket.
-        return int(file.read().rsplit(b")", 1)[1].split()[19])
+        return int(file.read().rsplit(b")", 1)[1].split()[_STARTED])

@@ -27,6 +27,12 @@ from virtfleet_launcher.settings import Settings
 
 __all__ = ["Process", "Processes"]
 
+
+def _number(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    return value if type(value) is int and 0 < value < 2**62 else 0
+
+
 Answer = Callable[["Process | Refusal"], None]
 #: How long a dead process may stay a zombie of somebody else before its status is given up.
 _REAP_SECONDS = 2.0
@@ -134,7 +140,7 @@ class Processes:
             return
         process = Process(guest, directory, directory.read("record") or {})
         process.adopted = True
-        process.pid, process.start_time = int(born.get("pid", 0)), int(born.get("start_time", 0))
+        process.pid, process.start_time = _number(born, "pid"), _number(born, "start_time")
         process.boot_id = str(born.get("boot_id", ""))
         self._table[guest] = process
         process.exit = directory.read("exit")
@@ -304,11 +310,15 @@ class Processes:
         self._conclude(process, status, {"utime": round(usage.ru_utime, 3), "maxrss": usage.ru_maxrss})
 
     def _died_elsewhere(self, process: Process, events: int) -> None:
-        """Take the status of somebody else's child; the kernel has it as soon as that somebody reaped."""
+        """Take the status of somebody else's child: from the zombie, else from the kernel once it is reaped."""
+        dead = kernel.zombie(process.pid, process.start_time)
+        if dead is not None:
+            self._conclude(process, dead[0], {"utime": round(dead[1], 3)})
+            return
         if events & select.EPOLLHUP:
             self._conclude(process, kernel.exit_status(process.pidfd), None)
             return
-        # A zombie: readable all the time, so wait for the hang-up alone, which epoll always reports.
+        # A zombie of which we learn nothing: readable all the time, so wait for the hang-up alone.
         self._loop.change(process.pidfd, 0)
         self._loop.later(_REAP_SECONDS, lambda: self._give_up(process))
 

@@ -55,7 +55,7 @@ class RunDirectory:
                 value = json.load(file)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             report.error("a file of a run directory cannot be read", path=self.file(name), error=str(error))
             return None
         return value if isinstance(value, dict) else None

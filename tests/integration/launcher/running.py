@@ -43,9 +43,12 @@ while True:
             number += 1000
         break
     if mode == "echo":
-        peer.sendall(b"hello\\n")
-        while data := peer.recv(4096):
-            peer.sendall(data.upper())
+        try:
+            peer.sendall(b"hello\\n")
+            while data := peer.recv(4096):
+                peer.sendall(data.upper())
+        except ConnectionError:
+            continue
     if mode == "once":
         peer.sendall(b"last words")
         break
@@ -62,13 +65,17 @@ class Launcher:
         self.flags = ["--run-dir", str(self.run), "--cgroup-parent", str(self.cgroup)]
         for executable in EXECUTABLES:
             self.flags += ["--executable", executable]
+        #: What runs the launcher elsewhere: in a namespace, as another user.
+        self.prefix: list[str] = []
+        self.program = PROGRAM
         self.process: subprocess.Popen[bytes] | None = None
-        self._guests: set[tuple[int, int]] = set()
         self.clients: list[LauncherClient] = []
+        #: A test that damages files on purpose reads the errors of the log itself.
+        self.expected_errors = False
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            arguments = [PYTHON, "-I", "-S", str(PROGRAM), *self.flags]
+            arguments = [*self.prefix, PYTHON, "-I", "-S", str(self.program), *self.flags]
             self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:
@@ -99,7 +106,7 @@ class Launcher:
             self.end(signal.SIGTERM)
         for path in self.run.glob("guests/*/pid"):
             born = json.loads(path.read_text())
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TypeError):
                 pidfd = os.pidfd_open(born["pid"])
                 try:
                     stat = Path(f"/proc/{born['pid']}/stat").read_bytes().rsplit(b")", 1)[1].split()

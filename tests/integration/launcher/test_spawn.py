@@ -247,7 +247,7 @@ async def test_second_launcher_on_the_same_directory_ends(launcher: Launcher, co
     assert [process.guest for process in await compute.list_processes()] == ["kept"]
 
 
-async def test_tap_is_opened_only_if_it_exists(launcher: Launcher, compute: LauncherClient) -> None:
+async def test_tap_is_opened_only_if_it_exists(compute: LauncherClient) -> None:
     from virtfleet_service.launcher import SpawnTap
 
     name = f"vft{os.getpid()}"[:15]

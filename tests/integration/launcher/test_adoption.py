@@ -1,0 +1,236 @@
+"""The launcher dies, the processes do not, and the next one knows all about them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.launcher.running import PYTHON, UID, Launcher, console_guest, sleeper
+from virtfleet_service.launcher import (
+    Connected,
+    ConsoleData,
+    ConsoleGap,
+    Exited,
+    LauncherClient,
+    LauncherError,
+    Spawn,
+    SpawnSocket,
+)
+
+
+async def take_exit(events: AsyncIterator[Connected | Exited], guest: str) -> Exited:
+    async for event in events:
+        if isinstance(event, Exited) and event.exit.guest == guest:
+            return event
+    raise AssertionError(guest)
+
+
+async def reaped(pidfd: int) -> None:
+    """Wait until init has reaped it, which may take a second, and close the descriptor."""
+    poll = select.poll()
+    poll.register(pidfd, 0)
+    assert await asyncio.to_thread(poll.poll, 20_000) == [(pidfd, select.POLLHUP)]
+    os.close(pidfd)
+
+
+def restart(launcher: Launcher) -> None:
+    launcher.end(signal.SIGKILL)
+    launcher.start()
+
+
+async def test_processes_survive_and_are_adopted(launcher: Launcher, compute: LauncherClient) -> None:
+    before = await compute.spawn(sleeper("kept"))
+    instance = (await compute.capabilities()).instance
+    restart(launcher)
+    after = await compute.inspect("kept")
+    assert (await compute.capabilities()).instance != instance
+    assert (after.pid, after.start_time, after.token) == (before.pid, before.start_time, before.token)
+    assert after.state == "running"
+    assert after.adopted
+    assert (await compute.spawn(sleeper("kept"))).pid == before.pid
+    with pytest.raises(LauncherError) as refused:
+        await compute.spawn(sleeper("kept", token="other"))
+    assert refused.value.reason == "ALREADY_RUNNING"
+    await compute.kill("kept", "TERM")
+    ended = await compute.wait("kept")
+    assert (ended.outcome, ended.signal, ended.maxrss) == ("signaled", signal.SIGTERM, None)
+    assert not (launcher.cgroup / "kept.guest").exists()
+    assert await compute.forget("kept")
+
+
+async def test_exit_code_of_an_adopted_process(launcher: Launcher, compute: LauncherClient) -> None:
+    program = "import socket, sys\nlistener = socket.socket(fileno=int(sys.argv[1]))\nlistener.accept()\nsys.exit(7)"
+    spawn = Spawn(
+        "seven", "t", [PYTHON, "-I", "-c", program, "{fd:door}"], uid=UID, sockets=[SpawnSocket("door")]
+    )  # fmt: skip
+    await compute.spawn(spawn)
+    restart(launcher)
+    layer = (await compute.capabilities()).layers["exit_status_of_adopted"]
+    (await compute.open_socket("seven", "door")).close()
+    ended = await compute.wait("seven")
+    assert ended.outcome == ("exited" if layer.possible else "unknown")
+    assert ended.code == (7 if layer.possible else None)
+    assert json.loads((launcher.guest_dir("seven") / "exit").read_text())["code"] == ended.code
+
+
+async def test_exit_of_an_adopted_process_that_was_reaped_unseen(launcher: Launcher, compute: LauncherClient) -> None:
+    process = await compute.spawn(sleeper("reaped"))
+    restart(launcher)
+    layer = (await compute.capabilities()).layers["exit_status_of_adopted"]
+    os.kill(launcher.pid, signal.SIGSTOP)
+    pidfd = os.pidfd_open(process.pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    await reaped(pidfd)
+    os.kill(launcher.pid, signal.SIGCONT)
+    assert (await compute.wait("reaped")).signal == (signal.SIGTERM if layer.possible else None)
+
+
+async def test_death_while_no_launcher_was_there_is_unknown_never_zero(
+    launcher: Launcher, compute: LauncherClient
+) -> None:
+    process = await compute.spawn(sleeper("unseen"))
+    pidfd = os.pidfd_open(process.pid)
+    launcher.end(signal.SIGKILL)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    await reaped(pidfd)
+    launcher.start()
+    ended = await compute.wait("unseen")
+    assert (ended.outcome, ended.code, ended.signal) == ("unknown", None, None)
+    assert not (launcher.cgroup / "unseen.guest").exists()
+
+
+async def test_pid_of_another_process_is_not_adopted(launcher: Launcher, compute: LauncherClient) -> None:
+    process = await compute.spawn(sleeper("gone"))
+    other = await compute.spawn(sleeper("other"))
+    await compute.kill("gone")
+    await compute.wait("gone")
+    launcher.end(signal.SIGKILL)
+    directory = launcher.guest_dir("gone")
+    (directory / "exit").unlink()
+    # The pid now means another process, and its recorded start time does not fit.
+    born = json.loads((directory / "pid").read_text())
+    (directory / "pid").write_text(json.dumps(born | {"pid": other.pid, "start_time": born["start_time"] - 1}))
+    launcher.start()
+    assert (await compute.inspect("gone")).state == "ended"
+    assert (await compute.inspect("other")).state == "running"
+    assert process.pid != other.pid
+
+
+async def test_watch_is_resumed_and_tells_each_end_until_it_is_forgotten(
+    launcher: Launcher, compute: LauncherClient
+) -> None:
+    events = compute.events()
+    first = await anext(events)
+    assert isinstance(first, Connected)
+    await compute.spawn(sleeper("a"))
+    await compute.spawn(sleeper("b"))
+    await compute.kill("a")
+    told = await take_exit(events, "a")
+    assert told.exit.signal == signal.SIGKILL
+    assert told.exit.maxrss is not None
+    assert told.exit.maxrss > 0
+    restart(launcher)
+    second = await anext(events)
+    assert isinstance(second, Connected)
+    assert second.instance != first.instance
+    assert (await take_exit(events, "a")).exit == told.exit
+    await compute.forget("a")
+    await compute.kill("b")
+    assert (await take_exit(events, "b")).exit.outcome in ("signaled", "unknown")
+    await events.aclose()  # type: ignore[attr-defined]  # an async generator, typed as the iterator that callers need
+
+
+async def test_wait_goes_on_over_a_restart(launcher: Launcher, compute: LauncherClient) -> None:
+    await compute.spawn(sleeper("long"))
+    waiting = asyncio.create_task(compute.wait("long"))
+    await compute.list_processes()
+    restart(launcher)
+    await compute.kill("long")
+    assert (await waiting).guest == "long"
+
+
+async def test_console_history_survives_with_a_told_gap(launcher: Launcher, compute: LauncherClient) -> None:
+    await compute.spawn(console_guest("echo", "echo"))
+    async with await compute.console("echo", write=True) as console:
+        chunks = aiter(console)
+        first = await anext(chunks)
+        assert isinstance(first, ConsoleData)
+        restart(launcher)
+        gap = await anext(chunks)
+        assert isinstance(gap, ConsoleGap)
+        assert gap.skipped is None
+        assert gap.epoch > first.epoch
+        # The guest greets each client of its socket; the writer's place was taken again.
+        text = b""
+        await console.write(b"abc")
+        while b"ABC" not in text:
+            chunk = await anext(chunks)
+            assert isinstance(chunk, ConsoleData)
+            assert chunk.epoch == gap.epoch
+            text += chunk.data
+        assert text == b"hello\nABC"
+    async with await compute.console("echo", follow=False) as console:
+        history = [chunk async for chunk in console]
+    assert [chunk.data if isinstance(chunk, ConsoleData) else None for chunk in history] == [
+        b"hello\n",
+        None,
+        b"hello\nABC",
+    ]
+
+
+async def test_damaged_files_do_not_stop_the_next_launcher(launcher: Launcher, compute: LauncherClient) -> None:
+    ring = await compute.spawn(console_guest("ring", "echo"))
+    record = await compute.spawn(sleeper("record"))
+    await compute.spawn(sleeper("pid"))
+    launcher.end(signal.SIGKILL)
+    victim = os.pidfd_open(json.loads((launcher.guest_dir("pid") / "pid").read_text())["pid"])
+    signal.pidfd_send_signal(victim, signal.SIGKILL)
+    os.close(victim)
+    (launcher.guest_dir("ring") / "con.ring").write_bytes(b"rubbish")
+    (launcher.guest_dir("record") / "record").write_text("[" * 100_000)
+    (launcher.guest_dir("pid") / "pid").write_text('{"pid": "x", "start_time": []}')
+    (launcher.run / "guests" / "not a guest").mkdir()
+    (launcher.run / "guests" / "file").write_text("")
+    launcher.start()
+    states = {process.guest: (process.state, process.pid) for process in await compute.list_processes()}
+    assert states["ring"] == ("running", ring.pid)
+    assert states["record"] == ("running", record.pid)
+    assert states["pid"][0] == "ended"
+    async with await compute.console("ring") as console:
+        assert isinstance(await anext(aiter(console)), ConsoleData | ConsoleGap)
+    with pytest.raises(LauncherError) as refused:
+        await compute.spawn(sleeper("record"))
+    assert refused.value.reason == "ALREADY_RUNNING"
+    told = [message["message"] for message in launcher.messages() if message["level"] == "error"]
+    assert "the ring is lost" in told
+    launcher.expected_errors = True
+
+
+async def test_sigterm_leaves_the_processes(launcher: Launcher, compute: LauncherClient) -> None:
+    process = await compute.spawn(sleeper("stays"))
+    assert launcher.end(signal.SIGTERM) == 0
+    assert Path(f"/proc/{process.pid}/stat").exists()
+    assert not (launcher.run / "compute.sock").exists()
+    launcher.start()
+    assert (await compute.inspect("stays")).pid == process.pid
+
+
+async def test_kill_during_a_start_loses_and_doubles_nothing(launcher: Launcher, compute: LauncherClient) -> None:
+    for turn in range(8):
+        starting = asyncio.create_task(compute.spawn(sleeper("turn", token=str(turn))))
+        await asyncio.sleep(0.0005 * turn)
+        restart(launcher)
+        process = await starting
+        assert process.state == "running"
+        alive = (launcher.cgroup / "turn.guest" / "cgroup.procs").read_text().split()
+        assert alive == [str(process.pid)]
+        await compute.kill("turn")
+        await compute.wait("turn")
+        await compute.forget("turn")

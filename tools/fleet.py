@@ -239,8 +239,8 @@ class Fleet:
             settings["cgroup_parent"] = str(parent / node)
         if not _other_users():
             settings["single_user"] = True
-        path = base / "launcher.toml"
-        toml.write(path, settings)
+        settings_file = base / "launcher.toml"
+        toml.write(settings_file, settings)
         await self._start_process(
             node,
             "launcher",
@@ -250,7 +250,7 @@ class Fleet:
                 "-S",
                 str(ROOT / "services/launcher/virtfleet_launcher/__main__.py"),
                 "--settings",
-                str(path),
+                str(settings_file),
             ],
         )
 

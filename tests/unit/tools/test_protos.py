@@ -116,7 +116,7 @@ def test_breaking_change_is_refused_and_an_addition_is_not(root: Path, tmp_path:
     )
     protos.breaking(baseline, root)
     change(root, old, new)
-    with pytest.raises(protos.ProtoError, match="Previously present|changed type"):
+    with pytest.raises(protos.ProtoError, match=r"Previously present|changed type"):
         protos.breaking(baseline, root)
 
 

@@ -39,6 +39,15 @@ GOOD: dict[str, Any] = {
 }
 
 
+def refused_by(call: Callable[[], object]) -> Refusal | None:
+    """Make a call that may be refused; nothing else may go wrong in it."""
+    try:
+        call()
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
 @given(
     st.lists(st.binary(max_size=50).filter(lambda line: b"\n" not in line), max_size=8), st.lists(st.integers(0, 400))
 )

@@ -1,0 +1,1 @@
+"""The storage service of a node: pools, volumes, and who holds them."""

@@ -1,0 +1,1 @@
+"""Pools that are a directory of a mounted file system."""

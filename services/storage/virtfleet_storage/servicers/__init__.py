@@ -1,0 +1,1 @@
+"""The gRPC edge: each method calls one use case and answers."""

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         report.error("the settings cannot be used", error=str(error))
         return _EXIT_USAGE
     if show:
-        sys.stdout.write(settings.show() + "\n")
+        sys.stdout.write(show.rstrip("\n") + "\n")
         return 0
     os.umask(0o077)
     os.makedirs(os.path.join(settings.run_dir, "guests"), mode=0o700, exist_ok=True)

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtfleet_launcher import kernel, rundir
 from virtfleet_launcher.protocol import Refusal
@@ -30,8 +30,7 @@ _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _LAUNCHER_HANDLES = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclass(frozen=True)
-class Birth:
+class Birth(NamedTuple):
     """A child between fork and exec."""
 
     pid: int

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "CAPABILITIES",
@@ -85,8 +85,7 @@ def _check(result: int) -> int:
     return result
 
 
-@dataclass(frozen=True)
-class Clone:
+class Clone(NamedTuple):
     """What `clone` gives: in the child pid is 0 and pidfd -1."""
 
     pid: int

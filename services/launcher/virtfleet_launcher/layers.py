@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtfleet_launcher import birth, kernel
 from virtfleet_launcher.cgroups import Cgroups
@@ -16,8 +16,7 @@ __all__ = ["Layer", "permitted_groups", "probe"]
 _PROBE = "probe-of-launcher"
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer: possible, or the reason why not."""
 
     possible: bool

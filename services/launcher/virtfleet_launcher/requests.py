@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from virtfleet_launcher import protocol
 from virtfleet_launcher.kernel import CAPABILITIES
@@ -25,8 +25,7 @@ _MAX_SPEC = 1024 * 1024
 _LARGEST = 2**62
 
 
-@dataclass(frozen=True)
-class Socket:
+class Socket(NamedTuple):
     """A listening unix socket in the run directory."""
 
     name: str
@@ -34,16 +33,14 @@ class Socket:
     backlog: int
 
 
-@dataclass(frozen=True)
-class Tap:
+class Tap(NamedTuple):
     """A queue of an existing tap."""
 
     name: str
     ifname: str
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file that the settings allow to open."""
 
     name: str
@@ -51,16 +48,14 @@ class File:
     flags: int
 
 
-@dataclass(frozen=True)
-class Console:
+class Console(NamedTuple):
     """The ring behind one of the sockets."""
 
     name: str
     ring_bytes: int
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What the cgroup enforces; None: nothing."""
 
     memory_bytes: int | None
@@ -68,8 +63,7 @@ class Limits:
     pids: int | None
 
 
-@dataclass(frozen=True)
-class SpawnRequest:
+class SpawnRequest(NamedTuple):
     """A checked and permitted spawn."""
 
     guest: str

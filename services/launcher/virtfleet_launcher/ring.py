@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Piece", "Ring", "RingError"]
 
@@ -29,8 +29,7 @@ class RingError(Exception):
     """The file is no ring."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What a cursor meets next: bytes, or a hole of `skipped` bytes (None: nobody counted them)."""
 
     epoch: int

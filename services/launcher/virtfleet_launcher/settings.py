@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import tomllib
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from virtfleet_launcher.kernel import CAPABILITIES
 
@@ -16,13 +15,48 @@ __all__ = ["Settings", "SettingsError", "read"]
 
 _LARGEST_ID = 2**32 - 2
 
+_SWITCHES = {"--single-user": "single_user", "--show-settings": "show_settings", "--help": "help"}
+_REPEATED = {
+    "--executable": "executables",
+    "--allow-root-helper": "allow_root_helpers",
+    "--ambient-capability": "ambient_capabilities",
+    "--openable-file": "openable_files",
+    "--group": "groups",
+    "--client": "clients",
+}
+_FLAGS = {
+    "--config": "config",
+    "--run-dir": "run_dir",
+    "--cgroup-parent": "cgroup_parent",
+    "--uids": "uids",
+    "--gids": "gids",
+    "--ring-bytes": "ring_bytes",
+    "--log-bytes": "log_bytes",
+    **_REPEATED,
+}
+_KINDS: dict[str, type] = {
+    "single_user": bool,
+    "ring_bytes": int,
+    "log_bytes": int,
+    "run_dir": str,
+    "cgroup_parent": str,
+}
+_NUMBERS = ("ring_bytes", "log_bytes", "groups")
+_USAGE = f"""virtfleet-launcher: parent of a node's guests and daemons
+
+  flags: {" ".join(_FLAGS)}
+  switches: {" ".join(_SWITCHES)}
+
+--config names a TOML file with the same settings; flags win over it. --ambient-capability takes EXECUTABLE=NAME,
+--uids and --gids take LOW-HIGH. These may be repeated: {" ".join(_REPEATED)}
+"""
+
 
 class SettingsError(Exception):
     """The settings cannot be used; the text names the one that is wrong."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the launcher may do, and where."""
 
     #: Holds the sockets, the lock and below `guests/` a directory for each process.
@@ -32,7 +66,7 @@ class Settings:
     #: Those of them that may run as uid 0 because they drop it themselves (dnsmasq).
     allow_root_helpers: tuple[str, ...] = ()
     #: Capabilities that an executable may keep under a uid that is not 0.
-    ambient_capabilities: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ambient_capabilities: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     #: Files that may be opened for a process, /dev/vhost-net for example.
     openable_files: tuple[str, ...] = ()
     #: First and last numeric id that processes may have.
@@ -49,8 +83,8 @@ class Settings:
     ring_bytes: int = 262144
     log_bytes: int = 262144
 
-    def __post_init__(self) -> None:
-        """Refuse what could not work or would be unsafe.
+    def checked(self) -> Settings:
+        """Return these settings, or refuse what could not work or would be unsafe.
 
         Raises:
             SettingsError: with the name of the setting.
@@ -66,6 +100,7 @@ class Settings:
         for name in ("ring_bytes", "log_bytes"):
             if not 4096 <= getattr(self, name) <= 64 * 1024 * 1024:
                 raise _bad(name, "must be from 4 KiB to 64 MiB")
+        return self
 
     def _check_paths(self) -> None:
         named = [("run_dir", self.run_dir), ("cgroup_parent", self.cgroup_parent or "/")]
@@ -88,7 +123,7 @@ class Settings:
 
     def show(self) -> str:
         """Return the settings as JSON; there are no secrets among them."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self._asdict() | {"ambient_capabilities": dict(self.ambient_capabilities)}, indent=2)
 
 
 def _bad(name: str, message: str) -> SettingsError:
@@ -118,9 +153,7 @@ def _convert(name: str, value: object) -> Any:  # noqa: ANN401 - one of the fiel
         if isinstance(value, dict):
             return {path: _texts(name, names) for path, names in value.items()}
         raise _bad(name, "must be a table")
-    kind: type = {"single_user": bool, "ring_bytes": int, "log_bytes": int, "run_dir": str, "cgroup_parent": str}.get(
-        name, tuple
-    )
+    kind = _KINDS.get(name, tuple)
     if kind is tuple:
         return _texts(name, value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -128,54 +161,70 @@ def _convert(name: str, value: object) -> Any:  # noqa: ANN401 - one of the fiel
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="virtfleet-launcher", description="Parent of a node's guests and daemons.")
-    parser.add_argument("--config", help="TOML file; flags win over it")
-    parser.add_argument("--show-settings", action="store_true", help="print the settings and end")
-    for flag in ("run-dir", "cgroup-parent", "uids", "gids"):
-        parser.add_argument(f"--{flag}", dest=flag.replace("-", "_"))
-    for flag in ("ring-bytes", "log-bytes"):
-        parser.add_argument(f"--{flag}", dest=flag.replace("-", "_"), type=int)
-    parser.add_argument("--single-user", action="store_const", const=True, help="no other user is possible")
-    for flag, name in (
-        ("executable", "executables"),
-        ("allow-root-helper", "allow_root_helpers"),
-        ("openable-file", "openable_files"),
-        ("client", "clients"),
-    ):
-        parser.add_argument(f"--{flag}", dest=name, action="append", help="may be repeated")
-    parser.add_argument("--group", dest="groups", action="append", type=int, help="may be repeated")
-    parser.add_argument(
-        "--ambient-capability", dest="ambient", action="append", default=[], metavar="EXECUTABLE=NAME", help="repeat"
-    )
-    return parser
+def _flags(arguments: list[str]) -> dict[str, Any]:
+    """Return the flags by setting; without argparse, which costs as much memory as all the rest of the launcher."""
+    values: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, text = argument.partition("=")
+        if flag in _SWITCHES and not equals:
+            values[_SWITCHES[flag]] = True
+            continue
+        name = _FLAGS.get(flag)
+        if name is None:
+            raise _bad(argument, "is not a flag; --help tells them")
+        value: Any = text if equals else next(rest, None)
+        if value is None:
+            raise _bad(flag, "needs a value")
+        if name in _NUMBERS:
+            if not re.fullmatch("[0-9]{1,10}", value):
+                raise _bad(name, "must be a number")
+            value = int(value)
+        if flag in _REPEATED:
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+    return values
 
 
-def read(arguments: list[str]) -> tuple[Settings, bool]:
-    """Return the settings of a command line and whether they are only to be shown.
+def read(arguments: list[str]) -> tuple[Settings, str]:
+    """Return the settings of a command line, and the text that is to be shown instead of serving.
 
     Raises:
         SettingsError: a setting is unknown, missing or wrong.
     """
-    flags = vars(_parser().parse_args(arguments))
+    flags = _flags(arguments)
+    if flags.pop("help", False):
+        return Settings(run_dir="/"), _USAGE
     values: dict[str, Any] = {}
-    if flags["config"]:
-        try:
-            with open(flags["config"], "rb") as file:
-                values.update(tomllib.load(file))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise _bad("config", str(error)) from error
-    known = {item.name for item in fields(Settings)}
-    for name in values:
-        if name not in known:
-            raise _bad(name, "is not a setting")
-    values.update({name: flags[name] for name in known if flags.get(name) is not None})
-    if flags["ambient"]:
+    config = flags.pop("config", None)
+    if config is not None:
+        values.update(_file(config))
+    show = flags.pop("show_settings", False)
+    ambient = flags.pop("ambient_capabilities", [])
+    values.update(flags)
+    if ambient:
         table = {path: list(names) for path, names in values.get("ambient_capabilities", {}).items()}
-        for item in flags["ambient"]:
+        for item in ambient:
             path, _, name = item.partition("=")
             table.setdefault(path, []).append(name)
         values["ambient_capabilities"] = table
     if "run_dir" not in values:
         raise _bad("run_dir", "is missing")
-    return Settings(**{name: _convert(name, value) for name, value in values.items()}), bool(flags["show_settings"])
+    settings = Settings(**{name: _convert(name, value) for name, value in values.items()}).checked()
+    return settings, settings.show() if show else ""
+
+
+def _file(path: str) -> dict[str, Any]:
+    # Only where there is a file: tomllib brings datetime and more.
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise _bad("config", str(error)) from error
+    for name in values:
+        if name not in Settings._fields:
+            raise _bad(name, "is not a setting")
+    return values

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from virtfleet_launcher import __version__, protocol, rundir
@@ -87,7 +86,7 @@ class Verbs:
                 "root_helpers": settings.allow_root_helpers,
                 "ring_bytes": settings.ring_bytes,
                 "log_bytes": settings.log_bytes,
-                "layers": {name: asdict(layer) for name, layer in self._layers.items()},
+                "layers": {name: layer._asdict() for name, layer in self._layers.items()},
             },
         )
 

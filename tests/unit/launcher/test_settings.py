@@ -32,7 +32,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     settings, show = read(
         ["--config", str(config), "--run-dir", "/run/b", "--ambient-capability", "/bin/a=net_raw", "--show-settings"]
     )
-    assert show
+    assert json.loads(show)["run_dir"] == "/run/b"
     assert settings == Settings(
         run_dir="/run/b",
         executables=("/bin/a", "/bin/b"),
@@ -43,7 +43,25 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         clients=("compute:1001",),
         ambient_capabilities={"/bin/a": ("net_admin", "net_raw")},
     )
-    assert json.loads(settings.show())["run_dir"] == "/run/b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--run-dir"], "--run-dir"),
+        (["--run-dir", "/run/a", "--what"], "--what"),
+        (["--run-dir", "/run/a", "stray"], "stray"),
+        (["--run-dir=/run/a", "--ring-bytes=many"], "ring_bytes"),
+        (["--run-dir=/run/a", "--single-user=yes"], "--single-user=yes"),
+    ],
+)
+def test_wrong_flags_are_named(arguments: list[str], named: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{named}: "):
+        read(arguments)
+
+
+def test_help_names_every_flag() -> None:
+    assert "--allow-root-helper" in read(["--help"])[1]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +103,17 @@ def test_it_needs_the_standard_library_alone_and_little_of_it() -> None:
     modules = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert not {"asyncio", "subprocess", "threading", "pathlib", "logging", "multiprocessing"} & set(modules)
+    assert not {
+        "argparse",
+        "asyncio",
+        "dataclasses",
+        "inspect",
+        "subprocess",
+        "threading",
+        "pathlib",
+        "logging",
+        "multiprocessing",
+    } & set(modules)
     foreign = (
         {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"virtfleet_launcher", "__main__"}
     )

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2, watch_pb2
 from virtfleet_gateway.authority import NODE_SERVICES, Authority, Certificate
-from virtfleet_service import names, resources
+from virtfleet_service import names, requests, resources
 from virtfleet_service.denial import Denials, public_key_sha256
 from virtfleet_service.errors import (
     FieldConflict,
@@ -95,12 +95,17 @@ class Enrollment:
 
     # ---- join tokens -------------------------------------------------------------------------------------------
 
-    async def create_join_token(self, request: enrollment_pb2.CreateJoinTokenRequest) -> enrollment_pb2.JoinToken:
+    async def create_join_token(
+        self, request: enrollment_pb2.CreateJoinTokenRequest, call: Call
+    ) -> enrollment_pb2.JoinToken:
         """Make a token; the answer alone holds its secret.
+
+        What is remembered for a repetition of the call lacks the secret, as everything that is stored does: a
+        repetition is refused.
 
         Raises:
             NameMalformed: The node or the id has a wrong form.
-            ResourceExists: A token of that id exists.
+            ResourceExists: A token of that id exists, or the call is a repetition.
         """
         node = _node_id(request.join_token.spec.node, "join_token.spec.node")
         secret = secrets.token_urlsafe(32)
@@ -121,38 +126,47 @@ class Enrollment:
         if request.validate_only:
             return token
 
-        def work(transaction: Transaction) -> None:
+        made = False
+
+        def work(transaction: Transaction) -> enrollment_pb2.JoinToken:
+            nonlocal made
             self._forget_old_tokens(transaction)
             if transaction.get(token.name) is not None:
                 raise ResourceExists(f"{token.name} exists", resource=token.name)
-            transaction.put("joinToken", token, cause=f"{_CAUSE}CreateJoinToken")
+            transaction.put("join_token", token, cause=f"{_CAUSE}CreateJoinToken")
             transaction.put_record("tokenHash", _hash(secret), token.name.encode())
+            made = True
+            return token
 
-        await self._store.write(work)
+        kept = await requests.once(self._store, call, request, work)
+        if not made:
+            raise ResourceExists(
+                f"{kept.name} was made by the first of these calls; its secret was in that answer alone",
+                resource=kept.name,
+            )
         answer = enrollment_pb2.JoinToken()
         answer.CopyFrom(token)
         answer.token = f"vf1.{node}.{secret}.{self._authority.key_hash}"
         return answer
 
-    async def delete_join_token(self, request: enrollment_pb2.DeleteJoinTokenRequest) -> None:
-        """Forget a token.
+    def delete_join_token(
+        self, transaction: Transaction, request: enrollment_pb2.DeleteJoinTokenRequest
+    ) -> enrollment_pb2.DeleteJoinTokenResponse:
+        """Forget a token, inside a transaction that remembers the request_id.
 
         Raises:
             ResourceNotFound: There is none, and `allow_missing` is not set.
         """
-
-        def work(transaction: Transaction) -> None:
-            row = transaction.get(request.name)
-            if row is None or row.kind != "joinToken":
-                if request.allow_missing:
-                    return
-                raise ResourceNotFound(f"there is no {request.name}", resource=request.name)
-            token = enrollment_pb2.JoinToken.FromString(row.body)
-            resources.check_preconditions(token, etag=request.etag, expected_uid=request.expected_uid)
-            if not request.validate_only:
-                self._delete_token(transaction, token, cause=f"{_CAUSE}DeleteJoinToken")
-
-        await self._store.write(work)
+        row = transaction.get(request.name)
+        if row is None or row.kind != "join_token":
+            if request.allow_missing:
+                return enrollment_pb2.DeleteJoinTokenResponse()
+            raise ResourceNotFound(f"there is no {request.name}", resource=request.name)
+        token = enrollment_pb2.JoinToken.FromString(row.body)
+        resources.check_preconditions(token, etag=request.etag, expected_uid=request.expected_uid)
+        if not request.validate_only:
+            self._delete_token(transaction, token, cause=f"{_CAUSE}DeleteJoinToken")
+        return enrollment_pb2.DeleteJoinTokenResponse()
 
     @staticmethod
     def _delete_token(transaction: Transaction, token: enrollment_pb2.JoinToken, *, cause: str) -> None:
@@ -163,7 +177,7 @@ class Enrollment:
                 transaction.delete_record("admission", key)
 
     def _forget_old_tokens(self, transaction: Transaction) -> None:
-        for row in transaction.list("joinToken"):
+        for row in transaction.list("join_token"):
             token = enrollment_pb2.JoinToken.FromString(row.body)
             if token.status.expire_time.ToDatetime(dt.UTC) + LISTED_AFTER_END < _now():
                 self._delete_token(transaction, token, cause="expired")
@@ -218,7 +232,7 @@ class Enrollment:
             answer.trust_bundle.CopyFrom(self._bundle(transaction.get_record("denials", "signed")))
             token.status.state = enrollment_pb2.JOIN_TOKEN_STATE_USED
             token.status.use_time.FromDatetime(_now())
-            transaction.put("joinToken", token, cause=f"{_CAUSE}EnrollNode")
+            transaction.put("join_token", token, cause=f"{_CAUSE}EnrollNode")
             transaction.put_record("admission", digest, requests_digest.encode() + answer.SerializeToString())
             return answer
 
@@ -273,47 +287,43 @@ class Enrollment:
 
     # ---- certificates ------------------------------------------------------------------------------------------
 
-    async def renew(
-        self, request: enrollment_pb2.RenewCertificateRequest, call: Call
+    def renew(
+        self, transaction: Transaction, request: enrollment_pb2.RenewCertificateRequest, call: Call
     ) -> enrollment_pb2.RenewCertificateResponse:
-        """Issue a new certificate for the identity of the caller's own.
+        """Issue a new certificate for the caller's own identity, in a transaction that remembers the request_id.
 
         Raises:
             PermissionMissing: The call names a certificate of another identity.
             WrongState: The identity is a user's.
             DocumentInvalid: The request for a certificate is refused.
         """
-        subject = call.peer.subject if call.peer is not None else ""
+        subject = call.peer.uri if call.peer is not None else ""
         prefix = f"spiffe://{self._authority.trust_domain}/node/"
         parts = subject.removeprefix(prefix).split("/")
         if not subject.startswith(prefix) or len(parts) != 2 or parts[1] not in NODE_SERVICES:
             raise WrongState("only services of nodes renew their certificates themselves", subject=subject)
         node, service = parts
-
-        def work(transaction: Transaction) -> enrollment_pb2.RenewCertificateResponse:
-            if request.name:
-                row = transaction.get(request.name)
-                if row is None:
-                    raise ResourceNotFound(f"there is no {request.name}", resource=request.name)
-                if enrollment_pb2.Certificate.FromString(row.body).status.identity != subject:
-                    raise PermissionMissing(
-                        f"{request.name} is not of {subject}", resource=request.name, permission="certificates.renew"
-                    )
-            certificate = self._authority.issue_node(
-                request.certificate_request.encode(), node, service, self._terms.node_lifetime
-            )
-            answer = enrollment_pb2.RenewCertificateResponse()
-            if request.validate_only:
-                return answer
-            self._forget_old_certificates(transaction)
-            self._record(transaction, certificate, node=node, principal=subject, renewed=True)
-            if request.endpoint:
-                self._move_service(transaction, f"{_NODE_PREFIX}{node}", service, request.endpoint)
-            answer.certificate.CopyFrom(self._issued(certificate, service))
-            answer.trust_bundle.CopyFrom(self._bundle(transaction.get_record("denials", "signed")))
+        if request.name:
+            row = transaction.get(request.name)
+            if row is None:
+                raise ResourceNotFound(f"there is no {request.name}", resource=request.name)
+            if enrollment_pb2.Certificate.FromString(row.body).status.identity != subject:
+                raise PermissionMissing(
+                    f"{request.name} is not of {subject}", resource=request.name, permission="certificates.renew"
+                )
+        certificate = self._authority.issue_node(
+            request.certificate_request.encode(), node, service, self._terms.node_lifetime
+        )
+        answer = enrollment_pb2.RenewCertificateResponse()
+        if request.validate_only:
             return answer
-
-        return await self._store.write(work)
+        self._forget_old_certificates(transaction)
+        self._record(transaction, certificate, node=node, principal=subject, renewed=True)
+        if request.endpoint:
+            self._move_service(transaction, f"{_NODE_PREFIX}{node}", service, request.endpoint)
+        answer.certificate.CopyFrom(self._issued(certificate, service))
+        answer.trust_bundle.CopyFrom(self._bundle(transaction.get_record("denials", "signed")))
+        return answer
 
     @staticmethod
     def _move_service(transaction: Transaction, name: str, service: str, endpoint: str) -> None:
@@ -386,7 +396,7 @@ class Enrollment:
             row = transaction.get(request.name)
             return enrollment_pb2.Certificate.FromString(row.body) if row is not None else certificate
 
-        answer = await self._store.write(work)
+        answer = await requests.once(self._store, call, request, work)
         self._publish(out)
         return answer
 

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from virtfleet_launcher import kernel, rundir
@@ -66,19 +67,19 @@ def descriptors(
         result.append((name, descriptor))
 
     for item in request.sockets:
-        path, mode, backlog = directory.file(item.name), item.mode, item.backlog
-        # The child polls or blocks as it likes: the listener is handed over as the kernel made it.
-        add("SOCKET_FAILED", item.name, lambda p=path, m=mode, b=backlog: _listener(p, m, b))  # type: ignore[misc]
+        make = partial(_listener, directory.file(item.name), item.mode, item.backlog)
+        add("SOCKET_FAILED", item.name, make)
     for tap in request.taps:
-        add("TAP_FAILED", tap.name, lambda name=tap.ifname: kernel.open_tap(name))  # type: ignore[misc]
+        add("TAP_FAILED", tap.name, partial(kernel.open_tap, tap.ifname))
     for file in request.files:
         flags = file.flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
-        add("FILE_FAILED", file.name, lambda p=file.path, f=flags: os.open(p, f))  # type: ignore[misc]
+        add("FILE_FAILED", file.name, partial(os.open, file.path, flags))
     result += zip(request.fds, passed, strict=True)
     return result
 
 
 def _listener(path: str, mode: int, backlog: int) -> int:
+    # The child polls or blocks as it likes: the listener is handed over as the kernel made it.
     listener: socket.socket = rundir.bind(path, mode, backlog)
     return listener.detach()
 

@@ -1,0 +1,353 @@
+"""Checks of a request before anything acts on it: what this server does not know, and what the rules in its proto forbid."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from google.api import resource_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from buf.validate import validate_pb2
+from virtfleet_service.errors import (
+    DocumentInvalid,
+    FieldOutOfRange,
+    FieldRequired,
+    InvalidArgument,
+    MessageTooLarge,
+    NameMalformed,
+    UnknownField,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.message import Message
+    from protovalidate import Validator, Violation
+
+REQUEST_LIMIT_BYTES: Final = 4 << 20
+"""The largest message that a server takes. gRPC itself is told to take more, so that the refusal carries our reason."""
+
+REPLY_LIMIT_BYTES: Final = 3 << 20
+"""The largest unary answer: clients of other languages take 4 MiB unless told otherwise."""
+
+_EMPTY_RULES: Final = frozenset({"string.min_len", "string.min_bytes", "bytes.min_len", "string.len"})
+_FORM_RULES: Final = frozenset({"string.pattern", "string.max_len", "string.min_len", "string.max_bytes"})
+
+
+class EnumWalk:
+    """Finds enum numbers that have no name here, in messages of one type; made once, asked often."""
+
+    __slots__ = ("_leaves", "_parts")
+
+    def __init__(self) -> None:
+        self._leaves: list[tuple[str, str, frozenset[int]]] = []
+        self._parts: list[tuple[str, str, EnumWalk]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._leaves or self._parts)
+
+    def find(self, message: Message, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield path and number of each such value."""
+        for name, kind, known in self._leaves:
+            value = getattr(message, name)
+            if kind == "one":
+                if value not in known:
+                    yield prefix + name, value
+            elif kind == "list":
+                for index, element in enumerate(value):
+                    if element not in known:
+                        yield f"{prefix}{name}[{index}]", element
+            else:
+                for key, element in value.items():
+                    if element not in known:
+                        yield f"{prefix}{name}.{key}", element
+        for name, kind, walk in self._parts:
+            if kind == "one":
+                if message.HasField(name):
+                    yield from walk.find(getattr(message, name), f"{prefix}{name}.")
+            elif kind == "list":
+                for index, element in enumerate(getattr(message, name)):
+                    yield from walk.find(element, f"{prefix}{name}[{index}].")
+            else:
+                for key, element in getattr(message, name).items():
+                    yield from walk.find(element, f"{prefix}{name}.{key}.")
+
+
+_ENUM_WALKS: dict[str, EnumWalk] = {}
+
+
+def _map_value(field: FieldDescriptor) -> FieldDescriptor | None:
+    if field.message_type is None or not field.message_type.GetOptions().map_entry:
+        return None
+    return field.message_type.fields_by_name["value"]
+
+
+def _known_numbers(field: FieldDescriptor) -> frozenset[int] | None:
+    # Null values of google.protobuf.Struct and the like are no enums of anybody's API.
+    if field.enum_type is None or field.enum_type.full_name.startswith("google.protobuf."):
+        return None
+    return frozenset(field.enum_type.values_by_number)
+
+
+def enum_walk(message: Descriptor) -> EnumWalk:
+    """Return the walk that finds unknown enum numbers in messages of a type."""
+    known = _ENUM_WALKS.get(message.full_name)
+    if known is not None:
+        return known
+    # Registered before it is filled, so that a type may contain itself.
+    walk = _ENUM_WALKS[message.full_name] = EnumWalk()
+    for field in message.fields:
+        value = _map_value(field)
+        kind = "map" if value is not None else "list" if field.is_repeated else "one"
+        leaf = value if value is not None else field
+        numbers = _known_numbers(leaf)
+        if numbers is not None:
+            walk._leaves.append((field.name, kind, numbers))  # noqa: SLF001
+        elif leaf.message_type is not None and _reaches_enum(leaf.message_type, set()):
+            walk._parts.append((field.name, kind, enum_walk(leaf.message_type)))  # noqa: SLF001
+    return walk
+
+
+def _reaches_enum(message: Descriptor, seen: set[str]) -> bool:
+    if message.full_name in seen:
+        return False
+    seen.add(message.full_name)
+    for field in message.fields:
+        leaf = _map_value(field) or field
+        if _known_numbers(leaf) is not None:
+            return True
+        if leaf.message_type is not None and _reaches_enum(leaf.message_type, seen):
+            return True
+    return False
+
+
+_MESSAGE_FIELDS: dict[str, tuple[tuple[str, str], ...]] = {}
+
+
+def _message_fields(message: Descriptor) -> tuple[tuple[str, str], ...]:
+    """List the fields that hold messages; the others are never touched, for reading bytes copies them."""
+    known = _MESSAGE_FIELDS.get(message.full_name)
+    if known is None:
+        found = []
+        for field in message.fields:
+            value = _map_value(field)
+            if value is not None:
+                if value.message_type is not None:
+                    found.append((field.name, "map"))
+            elif field.message_type is not None:
+                found.append((field.name, "list" if field.is_repeated else "one"))
+        known = _MESSAGE_FIELDS[message.full_name] = tuple(found)
+    return known
+
+
+def unknown_fields(message: Message, prefix: str = "") -> Iterator[str]:
+    """Yield the path of every field that this server does not know, at any depth, as `path.#number`."""
+    for field in UnknownFieldSet(message):
+        yield f"{prefix}#{field.field_number}"
+    for name, kind in _message_fields(cast("Descriptor", message.DESCRIPTOR)):
+        if kind == "one":
+            if message.HasField(name):
+                yield from unknown_fields(getattr(message, name), f"{prefix}{name}.")
+        elif kind == "list":
+            for index, element in enumerate(getattr(message, name)):
+                yield from unknown_fields(element, f"{prefix}{name}[{index}].")
+        else:
+            for key, element in getattr(message, name).items():
+                yield from unknown_fields(element, f"{prefix}{name}.{key}.")
+
+
+def has_rules(message: Descriptor, seen: set[str] | None = None) -> bool:
+    """Tell whether protovalidate has anything to check in messages of a type."""
+    seen = set() if seen is None else seen
+    if message.full_name in seen:
+        return False
+    seen.add(message.full_name)
+    if message.GetOptions().HasExtension(validate_pb2.message):
+        return True
+    for oneof in message.oneofs:
+        if oneof.GetOptions().HasExtension(validate_pb2.oneof):
+            return True
+    for field in message.fields:
+        if field.GetOptions().HasExtension(validate_pb2.field):
+            return True
+        if field.message_type is not None and has_rules(field.message_type, seen):
+            return True
+    return False
+
+
+_validator: Validator | None = None
+
+
+def validator() -> Validator:
+    """Return the validator of the process; the first call loads it (about 100 ms)."""
+    global _validator  # noqa: PLW0603  # one compiled set of rules a process: 10 MiB
+    if _validator is None:
+        from protovalidate import Validator
+
+        _validator = Validator()
+    return _validator
+
+
+class RequestCheck:
+    """Checks messages of one request type.
+
+    Args:
+        message_class: The class of the request.
+        mutation: Whether what this server does not know is refused; reads ignore it.
+    """
+
+    __slots__ = ("_class", "_enums", "_mutation", "_rules")
+
+    def __init__(self, message_class: type[Message], *, mutation: bool) -> None:
+        descriptor = cast("Descriptor", message_class.DESCRIPTOR)
+        self._class = message_class
+        self._mutation = mutation
+        self._enums = enum_walk(descriptor)
+        self._rules = has_rules(descriptor)
+        if self._rules:
+            # Compiles the rules of the type now instead of in the first call.
+            validator().collect_violations(message_class())
+
+    def decode(self, encoded: bytes) -> Message:
+        """Return the message.
+
+        Raises:
+            MessageTooLarge: It is larger than a server takes.
+            DocumentInvalid: It is no message of the type.
+        """
+        if len(encoded) > REQUEST_LIMIT_BYTES:
+            raise MessageTooLarge(
+                f"the request has {len(encoded)} bytes; the limit is {REQUEST_LIMIT_BYTES}",
+                size_bytes=len(encoded),
+                limit_bytes=REQUEST_LIMIT_BYTES,
+            )
+        try:
+            return self._class.FromString(encoded)
+        except DecodeError as error:
+            name = cast("Descriptor", self._class.DESCRIPTOR).full_name
+            raise DocumentInvalid(f"the request is no valid message of type {name}", type=name) from error
+
+    def check(self, message: Message, encoded: bytes) -> None:
+        """Check a whole request.
+
+        Raises:
+            UnknownField: A mutation has a field or enum number that this server does not know.
+            FieldRequired: A field is unset that must be set.
+            NameMalformed: A name or id does not have its form.
+            FieldOutOfRange: A rule of its proto is broken.
+        """
+        if self._mutation:
+            if self._has_unknown(encoded):
+                self._refuse_unknown(list(unknown_fields(message)))
+            if self._enums:
+                self._refuse_numbers(message)
+        if self._rules:
+            violations = validator().collect_violations(message)
+            if violations:
+                raise refusal(message, violations)
+
+    def check_piece(self, message: Message) -> None:
+        """Check a further message of a stream without copying its data.
+
+        Raises:
+            UnknownField: See `check`.
+            FieldRequired: See `check`.
+            NameMalformed: See `check`.
+            FieldOutOfRange: See `check`.
+        """
+        if self._mutation:
+            self._refuse_unknown(list(unknown_fields(message)))
+            if self._enums:
+                self._refuse_numbers(message)
+        if self._rules:
+            violations = validator().collect_violations(message)
+            if violations:
+                raise refusal(message, violations)
+
+    def _has_unknown(self, encoded: bytes) -> bool:
+        # Two passes in C instead of a walk in Python: a message that shrinks when unknown fields are dropped had some.
+        twin = self._class.FromString(encoded)
+        before = twin.ByteSize()
+        twin.DiscardUnknownFields()  # type: ignore[no-untyped-call]  # the stubs of protobuf leave it untyped
+        return before != twin.ByteSize()
+
+    @staticmethod
+    def _refuse_unknown(paths: list[str]) -> None:
+        if paths:
+            raise UnknownField(
+                f"this server does not know the field {paths[0]} of the request (# is its number); it may be older than its client",
+                field=paths[0],
+                violations=[(path, "is not known to this server") for path in paths],
+            )
+
+    def _refuse_numbers(self, message: Message) -> None:
+        found = list(self._enums.find(message))
+        if found:
+            path, number = found[0]
+            raise UnknownField(
+                f"this server does not know the value {number} of `{path}`; it may be older than its client",
+                field=path,
+                violations=[(where, f"has no value {value} on this server") for where, value in found],
+                number=number,
+            )
+
+
+def _path(violation: Violation) -> str:
+    parts: list[str] = []
+    for element in violation.proto.field.elements if violation.proto.field is not None else ():
+        part = element.field_name or f"#{element.field_number}"
+        subscript: Any = element.subscript
+        if subscript is not None:
+            value = subscript.value
+            part += f"[{value}]" if subscript.field == "index" else f".{value}"
+        parts.append(part)
+    return ".".join(parts)
+
+
+def _field(message: Message, violation: Violation) -> FieldDescriptor | None:
+    """Return the descriptor of the field that a violation is about; None: it is about a message as a whole."""
+    where: Descriptor | None = cast("Descriptor", message.DESCRIPTOR)
+    field: FieldDescriptor | None = None
+    for element in violation.proto.field.elements if violation.proto.field is not None else ():
+        if where is None:
+            return None
+        field = where.fields_by_name.get(element.field_name)
+        if field is None:
+            return None
+        value = _map_value(field)
+        where = value.message_type if value is not None else field.message_type
+    return field
+
+
+def _names_something(field: FieldDescriptor, violation: Violation) -> bool:
+    if field.GetOptions().HasExtension(resource_pb2.resource_reference):
+        return True
+    if field.name in ("name", "parent", "uid") or field.name.endswith("_id"):
+        return True
+    # The keys of device maps are ids.
+    return _map_value(field) is not None and violation.proto.for_key
+
+
+def _class_of(message: Message, violation: Violation) -> type[InvalidArgument]:
+    rule = violation.proto.rule_id
+    field = _field(message, violation)
+    if rule == "required" or rule.endswith(".required"):
+        return FieldRequired
+    value = violation.field_value
+    if rule in _EMPTY_RULES and value in ("", b""):
+        return FieldRequired
+    if rule == "enum.not_in" and value == 0:
+        return FieldRequired
+    if field is not None and _names_something(field, violation) and (rule in _FORM_RULES or rule == "string.uuid"):
+        return NameMalformed
+    return FieldOutOfRange
+
+
+def refusal(message: Message, violations: list[Violation]) -> InvalidArgument:
+    """Return the error for broken rules: the first decides on the reason, all are listed."""
+    listed = [(_path(violation), violation.proto.message or violation.proto.rule_id) for violation in violations]
+    path, text = listed[0]
+    kind = _class_of(message, violations[0])
+    return kind(f"`{path}` {text}", field=path, violations=listed, rule=violations[0].proto.rule_id)

@@ -7,7 +7,7 @@ SUITES := contract integration fleet clients
 
 .DEFAULT_GOAL := help
 .PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \
-        clients chaos bench nightly docs wheels where promises clean
+        clients chaos bench nightly stubs docs wheels where promises clean
 
 help: ## show this list
 	@awk -F':[^#]*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ system: ## install the distribution packages that are missing (as root or with s
 demo: env system ## run the main job on a throw-away fleet [NODES=1 DRIVER=qemu NONCE=text]
 	@$(PYTHON) -m tools.demo
 
-up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu]; Ctrl-C ends it
+up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu PORT=0 RANGE=…]; Ctrl-C ends it
 	@$(PYTHON) -m tools.up
 
 test: env system ## do all set-up and run every test; a skip is a failure
@@ -76,6 +76,9 @@ nightly: test ## everything, with the long runs
 	@ROUNDS=$${ROUNDS:-50} $(PYTHON) -m tools.suites chaos
 	@$(PYTHON) -m bench
 
+stubs: env ## generate the Go stubs from the protos into build/stubs (needs Go; Python's are in `make protos`)
+	@$(PYTHON) -m tools.stubs
+
 docs: env ## write docs/api.md from the protos
 	@$(PYTHON) -m tools.reference
 
@@ -89,6 +92,6 @@ promises: ## hold tests/promises.toml against the last run
 	@$(PYTHON) -m tools.promises
 
 clean: ## end what a killed fleet left and remove all build products (not .venv)
-	@if [ -x $(PYTHON) ] && [ -f tools/up.py ]; then $(PYTHON) -m tools.up --clean; fi
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tools.fleet; fi
 	@rm -rf build .run .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -55,6 +55,15 @@ def _run(*arguments: str | Path, cwd: Path = ROOT) -> None:
         print(said, file=sys.stderr)
 
 
+def run_protoc(*arguments: str) -> None:
+    """Run the protoc of grpcio-tools.
+
+    Raises:
+        ProtoError: it refused its input, or one of its plugins did.
+    """
+    _run(*_PROTOC, *arguments)
+
+
 def _script(name: str) -> Path:
     return Path(sys.executable).parent / name
 

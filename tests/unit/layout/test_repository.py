@@ -19,7 +19,7 @@ ROOT_FOLDERS = {
 }  # fmt: skip
 TARGETS = {
     "help", "demo", "up", "test", "check", "protos", "lint", "type", "unit", "contract", "integration", "fleet", "clients",
-    "chaos", "bench", "docs", "wheels", "where", "clean", "nightly", "env", "system",
+    "chaos", "bench", "stubs", "docs", "wheels", "where", "clean", "nightly", "env", "system",
 }  # fmt: skip
 # Written in pieces, so that this file does not find itself.
 MACHINE_PATHS = re.compile(

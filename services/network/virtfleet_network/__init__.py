@@ -1,0 +1,1 @@
+"""The network service of a node: networks, ports and leases."""

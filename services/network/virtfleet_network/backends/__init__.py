@@ -1,0 +1,1 @@
+"""Code for one kind of network each; `registry` lists them."""

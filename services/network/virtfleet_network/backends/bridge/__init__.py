@@ -1,0 +1,1 @@
+"""Networks on a Linux bridge: netlink, nftables, dnsmasq."""

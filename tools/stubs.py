@@ -1,7 +1,7 @@
 """Generate the stubs of other languages from the image: `python -m tools.stubs` writes build/stubs/go.
 
-Needs Go; its two generators are built once, at pinned versions, into build/go. Java's generator comes with Maven's plugin
-and reads the same protos. Python's stubs are committed: `make protos`.
+Needs Go; its two generators are built once, at pinned versions, into build/go. Java's generator comes with a plugin of
+Maven and reads the same protos. Python's stubs are committed: `make protos`.
 """
 
 from __future__ import annotations

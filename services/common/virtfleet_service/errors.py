@@ -9,7 +9,7 @@
     │                        WouldOverwrite SubnetOverlap AmbiguousName UidMismatch NotCancellable DeletionProtected
     ├── Aborted              EtagMismatch OperationConflict ChangeRolledBack
     ├── OutOfRange           ResumeTokenCompacted RangeBeyondEnd
-    ├── ResourceExhausted    PoolFull NodeMemoryShort AddressesExhausted RateLimited SlowReader MessageTooLarge
+    ├── ResourceExhausted    PoolFull NodeMemoryShort AddressesExhausted QuotaExceeded RateLimited SlowReader MessageTooLarge
     ├── PermissionDenied     PermissionMissing ReadOnlySocket PathOutsidePool
     ├── Unauthenticated      CredentialsInvalid CertificateRevoked JoinTokenInvalid
     ├── Unimplemented        CapabilityMissing MethodNotImplemented
@@ -361,6 +361,11 @@ class AddressesExhausted(ResourceExhausted):
     """The network has no free address."""
 
     reason = "ADDRESSES_EXHAUSTED"
+
+class QuotaExceeded(ResourceExhausted):
+    """A limit of the settings is reached: metadata `limit`."""
+
+    reason = "QUOTA_EXCEEDED"
 
 class RateLimited(ResourceExhausted):
     """The caller is too fast."""

@@ -26,7 +26,6 @@ from virtfleet_service.transaction import Transaction
 
 if TYPE_CHECKING:
     from virtfleet_service.call import Call
-    from virtfleet_service.watch import WatchHub
 
 __all__ = ["Commit", "Job", "JournalEntry", "Operations", "Work", "plan"]
 
@@ -85,7 +84,12 @@ class Job:
         self._metadata.cancellable = value
 
     def progress(
-        self, *, phase: str = "", ratio: float | None = None, done_bytes: int | None = None, total_bytes: int | None = None
+        self,
+        *,
+        phase: str = "",
+        ratio: float | None = None,
+        done_bytes: int | None = None,
+        total_bytes: int | None = None,
     ) -> None:
         """Tell how far the work is. Cheap: watchers see at most five changes a second, and the disk none."""
         metadata = self._metadata
@@ -138,16 +142,12 @@ class Operations:
         store: Where they are recorded.
         service: `compute`, `storage`, `network`.
         node: The id of the node.
-        hub: Is told of progress; None: watchers see starts and ends only.
         prefix: The collection of the names; None: `nodes/{node}/services/{service}/operations/`.
     """
 
-    def __init__(
-        self, store: Store, service: str, node: str, *, hub: WatchHub | None = None, prefix: str | None = None
-    ) -> None:
+    def __init__(self, store: Store, service: str, node: str, *, prefix: str | None = None) -> None:
         self.store = store
         self.prefix = f"nodes/{node}/services/{service}/operations/" if prefix is None else prefix
-        self._hub = hub
         self._jobs: dict[str, Job] = {}
         self._shown: dict[str, float] = {}
         self._starting: set[asyncio.Task[operations_pb2.Operation]] = set()
@@ -224,7 +224,8 @@ class Operations:
         key = requests.key_of(call, request)
         # A task of its own: a caller that goes away between the record and the start of the work must not split them.
         start = asyncio.create_task(
-            self._start(key, metadata, work, intent, exclusive=exclusive, timeout=timeout), name=f"start {metadata.method}"
+            self._start(key, metadata, work, intent, exclusive=exclusive, timeout=timeout),
+            name=f"start {metadata.method}",
         )
         self._starting.add(start)
         start.add_done_callback(self._starting.discard)
@@ -348,12 +349,10 @@ class Operations:
 
     def show_progress(self, job: Job) -> None:
         """Tell watchers how far a job is, at most five times a second each."""
-        if self._hub is None:
-            return
         now = time.monotonic()
         if now - self._shown.get(job.operation_name, 0.0) >= PROGRESS_INTERVAL_SECONDS:
             self._shown[job.operation_name] = now
-            self._hub.show_operation(job.operation_name, job.metadata.target, job.snapshot().SerializeToString())
+            self.store.show_progress(job.metadata.target, job.snapshot().SerializeToString())
 
     def get(self, name: str) -> operations_pb2.Operation:
         """Return an operation as it is now.
@@ -368,6 +367,11 @@ class Operations:
         if found is None:
             raise errors.ResourceNotFound(f"{name} does not exist", resource=name, name=name)
         return operations_pb2.Operation.FromString(found[0])
+
+    def shown(self, name: str, body: bytes) -> operations_pb2.Operation:
+        """Return an operation that was read from the store, with the progress that only its task knows."""
+        job = self._jobs.get(name)
+        return job.snapshot() if job is not None else operations_pb2.Operation.FromString(body)
 
     async def wait(self, name: str, seconds: float) -> operations_pb2.Operation:
         """Return an operation when it is done or the time is over.

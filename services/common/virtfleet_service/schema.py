@@ -71,6 +71,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX resources_by_uid ON resources (kind, uid)",
             "CREATE TABLE changes (seq INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, sort TEXT NOT NULL,"
             " kind TEXT NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL, type INTEGER NOT NULL, body BLOB NOT NULL)",
+            "CREATE INDEX changes_events ON changes (seq) WHERE sort = 'event'",
             "CREATE TABLE operations (id TEXT PRIMARY KEY, target TEXT NOT NULL, method TEXT NOT NULL,"
             " done INTEGER NOT NULL, exclusive INTEGER NOT NULL, end_ns INTEGER NOT NULL, body BLOB NOT NULL)",
             "CREATE INDEX operations_unfinished ON operations (target) WHERE done = 0",
@@ -210,4 +211,6 @@ def _parts(release: str) -> tuple[int, ...]:
 
 
 def _corrupt(path: Path, cause: object) -> StoreCorrupt:
-    return StoreCorrupt(f"{path} is damaged or no store ({cause}): restore it from a copy, or move it away to start empty")
+    return StoreCorrupt(
+        f"{path} is damaged or no store ({cause}): restore it from a copy, or move it away to start empty"
+    )

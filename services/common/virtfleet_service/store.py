@@ -85,7 +85,7 @@ class Limits:
     log_seconds: float = 7 * 86_400.0
     request_id_seconds: float = 86_400.0
     operation_seconds: float = 7 * 86_400.0
-    cache_bytes: int = 8 * 1024 * 1024
+    cache_bytes: int = 4 * 1024 * 1024
 
 
 class RowCache:
@@ -172,6 +172,7 @@ class Store:
         self.lowest_seq = int(lowest) if lowest is not None else self.last_seq + 1
         self._cache = RowCache(limits.cache_bytes)
         self._listeners: list[Callable[[Sequence[Entry]], None]] = []
+        self._progress_listeners: list[Callable[[str, bytes], None]] = []
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._written_seq, self._written_ns = self.last_seq, self.last_ns
         self._closed = False
@@ -218,6 +219,15 @@ class Store:
     def on_commit(self, listener: Callable[[Sequence[Entry]], None]) -> None:
         """Have a function called on the event loop with the new entries of the log, before writers are told."""
         self._listeners.append(listener)
+
+    def on_progress(self, listener: Callable[[str, bytes], None]) -> None:
+        """Have a function called with the target and the state of operations between two entries of the log."""
+        self._progress_listeners.append(listener)
+
+    def show_progress(self, target: str, operation: bytes) -> None:
+        """Tell how far an operation is; nothing is written."""
+        for listener in self._progress_listeners:
+            listener(target, operation)
 
     @property
     def served_seconds(self) -> float:
@@ -412,7 +422,9 @@ class Store:
             pass
 
     def _save_served(self, tx: Transaction) -> None:
-        tx.connection.execute("UPDATE meta SET value = ? WHERE key = 'served_seconds'", (repr(self.served_seconds).encode(),))
+        tx.connection.execute(
+            "UPDATE meta SET value = ? WHERE key = 'served_seconds'", (repr(self.served_seconds).encode(),)
+        )
 
     def _expire_log(self, tx: Transaction) -> bool:
         oldest_ns = time.time_ns() - int(self.limits.log_seconds * 1e9)

@@ -220,7 +220,9 @@ class Transaction:
                 self.delete(name, cause=cause)
             elif not old_generation:
                 old_generation = before.generation
-        entry = self._append(PUT, kind, name, uid, lambda ns: self._codec.put(ns, kind, body, cause=cause, old_generation=old_generation))
+        entry = self._append(
+            PUT, kind, name, uid, lambda ns: self._codec.put(ns, kind, body, cause=cause, old_generation=old_generation)
+        )
         self.connection.execute(
             "INSERT OR REPLACE INTO resources (name, kind, uid, generation, seq, time_ns, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (name, kind, uid, generation, entry.seq, entry.time_ns, body),
@@ -234,7 +236,9 @@ class Transaction:
         if row is None:
             return False
         self._remove(name)
-        self._append(DELETE, row.kind, name, row.uid, lambda ns: self._codec.delete(ns, row.kind, name, row.uid, cause=cause))
+        self._append(
+            DELETE, row.kind, name, row.uid, lambda ns: self._codec.delete(ns, row.kind, name, row.uid, cause=cause)
+        )
         return True
 
     def move_out(self, name: str, new_name: str) -> bool:
@@ -243,7 +247,9 @@ class Transaction:
         if row is None:
             return False
         self._remove(name)
-        self._append(MOVED_OUT, row.kind, name, row.uid, lambda ns: self._codec.moved_out(ns, row.kind, name, row.uid, new_name))
+        self._append(
+            MOVED_OUT, row.kind, name, row.uid, lambda ns: self._codec.moved_out(ns, row.kind, name, row.uid, new_name)
+        )
         return True
 
     def move_in(self, kind: str, message: Message, old_name: str, *, cause: str) -> None:

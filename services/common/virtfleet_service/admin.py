@@ -1,4 +1,4 @@
-"""AdminService and AccessService of `virtfleet.common.v1`: what a server is, its certificates, and who the caller is to it."""
+"""AdminService and AccessService of `virtfleet.common.v1`: what a server is, and who the caller is to it."""
 
 from __future__ import annotations
 

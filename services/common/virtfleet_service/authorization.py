@@ -1,9 +1,9 @@
 """Who may do what: roles, the policy file that binds them to subjects, and the one judge of both.
 
-A role is a rule over permissions (`noun.verb`). What the built-in ones give follows from the effect that each method declares, so a
-new method needs no line here. A role is bound to a subject by its certificate (organisation `virtfleet:{role}`), by the policy file,
-or by the local socket that the call came in on; a binding may hold for name prefixes only, and then reads `role@prefix` in the
-caller's roles.
+A role is a rule over permissions (`noun.verb`). What the built-in ones give follows from the effect that each method
+declares, so a new method needs no line here. A role is bound to a subject by its certificate (organisation
+`virtfleet:{role}`), by the policy file, or by the local socket that the call came in on; a binding may hold for name
+prefixes only, and then reads `role@prefix` in the caller's roles.
 
     [[binding]]
     subject = "spiffe://virtfleet.dev/user/ci"       # exact, or a prefix that ends with `*`
@@ -127,7 +127,7 @@ class Authorizer:
         return tuple(found)
 
     def prefixes(self, caller: Caller, permission: str) -> tuple[str, ...] | None:
-        """Return the name prefixes for which a caller holds a permission; empty: every name; None: it does not hold it."""
+        """Return the name prefixes for which a caller holds a permission; empty: every name; None: none at all."""
         if not permission:
             return ()
         key = (caller.roles, caller.name_prefixes, permission)
@@ -170,7 +170,7 @@ class Authorizer:
             raise self.refusal(caller, permission, resource_name)
 
     def authorize_within(self, caller: Caller, permission: str, parent: str) -> None:
-        """Check that a caller may hold a permission on something below a parent, where each thing is judged on its own later.
+        """Check that a caller may hold a permission on something below a parent; each thing is judged later.
 
         Raises:
             PermissionMissing: No role of the caller gives it for anything there.

@@ -102,7 +102,7 @@ class Call:
         self._metadata: Mapping[str, str | bytes] | None = None
 
     def remaining(self) -> float | None:
-        """Return the seconds until the caller's deadline, never less than 0; None: it set none, or the call has been answered."""
+        """Return the seconds until the caller's deadline, never below 0; None: it set none, or has its answer."""
         if self._context is not None:
             left = self._context.time_remaining()
             return None if left is None else max(left, 0.0)
@@ -113,8 +113,8 @@ class Call:
     def authorize(self, resource_name: str, permission: str | None = None) -> None:
         """Check that the caller holds a permission on a resource.
 
-        The pipeline has done this for the target of the call and for every reference in the request; a handler does it for what
-        it finds on the way.
+        The pipeline has done this for the target of the call and for every reference in the request; a handler does it
+        for what it finds on the way.
 
         Args:
             resource_name: The full name of the resource.

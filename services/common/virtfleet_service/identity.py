@@ -1,4 +1,4 @@
-"""Who is at the other end: certificates with SPIFFE ids, local sockets with one role each, and callers that others convey."""
+"""Who is at the other end: certificates with SPIFFE ids, local sockets with one role each, conveyed callers."""
 
 from __future__ import annotations
 
@@ -176,7 +176,8 @@ class Authenticator:
                 )
             roles = (self._node_role,)
         elif identity.kind == GATEWAY:
-            # What a gateway asks for itself (health, watches for its index) reads only; all else it asks for the caller it conveys.
+            # What a gateway asks for itself (health, watches for its index) reads only; all else it asks for the caller
+            # it conveys.
             roles = ("viewer",)
         else:
             roles = tuple(dict.fromkeys((*identity.roles, *self._authorizer.bound_roles(identity.uri))))
@@ -210,7 +211,8 @@ class Authenticator:
     def recheck_subject(self, caller: Caller) -> None:
         """Check that a conveyed caller has not been denied since.
 
-        The gateway judges the caller's certificate; here its identity is all that is known, so only a denial without a time counts.
+        The gateway judges the caller's certificate; here its identity is all that is known, so only a denial without a
+        time counts.
 
         Raises:
             CertificateRevoked: It is on the denial list.

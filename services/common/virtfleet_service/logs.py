@@ -1,7 +1,7 @@
 """Logs as JSON lines, and the audit log beside them.
 
-Every entry of a call carries its trace id, method, subject and resource. Requests and answers are never logged: they may hold
-secrets, and names say enough.
+Every entry of a call carries its trace id, method, subject and resource. Requests and answers are never logged: they
+may hold secrets, and names say enough.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def configure(service: str, node: str, level: str = "INFO", stream: TextIO = sys
 class AuditLog:
     """Is the file in which every mutation and refusal stands before it is acknowledged.
 
-    One JSON object a line, appended with one write, so that lines of several threads never mix. It is not synced: it survives the
-    death of the process, as much as an acknowledged answer on its way does, and a power cut may take its last seconds.
+    One JSON object a line, appended with one write, so that lines of several threads never mix. It is not synced: it
+    survives the death of the process, as much as an acknowledged answer on its way does, and a power cut may take its
+    last seconds.
 
     Args:
         path: The file; None: entries go to the log of the process only.

@@ -1,7 +1,7 @@
 """What a server must know of a method before it can serve it, read once from the descriptors.
 
-The routing field, the permission, which fields refer to other resources, and whether anything is changed are facts of the protos;
-nothing here is repeated by hand but the rules of foreign services, whose protos are not ours.
+The routing field, the permission, which fields refer to other resources, and whether anything is changed are facts of
+the protos; nothing here is repeated by hand but the rules of foreign services, whose protos are not ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from virtfleet.type.v1 import method_pb2
-from virtfleet_service import names
+from virtfleet_service import messages, names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 OPERATION: Final = "google.longrunning.Operation"
 _ANY_TYPE: Final = "*"
 
+# Extensions, whose stubs differ between the generators of these modules.
+_RULE: Final[Any] = method_pb2.method
+_RESOURCE: Final[Any] = resource_pb2.resource
+_REFERENCE: Final[Any] = resource_pb2.resource_reference
+_BEHAVIOR: Final[Any] = field_behavior_pb2.field_behavior
+
 NONE: Final = method_pb2.EFFECT_NONE
 RECORD: Final = method_pb2.EFFECT_RECORD
 BACKEND: Final = method_pb2.EFFECT_BACKEND
 
 
-def _rule(permission: str, effect: method_pb2.Effect = NONE) -> method_pb2.MethodRule:
+def _rule(permission: str, effect: method_pb2.Effect.ValueType = NONE) -> method_pb2.MethodRule:
     return method_pb2.MethodRule(permission=permission, effect=effect)
 
 
@@ -71,10 +77,10 @@ KNOWN_TEMPLATES: Final[Mapping[str, str]] = {
     "virtfleet.dev/Network": "nodes/{node}/networks/{network}",
     "virtfleet.dev/Port": "nodes/{node}/networks/{network}/ports/{port}",
 }
-"""Types that a package refers to without importing the package that defines them (which would cost every process its memory)."""
+"""Types that a package refers to without importing the one that defines them, which would cost memory."""
 
-# The names of operations say nothing about what they touch: the caller's right is that on the operation's target, which the
-# operations service knows and checks.
+# The names of operations say nothing about what they touch: the caller's right is that on the operation's target, which
+# the operations service knows and checks.
 _OPERATION_SERVICES: Final = ("google.longrunning.Operations", "virtfleet.common.v1.OperationService")
 
 
@@ -109,38 +115,28 @@ class FoundReference(NamedTuple):
 class ReferenceWalk:
     """Finds the references in messages of one type; made once, asked often."""
 
-    __slots__ = ("_leaves", "_parts")
+    __slots__ = ("leaves", "parts")
 
     def __init__(self) -> None:
-        self._leaves: list[tuple[str, bool, Reference]] = []
-        self._parts: list[tuple[str, str, ReferenceWalk]] = []
+        self.leaves: list[tuple[str, str, Reference]] = []
+        self.parts: list[tuple[str, str, ReferenceWalk]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._leaves or self._parts)
+        return bool(self.leaves or self.parts)
 
     def find(self, message: Message, prefix: str = "") -> Iterator[FoundReference]:
         """Yield each reference that is set, with the path of its field."""
-        for name, repeated, facts in self._leaves:
-            if repeated:
-                for index, value in enumerate(getattr(message, name)):
-                    yield FoundReference(f"{prefix}{name}[{index}]", value, facts)
-            else:
-                value = getattr(message, name)
-                if value:
-                    yield FoundReference(prefix + name, value, facts)
-        for name, kind, walk in self._parts:
-            if kind == "map":
-                for key, value in getattr(message, name).items():
-                    yield from walk.find(value, f"{prefix}{name}.{key}.")
-            elif kind == "list":
-                for index, value in enumerate(getattr(message, name)):
-                    yield from walk.find(value, f"{prefix}{name}[{index}].")
-            elif message.HasField(name):
-                yield from walk.find(getattr(message, name), f"{prefix}{name}.")
+        for name, kind, facts in self.leaves:
+            for path, value in messages.elements(message, name, kind, prefix):
+                # An element of a list that is empty names nothing and is refused; a field that is unset does not exist.
+                if value or kind != messages.ONE:
+                    yield FoundReference(path, value, facts)
+        for path, element, walk in messages.inside(message, self.parts, prefix):
+            yield from walk.find(element, path)
 
 
 class Item(NamedTuple):
-    """Is a repeated field of a batch request whose elements create resources, each with a parent and an id of its own."""
+    """Is a repeated field of a batch request whose elements create resources, each with parent and id."""
 
     field: str
     id_field: str
@@ -231,10 +227,6 @@ def _is_string(field: FieldDescriptor) -> bool:
     return field.cpp_type == FieldDescriptor.CPPTYPE_STRING and field.type == FieldDescriptor.TYPE_STRING
 
 
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
-
-
 def routing_of(request: Descriptor) -> tuple[str, ...]:
     """Return the attribute path of the routing field: field 1, or for foreign requests the field that is called so."""
     first = request.fields_by_number.get(1)
@@ -253,7 +245,7 @@ def routing_of(request: Descriptor) -> tuple[str, ...]:
 
 
 def routing_number(request: Descriptor) -> tuple[int, ...]:
-    """Return the field numbers that lead to the routing field; empty: there is none. The gateway scans bytes for them."""
+    """Return the field numbers that lead to the routing field, for scans of bytes; empty: there is none."""
     numbers: list[int] = []
     where = request
     for part in routing_of(request):
@@ -268,12 +260,12 @@ def _templates(type_: str, near: Descriptor) -> tuple[str, ...]:
     if known is not None:
         return (known,)
     for message in near.file.message_types_by_name.values():
-        options = message.GetOptions().Extensions[resource_pb2.resource]
+        options = message.GetOptions().Extensions[_RESOURCE]
         if options.type == type_:
             return tuple(options.pattern)
     for dependency in near.file.dependencies:
         for message in dependency.message_types_by_name.values():
-            options = message.GetOptions().Extensions[resource_pb2.resource]
+            options = message.GetOptions().Extensions[_RESOURCE]
             if options.type == type_:
                 return tuple(options.pattern)
     return ()
@@ -290,10 +282,11 @@ def _collection(type_: str, templates: tuple[str, ...]) -> str:
 
 
 def _reference(field: FieldDescriptor) -> Reference | None:
-    options = field.GetOptions().Extensions[resource_pb2.resource_reference]
+    options = field.GetOptions().Extensions[_REFERENCE]
     if not options.type and not options.child_type:
         return None
-    templates = _templates(options.type, field.containing_type) if options.type else ()
+    near = cast("Descriptor", field.containing_type)
+    templates = _templates(options.type, near) if options.type else ()
     collection = _collection(options.type or _ANY_TYPE, templates)
     if not templates:
         return Reference(collection, None, None, "")
@@ -308,7 +301,7 @@ def _reference(field: FieldDescriptor) -> Reference | None:
 
 
 def _is_output(field: FieldDescriptor) -> bool:
-    return field_behavior_pb2.OUTPUT_ONLY in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    return field_behavior_pb2.OUTPUT_ONLY in field.GetOptions().Extensions[_BEHAVIOR]
 
 
 _WALKS: dict[str, ReferenceWalk] = {}
@@ -324,18 +317,15 @@ def reference_walk(message: Descriptor) -> ReferenceWalk:
     for field in message.fields:
         if _is_output(field):
             continue
-        if _is_map(field):
-            value = cast("Descriptor", field.message_type).fields_by_name["value"]
-            if value.message_type is not None and _reaches_reference(value.message_type, set()):
-                walk._parts.append((field.name, "map", reference_walk(value.message_type)))  # noqa: SLF001
-        elif field.message_type is not None:
-            if _reaches_reference(field.message_type, set()):
-                kind = "list" if field.is_repeated else "one"
-                walk._parts.append((field.name, kind, reference_walk(field.message_type)))  # noqa: SLF001
-        elif _is_string(field):
+        kind, leaf = messages.shape(field)
+        if leaf.message_type is not None:
+            if _reaches_reference(leaf.message_type, set()):
+                walk.parts.append((field.name, kind, reference_walk(leaf.message_type)))
+        elif _is_string(leaf):
+            # The annotation of a map stands at the map, not at its values.
             reference = _reference(field)
             if reference is not None:
-                walk._leaves.append((field.name, field.is_repeated, reference))  # noqa: SLF001
+                walk.leaves.append((field.name, kind, reference))
     return walk
 
 
@@ -346,10 +336,11 @@ def _reaches_reference(message: Descriptor, seen: set[str]) -> bool:
     for field in message.fields:
         if _is_output(field):
             continue
-        if field.message_type is not None:
-            if _reaches_reference(field.message_type, seen):
+        _, leaf = messages.shape(field)
+        if leaf.message_type is not None:
+            if _reaches_reference(leaf.message_type, seen):
                 return True
-        elif _is_string(field) and _reference(field) is not None:
+        elif _is_string(leaf) and _reference(field) is not None:
             return True
     return False
 
@@ -359,8 +350,8 @@ def _without(walk: ReferenceWalk, routing: tuple[str, ...]) -> ReferenceWalk:
     if len(routing) != 1:
         return walk
     rest = ReferenceWalk()
-    rest._leaves = [leaf for leaf in walk._leaves if leaf[0] != routing[0]]  # noqa: SLF001
-    rest._parts = walk._parts  # noqa: SLF001
+    rest.leaves = [leaf for leaf in walk.leaves if leaf[0] != routing[0]]
+    rest.parts = walk.parts
     return rest
 
 
@@ -370,8 +361,8 @@ def _routing_templates(request: Descriptor, routing: tuple[str, ...]) -> tuple[s
     field = request.fields_by_name[routing[0]]
     if len(routing) == 2:
         message = cast("Descriptor", field.message_type)
-        return tuple(message.GetOptions().Extensions[resource_pb2.resource].pattern)
-    options = field.GetOptions().Extensions[resource_pb2.resource_reference]
+        return tuple(message.GetOptions().Extensions[_RESOURCE].pattern)
+    options = field.GetOptions().Extensions[_REFERENCE]
     if options.type and options.type != _ANY_TYPE:
         return _templates(options.type, request)
     if options.child_type:
@@ -410,7 +401,7 @@ def facts_of(method: MethodDescriptor, rules: Mapping[str, method_pb2.MethodRule
     Raises:
         RuleMissingError: Neither its proto nor the table has a rule for it.
     """
-    rule = method.GetOptions().Extensions[method_pb2.method]
+    rule = method.GetOptions().Extensions[_RULE]
     if rule.effect == method_pb2.EFFECT_UNSPECIFIED:
         foreign = rules.get(method.full_name)
         if foreign is None:

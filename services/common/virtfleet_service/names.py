@@ -1,7 +1,7 @@
 """Resource names: their form, their parts, and how references inside a spec become full names.
 
-A full name is `nodes/{node}/domains/{domain}`; a node-relative one lacks `nodes/{node}/` and stands inside specs, so that a spec
-can move to another node unchanged.
+A full name is `nodes/{node}/domains/{domain}`; a node-relative one lacks `nodes/{node}/` and stands inside specs, so
+that a spec can move to another node unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ UID: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 NAME_LIMIT_CHARACTERS: Final = 512
 """No name is longer; the deepest one of the API has six segments of ids."""
 
-# ASCII digits and letters only (no `\w`, which takes look-alikes), and `fullmatch` only (`$` would take a final newline).
+# ASCII digits and letters only (no `\w`, which takes look-alikes), and `fullmatch` only (`$` would take a final
+# newline).
 _ID = re.compile(ID)
 _UID = re.compile(UID)
 _ANY_CASE_UUID = re.compile(UID, re.IGNORECASE)
@@ -52,7 +53,7 @@ def check_id(text: str, field: str) -> str:
     """
     if not is_id(text):
         raise NameMalformed(
-            f"`{field}` must be 1 to 63 characters of a-z, 0-9 and `-`, begin with a letter, not end with `-`, and not be a UUID",
+            f"`{field}` must be 1 to 63 of a-z, 0-9 and `-`, begin with a letter, not end with `-`, and be no UUID",
             field=field,
         )
     return text

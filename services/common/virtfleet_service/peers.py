@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from google.protobuf.descriptor import Descriptor
+
     from virtfleet_service.call import Call
 
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -26,7 +28,7 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 PACKAGE: Final = "virtfleet.node.v1"
 
 TIMEOUT_SECONDS: Final = 60.0
-"""The deadline of a call that has none from its caller: local calls are short, and a hung service must not hang its peers."""
+"""The deadline of a call that has none from its caller: a hung service must not hang its peers."""
 
 _OPTIONS: Final = (
     # A peer that comes back is found within a second.
@@ -67,7 +69,7 @@ def error_from_status(status: status_pb2.Status) -> VirtfleetError:
     delay: float | None = None
     for detail in status.details:
         for kind in (info, bad, failure, about, retry):
-            if detail.Is(kind.DESCRIPTOR):
+            if detail.Is(cast("Descriptor", kind.DESCRIPTOR)):
                 detail.Unpack(kind)
                 if kind is retry:
                     delay = retry.retry_delay.ToNanoseconds() / 1e9
@@ -152,8 +154,8 @@ class Peer:
     ) -> ResponseT:
         """Call a method of `virtfleet.node.v1` and return its answer.
 
-        Conveys the caller of `call`, and what remains of its deadline unless it is an operation, whose work outlives the caller.
-        Cancellation cancels the call at the peer.
+        Conveys the caller of `call`, and what remains of its deadline unless it is an operation, whose work outlives
+        the caller. Cancellation cancels the call at the peer.
 
         Args:
             method: `AttachmentService.AttachVolume`.

@@ -1,9 +1,10 @@
 """What every call goes through, in fixed order, between the transport and its handler.
 
-    who calls (certificate, socket, conveyed caller, denial list) → which node → decode → unknown fields → rules of the proto →
-    permission on the target → permission on every reference → handler → audit → answer
+    who calls (certificate, socket, conveyed caller, denial list) → which node → decode → unknown fields → rules of the
+    proto → permission on the target → permission on every reference → handler → audit → answer
 
-One handler a method and listener is built when the server starts; a call then costs little more than the steps themselves.
+One handler a method and listener is built when the server starts; a call then costs little more than the steps
+themselves.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from virtfleet_service.identity import GATEWAY, local_caller
 from virtfleet_service.validation import REPLY_LIMIT_BYTES, RequestCheck
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from google.protobuf.message import Message
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from virtfleet_service.identity import Authenticator, Identity
     from virtfleet_service.logs import AuditLog
     from virtfleet_service.methods import FoundReference, MethodFacts
-    from virtfleet_service.telemetry import Meters, Tracer
+    from virtfleet_service.telemetry import Meters, MethodMeter, Span, Tracer
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -152,10 +153,10 @@ class Pipeline:
         """
         encoded = conveyed.encode("latin-1") if isinstance(conveyed, str) else conveyed
         if listener.kind == TLS:
-            pem = context.auth_context().get("x509_pem_cert")
-            if not pem:
+            chain = context.auth_context().get("x509_pem_cert")
+            if not chain:
                 raise CredentialsInvalid("the connection has no client certificate")
-            caller, identity = self._authenticator.by_certificate(pem[0])
+            caller, identity = self._authenticator.by_certificate(next(iter(chain)))
             if encoded is None:
                 return caller, identity
             if identity.kind != GATEWAY:
@@ -283,17 +284,15 @@ class Pipeline:
             method = _missing(facts)
         check = RequestCheck(facts.request_class, mutation=facts.mutation)
         if facts.client_streaming:
-            serve = self._serve_stream_in(facts, method, check)
-        elif facts.server_streaming:
-            serve = self._serve_stream_out(facts, method, check)
-        else:
-            return grpc.unary_unary_rpc_method_handler(self._unary(facts, method, check, listener))
-        handle = self._streaming(facts, serve, listener)
-        if not facts.client_streaming:
-            return grpc.unary_stream_rpc_method_handler(handle)
-        if not facts.server_streaming:
+            handle = self._handle(facts, self._serve_stream_in(facts, method, check), listener)
+            if facts.server_streaming:
+                return grpc.stream_stream_rpc_method_handler(handle)
             return grpc.stream_unary_rpc_method_handler(handle)
-        return grpc.stream_stream_rpc_method_handler(handle)
+        if facts.server_streaming:
+            handle = self._handle(facts, self._serve_stream_out(facts, method, check), listener)
+            return grpc.unary_stream_rpc_method_handler(handle)
+        handle = self._handle(facts, self._serve_unary(facts, method, check), listener)
+        return grpc.unary_unary_rpc_method_handler(handle)
 
     def unknown(self, path: str) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the handler of a method that this server does not know."""
@@ -304,80 +303,18 @@ class Pipeline:
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    def _unary(
-        self,
-        facts: MethodFacts,
-        method: Callable[[Any, Call], Awaitable[Message | bytes]],
-        check: RequestCheck,
-        listener: Listener,
-    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        meter = self._meters.method(facts.full_name)
-        calls = self.calls
-        mutation = facts.mutation
-
-        async def handle(encoded: bytes, context: Context) -> bytes:
-            started = perf_counter()
-            call: Call | None = None
-            span = None
-            try:
-                call = self.begin(facts, listener, context)
-                calls[call] = asyncio.current_task()  # type: ignore[assignment]  # gRPC runs each call as a task
-                CURRENT.set(call)
-                if self.tracer is not None:
-                    span = self.tracer.begin(call)
-                request = check.decode(encoded)
-                self.examine(facts, check, request, encoded, call)
-                answer = await method(request, call)
-                reply = answer if type(answer) is bytes else answer.SerializeToString()  # type: ignore[union-attr]  # not bytes
-                if len(reply) > REPLY_LIMIT_BYTES:
-                    raise MessageTooLarge(
-                        f"the answer would have {len(reply)} bytes; ask for less at a time",
-                        size_bytes=len(reply),
-                        limit_bytes=REPLY_LIMIT_BYTES,
-                    )
-                if mutation:
-                    self._audit.record(call, code="OK")
-                meter.observe("OK", perf_counter() - started)
-                if span is not None:
-                    span.end("OK")
-                return reply  # noqa: TRY300  # the good end
-            except asyncio.CancelledError:
-                failure: VirtfleetError | None = call.ended_by if call is not None else None
-                if failure is None:
-                    self._cancelled(call, meter, started)
-                    if span is not None:
-                        span.end("CANCELLED")
-                    raise
-            except VirtfleetError as error:
-                failure = error
-            except Exception as error:  # noqa: BLE001  # the boundary: whatever it is, the client learns its log id only
-                failure = unexpected(error)
-            finally:
-                if call is not None:
-                    calls.pop(call, None)
-                    if mutation:
-                        call.answered()
-            self._failed(facts, call, context, failure)
-            meter.observe(failure.code.name, perf_counter() - started)
-            if span is not None:
-                span.end(failure.code.name, failure.reason)
-            await abort(context, failure)
-            raise AssertionError  # abort has raised
-
-        return handle
-
-    def _streaming(
+    def _handle(
         self,
         facts: MethodFacts,
         serve: Callable[[Any, Context, Call], Awaitable[bytes | None]],
         listener: Listener,
-    ) -> Callable[[Any, Context], Awaitable[Any]]:
+    ) -> Callable[[Any, Context], Awaitable[bytes | None]]:
         meter = self._meters.method(facts.full_name)
 
         async def handle(given: Any, context: Context) -> bytes | None:  # noqa: ANN401  # bytes or an iterator of them
             started = perf_counter()
             call: Call | None = None
-            span = None
+            span: Span | None = None
             try:
                 call = self.begin(facts, listener, context)
                 self.calls[call] = asyncio.current_task()  # type: ignore[assignment]  # gRPC runs each call as a task
@@ -385,41 +322,51 @@ class Pipeline:
                 if self.tracer is not None:
                     span = self.tracer.begin(call)
                 reply = await serve(given, context, call)
-                if facts.mutation:
-                    self._audit.record(call, code="OK")
-                meter.observe("OK", perf_counter() - started)
-                if span is not None:
-                    span.end("OK")
-                return reply  # noqa: TRY300  # the good end
             except asyncio.CancelledError:
-                failure: VirtfleetError | None = call.ended_by if call is not None else None
+                failure = call.ended_by if call is not None else None
                 if failure is None:
-                    self._cancelled(call, meter, started)
-                    if span is not None:
-                        span.end("CANCELLED")
+                    self._finish(facts, call, context, None)
+                    end_span(span, meter, started, "CANCELLED")
                     raise
             except VirtfleetError as error:
                 failure = error
             except grpc.aio.BaseError:
                 # The client has gone between two messages; gRPC says so by an error of its own.
-                self._cancelled(call, meter, started)
-                if span is not None:
-                    span.end("CANCELLED")
+                self._finish(facts, call, context, None)
+                end_span(span, meter, started, "CANCELLED")
                 raise
-            except Exception as error:  # noqa: BLE001  # the boundary: whatever it is, the client learns its log id only
+            except Exception as error:  # noqa: BLE001  # the boundary: the client learns the log id only
                 failure = unexpected(error)
-            finally:
-                if call is not None:
-                    self.calls.pop(call, None)
+            else:
+                del self.calls[call]
+                if facts.mutation:
                     call.answered()
-            self._failed(facts, call, context, failure)
-            meter.observe(failure.code.name, perf_counter() - started)
-            if span is not None:
-                span.end(failure.code.name, failure.reason)
+                    self._audit.record(call, code="OK")
+                end_span(span, meter, started, "OK")
+                return reply
+            self._finish(facts, call, context, failure)
+            end_span(span, meter, started, failure.code.name, failure.reason)
             await abort(context, failure)
             return None
 
         return handle
+
+    def _serve_unary(
+        self, facts: MethodFacts, method: Callable[[Any, Call], Awaitable[Message | bytes]], check: RequestCheck
+    ) -> Callable[[bytes, Context, Call], Awaitable[bytes]]:
+        async def serve(encoded: bytes, _context: Context, call: Call) -> bytes:
+            request = check.decode(encoded)
+            self.examine(facts, check, request, encoded, call)
+            reply = encode(await method(request, call))
+            if len(reply) > REPLY_LIMIT_BYTES:
+                raise MessageTooLarge(
+                    f"the answer would have {len(reply)} bytes; ask for less at a time",
+                    size_bytes=len(reply),
+                    limit_bytes=REPLY_LIMIT_BYTES,
+                )
+            return reply
+
+        return serve
 
     def _serve_stream_out(
         self, facts: MethodFacts, method: Callable[[Any, Call], Any], check: RequestCheck
@@ -451,21 +398,21 @@ class Pipeline:
                 if facts.server_streaming:
                     await _send(method(requests, call), context)
                     return None
-                answer = await method(requests, call)
-            return answer if type(answer) is bytes else answer.SerializeToString()  # type: ignore[no-any-return]
+                return encode(await method(requests, call))
 
         return serve
 
     # What became of it.
 
-    def _cancelled(self, call: Call | None, meter: Any, started: float) -> None:  # noqa: ANN401  # a MethodMeter
-        meter.observe("CANCELLED", perf_counter() - started)
-        if call is not None and call.method.mutation:
-            self._audit.record(call, code="CANCELLED")
-
-    def _failed(self, facts: MethodFacts, call: Call | None, context: Context, failure: VirtfleetError) -> None:
-        code = failure.code.name
-        if call is None:
+    def _finish(self, facts: MethodFacts, call: Call | None, context: Context, failure: VirtfleetError | None) -> None:
+        """Close the books on a call that failed, or (no failure) was cancelled by its client."""
+        code = failure.code.name if failure is not None else "CANCELLED"
+        if call is not None:
+            self.calls.pop(call, None)
+            call.answered()
+            if facts.mutation or (failure is not None and failure.code in _REFUSALS):
+                self._audit.record(call, code=code, reason=failure.reason if failure is not None else "")
+        elif failure is not None:
             self._audit.refused(
                 facts.full_name,
                 peer=context.peer(),
@@ -474,8 +421,6 @@ class Pipeline:
                 reason=failure.reason,
                 message=failure.message,
             )
-        elif facts.mutation or failure.code in _REFUSALS:
-            self._audit.record(call, code=code, reason=failure.reason)
 
     def review(self) -> None:
         """Judge the callers of all open calls again; one whose certificate has ended or been denied loses the call."""
@@ -513,6 +458,18 @@ async def abort(context: Context, error: VirtfleetError) -> None:
     await context.abort(error.code, status.message, trailers)
 
 
+def encode(answer: Message | bytes) -> bytes:
+    """Return the bytes of an answer, which a handler may have already."""
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def end_span(span: Span | None, meter: MethodMeter, started: float, code: str, reason: str = "") -> None:
+    """Count a call that has ended and end its span if it has one."""
+    meter.observe(code, perf_counter() - started)
+    if span is not None:
+        span.end(code, reason)
+
+
 def unexpected(error: Exception) -> Unexpected:
     """Log an error that nobody foresaw and return what the client may know of it."""
     log_id = secrets.token_hex(6)
@@ -532,14 +489,14 @@ async def _send(answers: Any, context: Context) -> None:  # noqa: ANN401  # an a
         answers = await answers
     try:
         async for answer in answers:
-            await context.write(answer if type(answer) is bytes else answer.SerializeToString())
+            await context.write(encode(answer))
     finally:
         close = getattr(answers, "aclose", None)
         if close is not None:
             await close()
 
 
-async def _receive(first: Message | None, context: Context, check: RequestCheck) -> AsyncIterator[Message]:
+async def _receive(first: Message | None, context: Context, check: RequestCheck) -> AsyncGenerator[Message, None]:
     if first is None:
         return
     yield first

@@ -1,4 +1,4 @@
-"""The one place that starts other programs: argument lists, a deadline, bounded output, a process group of their own, no shell."""
+"""The one place that starts other programs: argument lists, a deadline, bounded output, a process group, no shell."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ async def run(
 ) -> Completed:
     """Run a program to its end.
 
-    The program is the leader of a session of its own. On cancellation and at the deadline the whole group gets SIGTERM, and
-    SIGKILL two seconds later; when this function returns or raises, none of the group that kept its group lives.
+    The program is the leader of a session of its own. On cancellation and at the deadline the whole group gets SIGTERM,
+    and SIGKILL two seconds later; when this function returns or raises, none of the group that kept its group lives.
 
     Args:
         argv: The program and its arguments; the program by absolute path, or found in the system's own folders.

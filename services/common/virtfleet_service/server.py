@@ -7,7 +7,8 @@
         ...                     # serving
                                 # drained when the block ends
 
-One gRPC server a listener: on a unix socket gRPC tells nothing about which socket a call came in on, and each has a role of its own.
+One gRPC server a listener: on a unix socket gRPC tells nothing about which socket a call came in on, and each has a
+role of its own.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class _Registered:
 
 
 class _Fallback(grpc.GenericRpcHandler):
-    """Answers what no registered method answers: the forwarder of a gateway if there is one, then METHOD_NOT_IMPLEMENTED."""
+    """Answers what no registered method answers: a gateway's forwarder if there is one, else a refusal."""
 
     def __init__(self, pipeline: Pipeline, forwarder: grpc.GenericRpcHandler | None) -> None:
         self._pipeline = pipeline
@@ -274,8 +275,7 @@ class Server:
                     done = hook()
                     if done is not None:
                         await done
-            except Exception:
-                # The end must come, whatever a hook does.
+            except Exception:  # noqa: BLE001  # the boundary of foreign code: the end must come, whatever it does
                 _log.exception("a drain hook failed")
         self.pipeline.draining = True
         error = ServiceDraining("the server has stopped; call again", retry_delay_seconds=1)
@@ -386,8 +386,7 @@ class Server:
             await asyncio.sleep(WATCH_PERIOD_SECONDS)
             try:
                 self.refresh()
-            except Exception:
-                # One bad look must not end the watch that revocation hangs on.
+            except Exception:  # noqa: BLE001  # one bad look must not end the watch that revocation hangs on
                 _log.exception("looking at certificates, policy and denial list failed")
 
     def refresh(self) -> None:
@@ -430,7 +429,7 @@ class Server:
         except (PolicyError, OSError) as error:
             if first:
                 raise SettingsError(f"policy_file: {path}: {error}") from error
-            _log.error("the policy file cannot be used, the old policy stays: %s", error)  # noqa: TRY400
+            _log.error("the policy file cannot be used, the old policy stays: %s", error)
             return
         self.authenticator.forget()
 
@@ -446,7 +445,7 @@ class Server:
             authorities = x509.load_pem_x509_certificates(self._certificates.current.authorities)
             fresh = Denials.load(path, authorities)
         except (DocumentInvalid, OSError) as error:
-            _log.error("the denial list cannot be used, the old one stays: %s", error)  # noqa: TRY400
+            _log.error("the denial list cannot be used, the old one stays: %s", error)
             return
         if fresh.number < self.denial_list_number:
             _log.error(

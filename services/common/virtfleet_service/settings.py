@@ -1,4 +1,4 @@
-"""Settings of a server: one typed, frozen object, from a TOML file, the environment and flags, in rising order of weight.
+"""Settings of a server: one typed, frozen object from a TOML file, the environment and flags; the later wins.
 
     listen = "0.0.0.0:7443"            # for every service that reads the file
     [tls]
@@ -167,7 +167,7 @@ def _leaves(cls: type[Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str,
     return found
 
 
-def _convert(text: object, kind: Any, where: str) -> Any:  # noqa: ANN401, C901  # any type that a setting may have
+def _convert(text: object, kind: Any, where: str) -> Any:  # noqa: ANN401  # any type that a setting may have
     """Return a value given as text or by TOML as the type of its field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -187,15 +187,16 @@ def _convert(text: object, kind: Any, where: str) -> Any:  # noqa: ANN401, C901 
         if not isinstance(text, dict):
             raise SettingsError(f"{where}: must be a table")
         return text
+    return _scalar(text, kind, where)
+
+
+def _scalar(text: object, kind: Any, where: str) -> Any:  # noqa: ANN401  # any scalar type that a setting may have
     if kind is bool:
         return _boolean(text, where)
-    if kind is Path:
-        kind = str
-        return Path(_convert(text, str, where))
-    if kind is str:
+    if kind in (str, Path):
         if not isinstance(text, str):
             raise SettingsError(f"{where}: must be a string")
-        return text
+        return kind(text)
     if kind in (int, float):
         if isinstance(text, bool) or not isinstance(text, (int, float, str)):
             raise SettingsError(f"{where}: must be a number")
@@ -282,8 +283,8 @@ def load(
 ) -> SettingsT:
     """Read the settings of a service from file, environment and flags.
 
-    `--config FILE` (or `VIRTFLEET_CONFIG`) names the file. `--show-settings` prints the result, secrets masked, and ends the
-    process.
+    `--config FILE` (or `VIRTFLEET_CONFIG`) names the file. `--show-settings` prints the result, secrets masked, and
+    ends the process.
 
     Args:
         cls: The dataclass of the settings.

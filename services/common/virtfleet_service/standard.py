@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
-from grpc_channelz.v1 import channelz_pb2
-from grpc_channelz.v1.channelz import ChannelzServicer
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_channelz.v1 import channelz_pb2  # type: ignore[import-untyped]  # ships no annotations
+from grpc_channelz.v1.channelz import ChannelzServicer  # type: ignore[import-untyped]  # ships no annotations
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]  # annotates messages only
+from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]  # annotates messages only
 
 from virtfleet_service.errors import InvalidArgument, ResourceNotFound, Unexpected
 
@@ -34,7 +34,7 @@ _V1_FILE: Final = "grpc/reflection/v1/reflection.proto"
 
 
 def _reflection_v1() -> ServiceDescriptor:
-    """Return the descriptor of reflection v1, which grpcio-reflection lacks: v1alpha under its other name, word for word."""
+    """Return the descriptor of reflection v1, which grpcio-reflection lacks: v1alpha word for word, renamed."""
     pool = descriptor_pool.Default()
     try:
         file = pool.FindFileByName(_V1_FILE)
@@ -51,14 +51,14 @@ def _reflection_v1() -> ServiceDescriptor:
             method.output_type = method.output_type.replace(".v1alpha.", ".v1.")
         pool.AddSerializedFile(proto.SerializeToString())
         file = pool.FindFileByName(_V1_FILE)
-    return cast("FileDescriptor", file).services_by_name["ServerReflection"]
+    return file.services_by_name["ServerReflection"]
 
 
 REFLECTION_V1: Final[ServiceDescriptor] = _reflection_v1()
 
 
 class Health:
-    """Tells whether services are ready. The empty name stands for the whole server: ready while nothing says otherwise."""
+    """Tells whether services are ready; the empty name stands for the whole server."""
 
     def __init__(self) -> None:
         self._states: dict[str, health_pb2.HealthCheckResponse.ServingStatus] = {"": SERVING}
@@ -148,7 +148,8 @@ class Reflection:
                 case "file_containing_extension":
                     wanted = request.file_containing_extension
                     message = self._pool.FindMessageTypeByName(wanted.containing_type)
-                    self._files(self._pool.FindExtensionByNumber(message, wanted.extension_number).file, response)
+                    extension: Any = self._pool.FindExtensionByNumber(message, wanted.extension_number)
+                    self._files(extension.file, response)
                 case "all_extension_numbers_of_type":
                     message = self._pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
                     numbers = response.all_extension_numbers_response

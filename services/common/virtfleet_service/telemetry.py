@@ -174,7 +174,7 @@ class Telemetry:
 
         host, port = split_address(address, "telemetry.prometheus")
         registry = CollectorRegistry()
-        registry.register(self.meters)  # type: ignore[arg-type]  # a collector is anything with collect()
+        registry.register(self.meters)
         server, thread = start_http_server(port, addr=host, registry=registry)
         self.metrics_port = server.server_port
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -133,7 +133,7 @@ class CertificateSource:
         read_credentials(self._settings)
 
     def reload(self) -> bool:
-        """Take what the files hold now; returns whether it is new. Connections that exist keep what they were made with.
+        """Take what the files hold now; returns whether it is new. Existing connections keep what they have.
 
         Raises:
             BackingMissing: See `read_credentials`; the old ones stay in use.
@@ -149,21 +149,21 @@ class CertificateSource:
         return True
 
     def reload_if_changed(self) -> bool:
-        """Take changed files; what cannot be used is logged and the old ones stay in use. Returns whether anything is new."""
+        """Take changed files; returns whether anything is new. What cannot be used is logged, the old ones stay."""
         if self._fingerprint() == self._seen:
             return False
         try:
             return self.reload()
         except BackingMissing as error:
             # Also in the middle of a rotation, between certificate and key; the second file makes it right.
-            _log.error("new certificates cannot be used, the old ones stay: %s", error.message)  # noqa: TRY400
+            _log.error("new certificates cannot be used, the old ones stay: %s", error.message)
             return False
 
     def server_credentials(self, *, require_client_certificate: bool = True) -> grpc.ServerCredentials:
         """Return credentials of a listening port that takes new certificates with each new connection."""
         given = self.generation
 
-        def fetch() -> object | None:
+        def fetch() -> Any:  # noqa: ANN401  # a configuration or None, for "as before"; the stubs forget None
             # Called by gRPC from a thread of its own before each handshake.
             nonlocal given
             if given == self.generation:
@@ -175,14 +175,14 @@ class CertificateSource:
             self._configuration(), fetch, require_client_authentication=require_client_certificate
         )
 
-    def _configuration(self) -> object:
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
         current = self.current
         return grpc.ssl_server_certificate_configuration(
             [(current.key, current.certificate)], root_certificates=current.authorities
         )
 
     def client_credentials(self) -> grpc.ChannelCredentials:
-        """Return credentials of a client channel. A channel keeps what it was made with: make another one after a rotation."""
+        """Return credentials of a client channel, which keeps them: make another one after a rotation."""
         current = self.current
         return grpc.ssl_channel_credentials(current.authorities, current.key, current.certificate)
 

@@ -1,15 +1,16 @@
-"""Checks of a request before anything acts on it: what this server does not know, and what the rules in its proto forbid."""
+"""Checks of a request before anything acts on it: what this server does not know, what its proto forbids."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from buf.validate import validate_pb2
 from google.api import resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from buf.validate import validate_pb2
+from virtfleet_service import messages
 from virtfleet_service.errors import (
     DocumentInvalid,
     FieldOutOfRange,
@@ -32,6 +33,10 @@ REQUEST_LIMIT_BYTES: Final = 4 << 20
 REPLY_LIMIT_BYTES: Final = 3 << 20
 """The largest unary answer: clients of other languages take 4 MiB unless told otherwise."""
 
+# The generated module has an extension of this name; its stubs see a module there.
+_MESSAGE_RULES: Final[Any] = validate_pb2.message
+_REFERENCE: Final[Any] = resource_pb2.resource_reference
+
 _EMPTY_RULES: Final = frozenset({"string.min_len", "string.min_bytes", "bytes.min_len", "string.len"})
 _FORM_RULES: Final = frozenset({"string.pattern", "string.max_len", "string.min_len", "string.max_bytes"})
 
@@ -39,49 +44,26 @@ _FORM_RULES: Final = frozenset({"string.pattern", "string.max_len", "string.min_
 class EnumWalk:
     """Finds enum numbers that have no name here, in messages of one type; made once, asked often."""
 
-    __slots__ = ("_leaves", "_parts")
+    __slots__ = ("leaves", "parts")
 
     def __init__(self) -> None:
-        self._leaves: list[tuple[str, str, frozenset[int]]] = []
-        self._parts: list[tuple[str, str, EnumWalk]] = []
+        self.leaves: list[tuple[str, str, frozenset[int]]] = []
+        self.parts: list[tuple[str, str, EnumWalk]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._leaves or self._parts)
+        return bool(self.leaves or self.parts)
 
     def find(self, message: Message, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield path and number of each such value."""
-        for name, kind, known in self._leaves:
-            value = getattr(message, name)
-            if kind == "one":
-                if value not in known:
-                    yield prefix + name, value
-            elif kind == "list":
-                for index, element in enumerate(value):
-                    if element not in known:
-                        yield f"{prefix}{name}[{index}]", element
-            else:
-                for key, element in value.items():
-                    if element not in known:
-                        yield f"{prefix}{name}.{key}", element
-        for name, kind, walk in self._parts:
-            if kind == "one":
-                if message.HasField(name):
-                    yield from walk.find(getattr(message, name), f"{prefix}{name}.")
-            elif kind == "list":
-                for index, element in enumerate(getattr(message, name)):
-                    yield from walk.find(element, f"{prefix}{name}[{index}].")
-            else:
-                for key, element in getattr(message, name).items():
-                    yield from walk.find(element, f"{prefix}{name}.{key}.")
+        for name, kind, known in self.leaves:
+            for path, number in messages.elements(message, name, kind, prefix):
+                if number not in known:
+                    yield path, number
+        for path, element, walk in messages.inside(message, self.parts, prefix):
+            yield from walk.find(element, path)
 
 
 _ENUM_WALKS: dict[str, EnumWalk] = {}
-
-
-def _map_value(field: FieldDescriptor) -> FieldDescriptor | None:
-    if field.message_type is None or not field.message_type.GetOptions().map_entry:
-        return None
-    return field.message_type.fields_by_name["value"]
 
 
 def _known_numbers(field: FieldDescriptor) -> frozenset[int] | None:
@@ -99,14 +81,12 @@ def enum_walk(message: Descriptor) -> EnumWalk:
     # Registered before it is filled, so that a type may contain itself.
     walk = _ENUM_WALKS[message.full_name] = EnumWalk()
     for field in message.fields:
-        value = _map_value(field)
-        kind = "map" if value is not None else "list" if field.is_repeated else "one"
-        leaf = value if value is not None else field
+        kind, leaf = messages.shape(field)
         numbers = _known_numbers(leaf)
         if numbers is not None:
-            walk._leaves.append((field.name, kind, numbers))  # noqa: SLF001
+            walk.leaves.append((field.name, kind, numbers))
         elif leaf.message_type is not None and _reaches_enum(leaf.message_type, set()):
-            walk._parts.append((field.name, kind, enum_walk(leaf.message_type)))  # noqa: SLF001
+            walk.parts.append((field.name, kind, enum_walk(leaf.message_type)))
     return walk
 
 
@@ -115,7 +95,7 @@ def _reaches_enum(message: Descriptor, seen: set[str]) -> bool:
         return False
     seen.add(message.full_name)
     for field in message.fields:
-        leaf = _map_value(field) or field
+        _, leaf = messages.shape(field)
         if _known_numbers(leaf) is not None:
             return True
         if leaf.message_type is not None and _reaches_enum(leaf.message_type, seen):
@@ -123,39 +103,30 @@ def _reaches_enum(message: Descriptor, seen: set[str]) -> bool:
     return False
 
 
-_MESSAGE_FIELDS: dict[str, tuple[tuple[str, str], ...]] = {}
+_MESSAGE_FIELDS: dict[str, tuple[tuple[str, str, None], ...]] = {}
 
 
-def _message_fields(message: Descriptor) -> tuple[tuple[str, str], ...]:
-    """List the fields that hold messages; the others are never touched, for reading bytes copies them."""
+def _message_fields(message: Descriptor) -> tuple[tuple[str, str, None], ...]:
     known = _MESSAGE_FIELDS.get(message.full_name)
     if known is None:
-        found = []
-        for field in message.fields:
-            value = _map_value(field)
-            if value is not None:
-                if value.message_type is not None:
-                    found.append((field.name, "map"))
-            elif field.message_type is not None:
-                found.append((field.name, "list" if field.is_repeated else "one"))
-        known = _MESSAGE_FIELDS[message.full_name] = tuple(found)
+        shapes = ((field.name, *messages.shape(field)) for field in message.fields)
+        known = tuple((name, kind, None) for name, kind, leaf in shapes if leaf.message_type is not None)
+        _MESSAGE_FIELDS[message.full_name] = known
     return known
 
 
 def unknown_fields(message: Message, prefix: str = "") -> Iterator[str]:
     """Yield the path of every field that this server does not know, at any depth, as `path.#number`."""
-    for field in UnknownFieldSet(message):
+    unknown: Any = UnknownFieldSet(message)  # a sequence, which its stubs do not say
+    for field in unknown:
         yield f"{prefix}#{field.field_number}"
-    for name, kind in _message_fields(cast("Descriptor", message.DESCRIPTOR)):
-        if kind == "one":
-            if message.HasField(name):
-                yield from unknown_fields(getattr(message, name), f"{prefix}{name}.")
-        elif kind == "list":
-            for index, element in enumerate(getattr(message, name)):
-                yield from unknown_fields(element, f"{prefix}{name}[{index}].")
-        else:
-            for key, element in getattr(message, name).items():
-                yield from unknown_fields(element, f"{prefix}{name}.{key}.")
+    for path, element, _ in messages.inside(message, _message_fields(descriptor_of(message)), prefix):
+        yield from unknown_fields(element, path)
+
+
+def descriptor_of(message: Message | type[Message]) -> Descriptor:
+    """Return the descriptor of a message or of its class, which the stubs give as a union of two types."""
+    return cast("Descriptor", message.DESCRIPTOR)
 
 
 def has_rules(message: Descriptor, seen: set[str] | None = None) -> bool:
@@ -164,7 +135,7 @@ def has_rules(message: Descriptor, seen: set[str] | None = None) -> bool:
     if message.full_name in seen:
         return False
     seen.add(message.full_name)
-    if message.GetOptions().HasExtension(validate_pb2.message):
+    if message.GetOptions().HasExtension(_MESSAGE_RULES):
         return True
     for oneof in message.oneofs:
         if oneof.GetOptions().HasExtension(validate_pb2.oneof):
@@ -201,7 +172,7 @@ class RequestCheck:
     __slots__ = ("_class", "_enums", "_mutation", "_rules")
 
     def __init__(self, message_class: type[Message], *, mutation: bool) -> None:
-        descriptor = cast("Descriptor", message_class.DESCRIPTOR)
+        descriptor = descriptor_of(message_class)
         self._class = message_class
         self._mutation = mutation
         self._enums = enum_walk(descriptor)
@@ -226,7 +197,7 @@ class RequestCheck:
         try:
             return self._class.FromString(encoded)
         except DecodeError as error:
-            name = cast("Descriptor", self._class.DESCRIPTOR).full_name
+            name = descriptor_of(self._class).full_name
             raise DocumentInvalid(f"the request is no valid message of type {name}", type=name) from error
 
     def check(self, message: Message, encoded: bytes) -> None:
@@ -270,14 +241,14 @@ class RequestCheck:
         # Two passes in C instead of a walk in Python: a message that shrinks when unknown fields are dropped had some.
         twin = self._class.FromString(encoded)
         before = twin.ByteSize()
-        twin.DiscardUnknownFields()  # type: ignore[no-untyped-call]  # the stubs of protobuf leave it untyped
+        twin.DiscardUnknownFields()
         return before != twin.ByteSize()
 
     @staticmethod
     def _refuse_unknown(paths: list[str]) -> None:
         if paths:
             raise UnknownField(
-                f"this server does not know the field {paths[0]} of the request (# is its number); it may be older than its client",
+                f"this server does not know field {paths[0]} of the request (# is its number); it may be too old",
                 field=paths[0],
                 violations=[(path, "is not known to this server") for path in paths],
             )
@@ -308,7 +279,7 @@ def _path(violation: Violation) -> str:
 
 def _field(message: Message, violation: Violation) -> FieldDescriptor | None:
     """Return the descriptor of the field that a violation is about; None: it is about a message as a whole."""
-    where: Descriptor | None = cast("Descriptor", message.DESCRIPTOR)
+    where: Descriptor | None = descriptor_of(message)
     field: FieldDescriptor | None = None
     for element in violation.proto.field.elements if violation.proto.field is not None else ():
         if where is None:
@@ -316,18 +287,18 @@ def _field(message: Message, violation: Violation) -> FieldDescriptor | None:
         field = where.fields_by_name.get(element.field_name)
         if field is None:
             return None
-        value = _map_value(field)
+        value = messages.map_value(field)
         where = value.message_type if value is not None else field.message_type
     return field
 
 
 def _names_something(field: FieldDescriptor, violation: Violation) -> bool:
-    if field.GetOptions().HasExtension(resource_pb2.resource_reference):
+    if field.GetOptions().HasExtension(_REFERENCE):
         return True
     if field.name in ("name", "parent", "uid") or field.name.endswith("_id"):
         return True
     # The keys of device maps are ids.
-    return _map_value(field) is not None and violation.proto.for_key
+    return messages.map_value(field) is not None and violation.proto.for_key
 
 
 def _class_of(message: Message, violation: Violation) -> type[InvalidArgument]:

@@ -26,8 +26,7 @@ up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu PORT=0 RAN
 
 test: env system ## do all set-up and run every test; a skip is a failure
 	@rm -rf build/results
-	@$(PYTHON) -m tools.check
-	@$(PYTHON) -m tools.suites --promises $(SUITES)
+	@$(PYTHON) -m tools.suites --check --promises $(SUITES)
 
 check: env ## format, lint, types, imports, protos and unit tests, in parallel
 	@$(PYTHON) -m tools.check

@@ -61,7 +61,7 @@ def load(path: Path = PROMISES) -> list[Promise]:
 def results(folder: Path = RESULTS) -> dict[str, str]:
     """Return the outcome of every test in the result files of the suites."""
     outcomes: dict[str, str] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.rglob("*.json")):
         outcomes.update(json.loads(path.read_text()))
     return outcomes
 

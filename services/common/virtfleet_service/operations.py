@@ -150,6 +150,7 @@ class Operations:
         self.prefix = f"nodes/{node}/services/{service}/operations/" if prefix is None else prefix
         self._jobs: dict[str, Job] = {}
         self._shown: dict[str, float] = {}
+        self._awaiting_show: dict[str, asyncio.TimerHandle] = {}
         self._starting: set[asyncio.Task[operations_pb2.Operation]] = set()
         self._draining = False
 
@@ -307,6 +308,7 @@ class Operations:
             )
         # What is decided is recorded even if somebody cancels now.
         job.cancellable = False
+        self._hush(job)
         recording = asyncio.create_task(self._record(job, outcome), name=f"record {job.operation_name}")
         try:
             await asyncio.shield(recording)
@@ -318,7 +320,14 @@ class Operations:
         finally:
             self._forget(job)
 
+    def _hush(self, job: Job) -> None:
+        """Show no progress any more: the end must be the last that watchers see."""
+        timer = self._awaiting_show.pop(job.operation_name, None)
+        if timer is not None:
+            timer.cancel()
+
     def _forget(self, job: Job) -> None:
+        self._hush(job)
         self._jobs.pop(job.operation_name, None)
         self._shown.pop(job.operation_name, None)
         job.ended.set()
@@ -348,11 +357,21 @@ class Operations:
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
 
     def show_progress(self, job: Job) -> None:
-        """Tell watchers how far a job is, at most five times a second each."""
-        now = time.monotonic()
-        if now - self._shown.get(job.operation_name, 0.0) >= PROGRESS_INTERVAL_SECONDS:
-            self._shown[job.operation_name] = now
-            self.store.show_progress(job.metadata.target, job.snapshot().SerializeToString())
+        """Tell watchers how far a job is, at most five times a second; the last state is always told."""
+        name = job.operation_name
+        if name in self._awaiting_show or name not in self._jobs:
+            return
+        loop = asyncio.get_running_loop()
+        since = loop.time() - self._shown.get(name, 0.0)
+        if since < PROGRESS_INTERVAL_SECONDS:
+            self._awaiting_show[name] = loop.call_later(PROGRESS_INTERVAL_SECONDS - since, self._show, job)
+        else:
+            self._show(job)
+
+    def _show(self, job: Job) -> None:
+        self._awaiting_show.pop(job.operation_name, None)
+        self._shown[job.operation_name] = asyncio.get_running_loop().time()
+        self.store.show_progress(job.metadata.target, job.snapshot().SerializeToString())
 
     def get(self, name: str) -> operations_pb2.Operation:
         """Return an operation as it is now.

@@ -196,7 +196,7 @@ class WatchHub:
 
     async def _follow(self, feed: Feed, place: _Place, bookmark_seconds: float) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
-        seen = self._progress_number
+        seen = 0
         told = loop.time()
         sent = 0.0
         while True:

@@ -158,7 +158,8 @@ class Peer:
         the caller. Cancellation cancels the call at the peer.
 
         Args:
-            method: `AttachmentService.AttachVolume`.
+            method: `AttachmentService.AttachVolume`, or in full one of another package that the peer serves on its peer
+                socket too: `virtfleet.storage.v1.VolumeService.CreateVolume`.
             request: The request.
             response_type: The class of the answer.
             call: On whose behalf; None: the service for itself.
@@ -174,8 +175,9 @@ class Peer:
         timeout = timeout_seconds if left is None else min(left, timeout_seconds)
         unary = self._methods.get(method)
         if unary is None:
-            service, _, name = method.rpartition(".")
-            unary = self._methods[method] = self._channel.unary_unary(f"/{PACKAGE}.{service}/{name}")
+            full = method if method.startswith("virtfleet.") else f"{PACKAGE}.{method}"
+            service, _, name = full.rpartition(".")
+            unary = self._methods[method] = self._channel.unary_unary(f"/{service}/{name}")
         metadata: list[tuple[str, str | bytes]] = [(CALLER_KEY, encode_caller(caller))]
         if self._outgoing is not None:
             metadata += self._outgoing()

@@ -128,9 +128,7 @@ class Pki:
         key_pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        issued = Issued(
-            pem, key_pem, self.folder / f"{stem}.crt", self.folder / f"{stem}.key", f"{serial:x}", identity
-        )
+        issued = Issued(pem, key_pem, self.folder / f"{stem}.crt", self.folder / f"{stem}.key", f"{serial:x}", identity)
         issued.certificate_file.write_bytes(pem)
         issued.key_file.write_bytes(key_pem)
         return issued
@@ -145,6 +143,4 @@ class Pki:
 
     def service(self, node: str = "n1", service: str = "compute") -> Issued:
         """Issue the certificate of a node's service."""
-        return self.issue(
-            f"node/{node}/{service}", dns=("localhost", f"{service}.{node}.{self.trust_domain}")
-        )
+        return self.issue(f"node/{node}/{service}", dns=("localhost", f"{service}.{node}.{self.trust_domain}"))

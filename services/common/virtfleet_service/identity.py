@@ -135,12 +135,16 @@ class Authenticator:
         trust_domain: The trust domain of the fleet.
         authorizer: Adds the roles of the policy file.
         node_role: The role of callers with a node's certificate; empty: they are refused.
+        gateways: Whose word about callers is taken: SPIFFE ids, or prefixes that end with `/`; empty: all gateways'.
     """
 
-    def __init__(self, trust_domain: str, authorizer: Authorizer, *, node_role: str = "") -> None:
+    def __init__(
+        self, trust_domain: str, authorizer: Authorizer, *, node_role: str = "", gateways: tuple[str, ...] = ()
+    ) -> None:
         self._trust_domain = trust_domain
         self._authorizer = authorizer
         self._node_role = node_role
+        self._gateways = gateways
         self._known: dict[bytes, _Known] = {}
         self._conveyed: dict[tuple[bytes, str], Caller] = {}
         self.denials: Denials | None = None
@@ -163,6 +167,14 @@ class Authenticator:
             known = self._read(pem)
         self.recheck(known.identity, known)
         return known.caller, known.identity
+
+    def may_convey(self, identity: Identity) -> bool:
+        """Tell whether the word of a peer about its caller is taken."""
+        if identity.kind != GATEWAY:
+            return False
+        return not self._gateways or any(
+            identity.uri.startswith(known) if known.endswith("/") else identity.uri == known for known in self._gateways
+        )
 
     def _read(self, pem: bytes) -> _Known:
         identity = parse_certificate(pem, self._trust_domain)

@@ -33,7 +33,7 @@ from virtfleet_service.errors import (
     VirtfleetError,
     WrongNode,
 )
-from virtfleet_service.identity import GATEWAY, local_caller
+from virtfleet_service.identity import local_caller
 from virtfleet_service.validation import REPLY_LIMIT_BYTES, RequestCheck
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ class Pipeline:
     Args:
         node: The node; empty at a gateway.
         service: The name of the service.
-        authenticator: Finds out who calls.
         authorizer: Judges what they may do.
         audit: Records mutations and refusals.
         meters: Counts calls.
@@ -91,7 +90,6 @@ class Pipeline:
         *,
         node: str,
         service: str,
-        authenticator: Authenticator,
         authorizer: Authorizer,
         audit: AuditLog,
         meters: Meters,
@@ -100,7 +98,7 @@ class Pipeline:
         self._node_name = f"nodes/{node}"
         self._node_prefix = f"nodes/{node}/"
         self._places = frozenset({node, f"{node}/{service}"})
-        self._authenticator = authenticator
+        self.authenticator: Authenticator | None = None
         self._authorizer = authorizer
         self._audit = audit
         self._meters = meters
@@ -137,6 +135,12 @@ class Pipeline:
             raise ServiceDraining("the server is about to stop; call again", retry_delay_seconds=1)
         return Call(facts, caller, self._authorizer, node=self._node, context=context, peer=peer)
 
+    @property
+    def _authenticator(self) -> Authenticator:
+        if self.authenticator is None:
+            raise RuntimeError("the server has not been started")
+        return self.authenticator
+
     def authenticate(
         self, listener: Listener, context: Context, conveyed: str | bytes | None
     ) -> tuple[Caller, Identity | None]:
@@ -159,7 +163,7 @@ class Pipeline:
             caller, identity = self._authenticator.by_certificate(next(iter(chain)))
             if encoded is None:
                 return caller, identity
-            if identity.kind != GATEWAY:
+            if not self._authenticator.may_convey(identity):
                 # Dropping it would be safe too, but nobody sends this by mistake.
                 raise CredentialsInvalid(
                     f"`{identity.uri}` is no gateway and may convey no other caller", subject=identity.uri

@@ -30,15 +30,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import grpc
 
 from virtfleet_service import admin, standard
-from virtfleet_service.authorization import ADMIN, OPERATOR, VIEWER, Authorizer, PolicyError
-from virtfleet_service.errors import DocumentInvalid, ServiceDraining, VirtfleetError
-from virtfleet_service.identity import Authenticator
+from virtfleet_service.authorization import ADMIN, OPERATOR, VIEWER, Authorizer
+from virtfleet_service.errors import ServiceDraining, VirtfleetError
 from virtfleet_service.logs import AuditLog
 from virtfleet_service.methods import FOREIGN_RULES, MethodFacts, facts_of
 from virtfleet_service.pipeline import ANONYMOUS, LOCAL, PEER, TLS, Listener, Pipeline
 from virtfleet_service.settings import ServiceSettings, SettingsError, split_address
 from virtfleet_service.telemetry import Telemetry
-from virtfleet_service.tls import CertificateSource, Credentials, fingerprint
+from virtfleet_service.trust import Trust, watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
     from virtfleet.type.v1 import method_pb2
+    from virtfleet_service.tls import Credentials
 
 _log = logging.getLogger(__name__)
 
@@ -139,29 +139,27 @@ class Server:
         self.name = name or f"nodes/{settings.node}/services/{service}"
         self.store_id = store_id
         self.authorizer = authorizer or Authorizer()
-        self.authenticator = Authenticator(settings.trust_domain, self.authorizer, node_role=node_role)
+        self.trust: Trust | None = None
         self.audit = AuditLog(settings.state_dir / f"{service}.audit.log", limit_bytes=settings.audit_limit_bytes)
         self.telemetry = Telemetry(settings.telemetry, service, settings.node)
         self.health = standard.Health()
         self.pipeline = Pipeline(
             node=settings.node,
             service=service,
-            authenticator=self.authenticator,
             authorizer=self.authorizer,
             audit=self.audit,
             meters=self.telemetry.meters,
         )
         self.forwarder: Callable[[Listener], grpc.GenericRpcHandler] | None = None
-        self.port = 0
+        self.ports: list[int] = []
         self.anonymous_port = 0
         self._anonymous_listen = anonymous_listen
         self._services: list[_Registered] = []
         self._hooks: list[Callable[[], Awaitable[None] | None]] = []
         self._servers: list[grpc.aio.Server] = []
         self._sockets: list[tuple[Path, int]] = []
-        self._certificates: CertificateSource | None = None
-        self._watched: dict[str, object] = {}
-        self._watcher: asyncio.Task[None] | None = None
+        self._node_role = node_role
+        self._tasks: list[asyncio.Task[None]] = []
         self._drained: asyncio.Task[None] | None = None
         self.telemetry.meters.gauge("open_calls", "Calls that run now.", lambda: float(self.active_calls_count))
 
@@ -205,6 +203,11 @@ class Server:
         return [service.name for service in self._services if not service.peer]
 
     @property
+    def port(self) -> int:
+        """The port of the first TCP listener; 0: there is none."""
+        return self.ports[0] if self.ports else 0
+
+    @property
     def active_calls_count(self) -> int:
         """How many calls run now."""
         return len(self.pipeline.calls)
@@ -212,13 +215,12 @@ class Server:
     @property
     def denial_list_number(self) -> int:
         """The number of the denial list in force; 0: none."""
-        denials = self.authenticator.denials
-        return denials.number if denials is not None else 0
+        return self.trust.denial_list_number if self.trust is not None else 0
 
     @property
     def credentials(self) -> Credentials | None:
         """The certificate in use; None: no TLS."""
-        return self._certificates.current if self._certificates is not None else None
+        return self.trust.credentials if self.trust is not None else None
 
     @property
     def socket_dir(self) -> Path:
@@ -238,10 +240,14 @@ class Server:
         settings = self.settings
         self.audit.open()
         try:
-            if settings.listen or self._anonymous_listen:
-                self._certificates = CertificateSource(settings.tls)
-            self._load_policy(first=True)
-            self._load_denials()
+            self.trust = Trust(
+                settings,
+                self.service,
+                self.authorizer,
+                node_role=self._node_role,
+                needed=bool(settings.listen or self._anonymous_listen),
+            )
+            self.pipeline.authenticator = self.trust.authenticator
             self.telemetry.start()
             self.pipeline.tracer = self.telemetry.tracer
             self._add_standard_services()
@@ -249,8 +255,11 @@ class Server:
         except BaseException:
             await self._abandon()
             raise
-        self._watcher = asyncio.create_task(self._watch(), name=f"{self.service} files")
-        _log.info("serving", extra={"server": self.name, "port": self.port, "sockets": str(self.socket_dir)})
+        self._tasks = [
+            asyncio.create_task(watch(self.refresh, WATCH_PERIOD_SECONDS), name=f"{self.service} files"),
+            asyncio.create_task(self.trust.keep_membership(self.refresh), name=f"{self.service} membership"),
+        ]
+        _log.info("serving", extra={"server": self.name, "ports": self.ports, "sockets": str(self.socket_dir)})
         return self
 
     async def __aexit__(
@@ -287,10 +296,11 @@ class Server:
         await stops
 
     async def _abandon(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait([self._watcher])
-            self._watcher = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+            self._tasks.clear()
         for server in self._servers:
             await server.stop(0)
         self._servers.clear()
@@ -313,8 +323,8 @@ class Server:
 
     async def _listen(self) -> None:
         settings = self.settings
-        if settings.listen:
-            self.port = await self._listen_tcp(Listener(TLS), settings.listen, "listen")
+        for address in settings.addresses:
+            self.ports.append(await self._listen_tcp(Listener(TLS), address, "listen"))
         if self._anonymous_listen:
             self.anonymous_port = await self._listen_tcp(
                 Listener(ANONYMOUS), self._anonymous_listen, "enrollment listen"
@@ -344,7 +354,7 @@ class Server:
         return server
 
     async def _listen_tcp(self, listener: Listener, address: str, setting: str) -> int:
-        certificates = self._certificates
+        certificates = self.trust.certificates if self.trust is not None else None
         if certificates is None:
             raise SettingsError(f"{setting}: needs certificates")
         split_address(address, setting)
@@ -381,21 +391,11 @@ class Server:
 
     # Files that may change.
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(WATCH_PERIOD_SECONDS)
-            try:
-                self.refresh()
-            except Exception:  # noqa: BLE001  # one bad look must not end the watch that revocation hangs on
-                _log.exception("looking at certificates, policy and denial list failed")
-
     def refresh(self) -> None:
         """Look at certificates, policy and denial list, take what is new, and judge the callers of open calls again."""
-        if self._certificates is not None and self._certificates.reload_if_changed():
-            self.authenticator.forget()
-        self._load_policy()
-        self._load_denials()
-        self.pipeline.review()
+        if self.trust is not None:
+            self.trust.refresh()
+            self.pipeline.review()
 
     def reload_certificates(self, *, validate_only: bool = False) -> None:
         """Read certificate, key, trust bundle and denial list again.
@@ -403,57 +403,9 @@ class Server:
         Raises:
             BackingMissing: One is absent or does not parse; the old ones stay in use.
         """
-        if self._certificates is None:
-            return
-        if validate_only:
-            self._certificates.check()
-            return
-        if self._certificates.reload():
-            self.authenticator.forget()
-        self._load_denials(again=True)
-        self.pipeline.review()
-
-    def _changed(self, what: str, path: Path, *, again: bool = False) -> bool:
-        found = fingerprint(path)
-        if self._watched.get(what) == found and not again:
-            return False
-        self._watched[what] = found
-        return True
-
-    def _load_policy(self, *, first: bool = False) -> None:
-        path = self.settings.policy_file
-        if path is None or not self._changed("policy", path):
-            return
-        try:
-            self.authorizer.load_policy(path)
-        except (PolicyError, OSError) as error:
-            if first:
-                raise SettingsError(f"policy_file: {path}: {error}") from error
-            _log.error("the policy file cannot be used, the old policy stays: %s", error)
-            return
-        self.authenticator.forget()
-
-    def _load_denials(self, *, again: bool = False) -> None:
-        path = self.settings.tls.denial_list_file
-        if path is None or self._certificates is None or not self._changed("denials", path, again=again):
-            return
-        from cryptography import x509
-
-        from virtfleet_service.denial import Denials
-
-        try:
-            authorities = x509.load_pem_x509_certificates(self._certificates.current.authorities)
-            fresh = Denials.load(path, authorities)
-        except (DocumentInvalid, OSError) as error:
-            _log.error("the denial list cannot be used, the old one stays: %s", error)
-            return
-        if fresh.number < self.denial_list_number:
-            _log.error(
-                "the denial list is older than the one in force, which stays",
-                extra={"number": fresh.number, "in_force": self.denial_list_number},
-            )
-            return
-        self.authenticator.denials = fresh
+        if self.trust is not None:
+            self.trust.reload(validate_only=validate_only)
+            self.pipeline.review()
 
 
 def _group(name: str) -> int:

@@ -98,9 +98,11 @@ class ServiceSettings:
         node: The id of the node; empty at a gateway.
         state_dir: What must survive: the store, the audit log.
         run_dir: What lives until the next boot: sockets, run directories of guests.
-        listen: `host:port` for mutual TLS; empty: local sockets only.
+        listen: `host:port` for mutual TLS, or several, separated by commas; empty: local sockets only.
         trust_domain: The trust domain of the fleet.
-        tls: The certificates.
+        tls: The certificates, one file each.
+        identity_dir: What `virtfleet join` has written; stands for the certificates that `tls` does not name, which are
+            then renewed by the process itself.
         policy_file: Binds roles to subjects; unset: certificates and sockets alone decide.
         gateway: The gateway.
         telemetry: Traces and metrics.
@@ -116,6 +118,7 @@ class ServiceSettings:
     listen: str = ""
     trust_domain: str = "virtfleet.dev"
     tls: TlsSettings = TlsSettings()
+    identity_dir: Path | None = None
     policy_file: Path | None = None
     gateway: GatewaySettings = GatewaySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -132,13 +135,19 @@ class ServiceSettings:
         """
         if self.node and not names.is_id(self.node):
             raise SettingsError(f"node: `{self.node}` is no id: a-z, 0-9 and `-`, beginning with a letter, at most 63")
-        for name, address in (("listen", self.listen), ("telemetry.prometheus", self.telemetry.prometheus)):
-            if address:
-                split_address(address, name)
+        for address in self.addresses:
+            split_address(address, "listen")
+        if self.telemetry.prometheus:
+            split_address(self.telemetry.prometheus, "telemetry.prometheus")
         if self.log_level.lower() not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"log_level: `{self.log_level}` is none of debug, info, warning, error")
         if self.drain_seconds < 0:
             raise SettingsError("drain_seconds: must not be negative")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses in `listen`."""
+        return tuple(address.strip() for address in self.listen.split(",") if address.strip())
 
 
 def split_address(address: str, name: str) -> tuple[str, int]:
@@ -194,6 +203,9 @@ def _scalar(text: object, kind: Any, where: str) -> Any:  # noqa: ANN401  # any 
     if kind is bool:
         return _boolean(text, where)
     if kind in (str, Path):
+        if isinstance(text, list) and kind is str and all(isinstance(item, str) for item in text):
+            # The mirror of a list that is given as text.
+            text = ",".join(text)
         if not isinstance(text, str):
             raise SettingsError(f"{where}: must be a string")
         return kind(text)
@@ -283,7 +295,7 @@ def load(
 ) -> SettingsT:
     """Read the settings of a service from file, environment and flags.
 
-    `--config FILE` (or `VIRTFLEET_CONFIG`) names the file. `--show-settings` prints the result, secrets masked, and
+    `--settings FILE` (or `VIRTFLEET_SETTINGS`) names the file. `--show-settings` prints the result, secrets masked, and
     ends the process.
 
     Args:
@@ -300,14 +312,14 @@ def load(
     leaves = _leaves(cls)
     known = {path: kind for path, kind, _ in leaves}
     parser = argparse.ArgumentParser(prog=f"virtfleet-{service}", allow_abbrev=False)
-    parser.add_argument("--config", type=Path, help="a TOML file with settings")
+    parser.add_argument("--settings", "--config", dest="config", type=Path, help="a TOML file with settings")
     parser.add_argument("--show-settings", action="store_true", help="print the settings in force and end")
     for path, _, hidden in leaves:
         if not hidden:
             # No flags for secrets: every user of the machine can read them in the list of processes.
             parser.add_argument("--" + "-".join(path).replace("_", "-"), dest=".".join(path), metavar="VALUE")
     flags = vars(parser.parse_args(list(argv)))
-    file = flags["config"] or (Path(environ[PREFIX + "CONFIG"]) if environ.get(PREFIX + "CONFIG") else None)
+    file = flags["config"] or (Path(environ[PREFIX + "SETTINGS"]) if environ.get(PREFIX + "SETTINGS") else None)
     values: dict[tuple[str, ...], Any] = _read_file(file, known, service, SERVICES) if file is not None else {}
     for prefix in (PREFIX, f"{PREFIX}{service.upper()}_"):
         for path, kind in known.items():

@@ -22,23 +22,21 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 import grpc
 import grpc.aio
 
+from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, routing_name, target_of
 from virtfleet_service.errors import (
     MethodNotImplemented,
     NameMalformed,
     NodeCordoned,
     NodeUnknown,
-    NodeUnreachable,
     Unauthenticated,
     VirtfleetError,
 )
 
-from .routing import ANY_NODE, NODE_METADATA, OWN, Target, parse_stated, routing_name, target_of
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from .channels import Channels, Lane
-    from .routing import Route
+    from virtfleet_gateway.channels import Channels, Lane
+    from virtfleet_gateway.routing import Route
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
     Metadatum = tuple[str, str | bytes]
@@ -113,6 +111,12 @@ class OpenCalls:
             yield reasons
         finally:
             del self._calls[call]
+
+    def end(self, error: VirtfleetError) -> None:
+        """End all calls with an error, because the gateway stops."""
+        for call, (_, reasons) in list(self._calls.items()):
+            reasons.append(error)
+            call.cancel()
 
     def sweep(self) -> int:
         """End the calls of callers that are no longer believed; returns how many. Called every two seconds."""
@@ -411,16 +415,53 @@ async def _pass_failure(context: Context, lane: Lane, error: grpc.aio.AioRpcErro
     await context.abort(error.code(), error.details() or "", cast("Any", trailing))
 
 
-def stated_target(metadata: Iterable[Metadatum]) -> Target | None:
-    """Return what the metadata `x-virtfleet-node` of a call says; None: it has none.
+async def pump(
+    lane: Lane,
+    path: str,
+    request: Any,  # noqa: ANN401
+    context: Context,
+    metadata: tuple[Metadatum, ...],
+    passport: Passport,
+    open_calls: OpenCalls,
+) -> bytes | None:
+    """Carry a call of health or reflection to one service of a node.
 
-    Raises:
-        NameMalformed: It has not the form of a node or a node's service.
+    Args:
+        lane: The lane to it.
+        path: The path of the method.
+        request: The one request, or, for a client stream, grpc's iterator.
+        context: The call.
+        metadata: What is sent on.
+        passport: The caller.
+        open_calls: Cuts callers off.
     """
-    for key, value in metadata:
-        if key == NODE_METADATA:
-            return parse_stated(str(value))
-    return None
+    client_streaming = not isinstance(request, bytes)
+    start: Any = lane.callable(path, client_streaming=client_streaming, server_streaming=_answers_streaming(path))
+    remaining = context.time_remaining()
+    call = (
+        start(timeout=remaining, metadata=metadata)
+        if client_streaming
+        else start(request, timeout=remaining, metadata=metadata)
+    )
+    up = None
+    if client_streaming:
+        first = await context.read()
+        up = asyncio.get_running_loop().create_task(_pump_up(context, call, first))
+    try:
+        with open_calls.entered(call, passport) as cut:
+            if not _answers_streaming(path):
+                return await _one_reply(call, context, lane, cut)
+            await _pump_down(call, context, lane, cut)
+            return None
+    finally:
+        call.cancel()
+        if up is not None:
+            up.cancel()
+            await asyncio.wait((up,))
+
+
+def _answers_streaming(path: str) -> bool:
+    return path.endswith(("/Watch", "/ServerReflectionInfo"))
 
 
 __all__ = [
@@ -428,9 +469,8 @@ __all__ = [
     "DETAILS_METADATA",
     "Forwarder",
     "Gate",
-    "NodeUnreachable",
     "OpenCalls",
     "Passport",
     "abort",
-    "stated_target",
+    "pump",
 ]

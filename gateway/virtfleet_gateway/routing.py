@@ -22,9 +22,8 @@ import virtfleet.fleet.v1
 import virtfleet.network.v1
 import virtfleet.storage.v1
 from virtfleet.type.v1 import method_pb2
+from virtfleet_gateway import wire
 from virtfleet_service.errors import FieldConflict, NameMalformed
-
-from . import wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -1,0 +1,191 @@
+"""A gateway, put together: the only module that knows all of its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from google.longrunning import operations_pb2
+
+from virtfleet.common.v1 import operations_pb2 as common_operations_pb2
+from virtfleet.fleet.v1 import enrollment_pb2, node_pb2, watch_pb2
+from virtfleet.type.v1 import operation_pb2
+from virtfleet_gateway.authority import Authority
+from virtfleet_gateway.channels import Channels
+from virtfleet_gateway.credentials import OwnCertificate
+from virtfleet_gateway.enrollment import Enrollment, Terms
+from virtfleet_gateway.fanout import FanOut
+from virtfleet_gateway.fleet import Fleet
+from virtfleet_gateway.index import Index
+from virtfleet_gateway.nodes import Registry
+from virtfleet_gateway.routing import build_table
+from virtfleet_gateway.servicers.enrollment import EnrollmentServicer
+from virtfleet_gateway.servicers.nodes import NodeServicer, remove
+from virtfleet_gateway.serving import OPERATIONS, GatewayServer
+from virtfleet_service.longrunning import OperationsService
+from virtfleet_service.operations import Operations
+from virtfleet_service.settings import SettingsError, TlsSettings
+from virtfleet_service.store import Store
+from virtfleet_service.tls import CertificateSource
+from virtfleet_service.watch import WatchHub, operation_watch_service, watch_service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+
+    from virtfleet_gateway.settings import FleetSettings
+    from virtfleet_service.operations import Handler
+    from virtfleet_service.transaction import Transaction
+
+_log = logging.getLogger(__name__)
+
+PACKAGE: Final = "virtfleet.fleet.v1"
+RESOURCE_TYPES: Final = {
+    "node": node_pb2.Node,
+    "certificate": enrollment_pb2.Certificate,
+    "join_token": enrollment_pb2.JoinToken,
+}
+
+_SWEEP_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Is a gateway that serves."""
+
+    settings: FleetSettings
+    server: GatewayServer
+    store: Store
+    registry: Registry
+    index: Index
+    channels: Channels
+    enrollment: Enrollment
+
+
+@asynccontextmanager
+async def running(settings: FleetSettings) -> AsyncIterator[App]:
+    """Run a gateway; it drains and stops when the block ends.
+
+    Raises:
+        SettingsError: The authority cannot be read, or an address cannot be used.
+        VirtfleetError: A store or a certificate cannot be used.
+    """
+    try:
+        authority = Authority.load(settings.authority_dir)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"authority_dir: {error}; `virtfleet authority init` makes one") from error
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    identity_dir = settings.state_dir / "identity"
+    identity_dir.mkdir(exist_ok=True, mode=0o700)
+    refreshes: list[Callable[[], object]] = []
+
+    def refresh() -> None:
+        for function in refreshes:
+            function()
+
+    own = OwnCertificate(authority, identity_dir, settings.name, settings.hosts, refresh)
+    own.ensure()
+    denied_file = identity_dir / "denied"
+    settings = dataclasses.replace(
+        settings,
+        trust_domain=authority.trust_domain,
+        identity_dir=None,
+        tls=TlsSettings(
+            certificate_file=own.certificate_file,
+            key_file=own.key_file,
+            ca_file=own.ca_file,
+            denial_list_file=denied_file,
+        ),
+    )
+    certificates = CertificateSource(settings.tls)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(
+            Store.open(settings.state_dir / "gateway.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
+        )
+        hub = WatchHub(store)
+        domain = authority.trust_domain
+        channels = Channels(certificates.client_credentials, lambda node, service: f"{service}.{node}.{domain}")
+        stack.push_async_callback(channels.close)
+        index = Index(channels, lambda node: registry.changed(node))  # noqa: PLW0108 - the registry comes after it
+        stack.push_async_callback(index.close)
+        registry = Registry(store, channels, index)
+        stack.push_async_callback(registry.close)
+        fleet = Fleet(index, channels, FanOut(channels, lambda: certificates.current.identity), store.token_key)
+        server = GatewayServer(
+            settings,
+            name=f"gateways/{settings.name}",
+            store_id=lambda: store.store_id,
+            anonymous_listen=settings.enrollment_listen,
+            table=build_table(),
+            channels=channels,
+            fleet=fleet,
+            cordoned=registry.cordoned,
+        )
+        refreshes.append(server.refresh)
+        terms = Terms(
+            gateway_endpoints=settings.member_endpoints or tuple(_first(settings.listen)),
+            gateway_identities=(f"spiffe://{domain}/gateway/",),
+            denied_file=denied_file,
+        )
+        enrollment = Enrollment(store, authority, terms, denials_changed=refresh)
+        operations = await stack.enter_async_context(
+            Operations(store, "gateway", "", prefix="operations/").running(drain_seconds=settings.drain_seconds)
+        )
+        await operations.settle({"virtfleet.fleet.v1.NodeService.DeleteNode": _settler(enrollment)})
+        server.add(
+            node_pb2.DESCRIPTOR.services_by_name["NodeService"],
+            NodeServicer(store, registry, operations, enrollment.expel),
+        )
+        server.add(
+            enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"], EnrollmentServicer(store, enrollment)
+        )
+        server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
+        server.add(OPERATIONS, OperationsService(operations))
+        server.add(common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"], operation_watch_service(hub))
+        server.on_drain(hub.close)
+        server.on_drain(fleet.close)
+        registry.start()
+        await stack.enter_async_context(server)
+        await stack.enter_async_context(_together(registry.run(), own.run(), _sweep(server, certificates, channels)))
+        yield App(settings, server, store, registry, index, channels, enrollment)
+
+
+def _first(listen: str | Sequence[str]) -> Sequence[str]:
+    addresses = listen.split(",") if isinstance(listen, str) else listen
+    return [address.strip() for address in addresses if address.strip()][:1]
+
+
+def _settler(enrollment: Enrollment) -> Handler:
+    """Return what finishes a DeleteNode that a crash has cut: certificates are denied again, and the node goes."""
+
+    async def settle(operation: operations_pb2.Operation, _journal: object) -> Callable[[Transaction], node_pb2.Node]:
+        metadata = operation_pb2.OperationMetadata()
+        operation.metadata.Unpack(metadata)
+        await enrollment.expel(metadata.target.removeprefix("nodes/"), metadata.principal)
+        return lambda tx: remove(tx, metadata.target)
+
+    return settle
+
+
+@asynccontextmanager
+async def _together(*work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Run what goes on in the background; it is cancelled when the block ends, and ends the block when it fails."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _sweep(server: GatewayServer, certificates: CertificateSource, channels: Channels) -> None:
+    """Cut off denied callers from forwarded streams, and connect anew to nodes with a new certificate."""
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        server.sweep()
+        if certificates.reload_if_changed():
+            channels.renew()

@@ -1,0 +1,107 @@
+"""One question to many nodes at once.
+
+All nodes are asked side by side, each with the same share of the caller's time, so that a frozen one takes none from
+the others: it is missing from the answer and named with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+from google.rpc import status_pb2
+
+from virtfleet_gateway.forward import CALLER_METADATA, DETAILS_METADATA
+from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
+from virtfleet_service.identity import encode_caller
+from virtfleet_service.requests import error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from virtfleet_gateway.channels import Channels
+    from virtfleet_service.call import Call
+
+SHARE_OF_DEADLINE: Final = 0.8
+"""What of the caller's time the nodes get; the rest is for the answer."""
+LIMIT_SECONDS: Final = 5.0
+"""How long a node is waited for at most."""
+_SIDE_BY_SIDE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Is what one node answered: a serialised response, or why there is none."""
+
+    node: str
+    body: bytes = b""
+    error: VirtfleetError | None = None
+
+
+class FanOut:
+    """Asks nodes.
+
+    Args:
+        channels: The lanes to them.
+        identity: Returns the identity of this gateway, which conveys the caller.
+    """
+
+    def __init__(self, channels: Channels, identity: Callable[[], str]) -> None:
+        self._channels = channels
+        self._identity = identity
+        self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+    async def ask(self, path: str, service: str, requests: Mapping[str, bytes], call: Call) -> list[Answer]:
+        """Ask nodes for the caller of a call; returns their answers in the order of the requests.
+
+        Args:
+            path: The path of a unary method.
+            service: The service that has it.
+            requests: The serialised request for each node.
+            call: Whose caller and time it is.
+        """
+        remaining = call.remaining()
+        seconds = LIMIT_SECONDS if remaining is None else min(remaining * SHARE_OF_DEADLINE, LIMIT_SECONDS)
+        metadata = ((CALLER_METADATA, encode_caller(call.caller, via=self._identity())),)
+        return list(
+            await asyncio.gather(
+                *(self._one(path, service, node, request, seconds, metadata) for node, request in requests.items())
+            )
+        )
+
+    async def _one(
+        self,
+        path: str,
+        service: str,
+        node: str,
+        request: bytes,
+        seconds: float,
+        metadata: Any,  # noqa: ANN401
+    ) -> Answer:
+        services = self._channels.node(node) or {}
+        channels = services.get(service)
+        if channels is None:
+            return Answer(node, error=NodeUnknown(f"The fleet has no node {node}", node=node))
+        lane = channels.control
+        try:
+            async with asyncio.timeout(seconds), self._turns:
+                if not lane.is_up():
+                    await lane.up(seconds)
+                start: Any = lane.callable(path, client_streaming=False, server_streaming=False)
+                return Answer(node, body=await start(request, metadata=metadata))
+        except NodeUnreachable as error:
+            return Answer(node, error=error)
+        except TimeoutError:
+            return Answer(node, error=lane.unreachable(sent=True, cause=f"no answer within {seconds:.1f} s"))
+        except grpc.aio.AioRpcError as error:
+            return Answer(node, error=_error_of(error, lane.unreachable(sent=True, cause=error.details() or "")))
+
+
+def _error_of(error: grpc.aio.AioRpcError, unreachable: NodeUnreachable) -> VirtfleetError:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_METADATA and isinstance(value, bytes):
+            return error_of(status_pb2.Status.FromString(value))
+    return unreachable

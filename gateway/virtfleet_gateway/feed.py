@@ -1,0 +1,208 @@
+"""The merged news of one package over all nodes: a ring of what has happened lately, and the places in it.
+
+Each node's stream goes into the ring in its own order; there is no order between nodes. Readers hold a number and are
+woken when there is more. A place is told to clients as a map of the nodes' own resume tokens, so that any gateway, also
+one that has just started, can go on from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final
+
+from virtfleet_gateway import wire
+from virtfleet_service.errors import PageTokenInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from google.protobuf.message import Message
+
+    from virtfleet_gateway.shapes import Change, Entry
+
+RING_LIMIT_CHANGES: Final = 20_000
+"""How many changes the ring holds for readers that are behind; those further behind ask the nodes."""
+
+
+class Item:
+    """Is one step of a node: changes, or a new snapshot of it, or a change of how it stands.
+
+    Attributes:
+        number: Its place in the ring.
+        node: The node.
+        token: The node's own resume token after it.
+        changes: What has changed, in order.
+        snapshot: All resources of the node, if its history had a gap; None: it had none.
+        status: What is told about the node; None: nothing.
+    """
+
+    __slots__ = ("changes", "node", "number", "snapshot", "status", "token")
+
+    def __init__(
+        self,
+        number: int,
+        node: str,
+        token: str,
+        changes: Sequence[Change] = (),
+        *,
+        snapshot: Sequence[Entry] | None = None,
+        status: Message | None = None,
+    ) -> None:
+        self.number = number
+        self.node = node
+        self.token = token
+        self.changes = changes
+        self.snapshot = snapshot
+        self.status = status
+
+
+class Feed:
+    """Is the ring of one package.
+
+    Args:
+        limit_changes: How many changes it holds.
+    """
+
+    def __init__(self, limit_changes: int = RING_LIMIT_CHANGES) -> None:
+        self.head = 0
+        """The number of the newest item."""
+        self._items: deque[Item] = deque()
+        self._changes = 0
+        self._limit = limit_changes
+        self._wakers: set[asyncio.Event] = set()
+        # Per node: the number after which each known token of the node stands.
+        self._places: dict[str, OrderedDict[str, int]] = {}
+
+    @property
+    def tail(self) -> int:
+        """The number of the item before the oldest one: readers at a lower one have lost the thread."""
+        return self._items[0].number - 1 if self._items else self.head
+
+    def append(
+        self,
+        node: str,
+        token: str,
+        changes: Sequence[Change] = (),
+        *,
+        snapshot: Sequence[Entry] | None = None,
+        status: Message | None = None,
+    ) -> None:
+        """Add a step of a node and wake the readers."""
+        self.head += 1
+        item = Item(self.head, node, token, changes, snapshot=snapshot, status=status)
+        self._items.append(item)
+        self._changes += len(changes) + 1
+        if snapshot is not None:
+            # What came before is of another history.
+            self._places.pop(node, None)
+        self.place(node, token)
+        while self._changes > self._limit and len(self._items) > 1:
+            self._evict()
+        for waker in self._wakers:
+            waker.set()
+
+    def _evict(self) -> None:
+        oldest = self._items.popleft()
+        self._changes -= len(oldest.changes) + 1
+        places = self._places.get(oldest.node)
+        while places:
+            token, number = next(iter(places.items()))
+            if number >= oldest.number:
+                break
+            del places[token]
+
+    def place(self, node: str, token: str) -> None:
+        """Note that a token of a node stands at the head."""
+        if token:
+            places = self._places.setdefault(node, OrderedDict())
+            places[token] = self.head
+            places.move_to_end(token)
+
+    def locate(self, node: str, token: str) -> int | None:
+        """Return the number after which a token of a node stands; None: the ring does not reach back to it."""
+        places = self._places.get(node)
+        number = places.get(token) if places is not None else None
+        return number if number is not None and number >= self.tail else None
+
+    def forget(self, node: str) -> None:
+        """Drop the places of a node that has been removed."""
+        self._places.pop(node, None)
+
+    def after(self, number: int) -> list[Item]:
+        """Return the items behind a number, oldest first."""
+        behind = self.head - number
+        if behind <= 0:
+            return []
+        if behind >= len(self._items):
+            return list(self._items)
+        return [self._items[index] for index in range(len(self._items) - behind, len(self._items))]
+
+    def subscribe(self) -> asyncio.Event:
+        """Return an event that is set when there is more; give it back by `unsubscribe`."""
+        waker = asyncio.Event()
+        self._wakers.add(waker)
+        return waker
+
+    def unsubscribe(self, waker: asyncio.Event) -> None:
+        """Stop waking a reader."""
+        self._wakers.discard(waker)
+
+    def wake(self) -> None:
+        """Wake all readers, because the gateway drains."""
+        for waker in self._wakers:
+            waker.set()
+
+
+_VERSION: Final = b"\x01"
+_RAW = 1
+_TEXT = 2
+_NODE = 3
+
+
+def encode_tokens(tokens: Mapping[str, str]) -> str:
+    """Return the resume token of a fleet: an opaque text that holds the nodes' own."""
+    parts = [_VERSION]
+    for node, token in tokens.items():
+        parts.append(wire.delimited(_NODE, node.encode()))
+        raw = _raw(token)
+        parts.append(wire.delimited(_TEXT, token.encode()) if raw is None else wire.delimited(_RAW, raw))
+    return base64.urlsafe_b64encode(b"".join(parts)).rstrip(b"=").decode()
+
+
+def _raw(token: str) -> bytes | None:
+    """Return what a token that is base64 itself stands for, to save a third of its length."""
+    try:
+        raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except (binascii.Error, ValueError):
+        return None
+    return raw if base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == token else None
+
+
+def decode_tokens(text: str) -> dict[str, str]:
+    """Return the nodes' own tokens in the resume token of a fleet.
+
+    Raises:
+        PageTokenInvalid: It is none.
+    """
+    try:
+        data = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        if data[:1] != _VERSION:
+            raise ValueError("another version")
+        tokens: dict[str, str] = {}
+        node = ""
+        for number, _, start, end in wire.fields(data[1:]):
+            value = data[1 + start : 1 + end]
+            if number == _NODE:
+                node = value.decode()
+            elif node:
+                tokens[node] = (
+                    base64.urlsafe_b64encode(value).rstrip(b"=").decode() if number == _RAW else value.decode()
+                )
+        return tokens
+    except (binascii.Error, ValueError) as error:
+        raise PageTokenInvalid(
+            "The resume token is not one of a watch over all nodes; begin with a snapshot", field="resume_token"
+        ) from error

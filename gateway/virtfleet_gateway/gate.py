@@ -1,0 +1,132 @@
+"""Who calls through the gateway, and whether they may call that method on that node.
+
+The node decides about everything that a call touches; the gateway checks what it can see: the method's permission, on
+the name by which it routes. The caller is serialised once a certificate, not once a call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from virtfleet_gateway.forward import Passport
+from virtfleet_service.errors import ServiceDraining, Unauthenticated, VirtfleetError
+from virtfleet_service.identity import encode_caller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtfleet_gateway.forward import Context
+    from virtfleet_gateway.routing import Route
+    from virtfleet_service.authorization import Authorizer
+    from virtfleet_service.call import Caller
+    from virtfleet_service.identity import Identity
+    from virtfleet_service.logs import AuditLog
+    from virtfleet_service.pipeline import Listener, Pipeline
+
+_CACHE_LIMIT: Final = 4096
+_REFUSALS: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
+
+
+class CallerPassport:
+    """Is one caller, with what nodes are told about it."""
+
+    __slots__ = ("_authorizer", "_pipeline", "caller", "conveyed", "identity")
+
+    def __init__(
+        self,
+        caller: Caller,
+        identity: Identity | None,
+        authorizer: Authorizer,
+        pipeline: Pipeline,
+        conveyed: bytes,
+    ) -> None:
+        self.caller = caller
+        self.identity = identity
+        self.conveyed = conveyed
+        self._authorizer = authorizer
+        self._pipeline = pipeline
+
+    def permit(self, permission: str, name: str) -> None:
+        """Check that the caller holds a permission on what a call names.
+
+        Raises:
+            PermissionMissing: It does not.
+        """
+        prefixes = self._authorizer.prefixes(self.caller, permission)
+        if prefixes is None:
+            raise self._authorizer.refusal(self.caller, permission, name)
+        if prefixes and not name.startswith(prefixes):
+            # A parent, of which the caller may use a part: the node judges each thing below it.
+            self._authorizer.authorize_within(self.caller, permission, name)
+
+    def still_good(self) -> Unauthenticated | None:
+        """Return why the caller's certificate is no longer believed; None: it is."""
+        try:
+            if self.identity is not None and self._pipeline.authenticator is not None:
+                self._pipeline.authenticator.recheck(self.identity)
+        except Unauthenticated as error:
+            return error
+        return None
+
+
+class CertificateGate:
+    """Authenticates the callers of one listener.
+
+    Args:
+        pipeline: Knows who calls.
+        listener: Where the calls come in.
+        authorizer: Judges what they may do.
+        audit: Gets the refusals.
+        identity: Returns the identity of this gateway.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        listener: Listener,
+        authorizer: Authorizer,
+        audit: AuditLog,
+        identity: Callable[[], str],
+    ) -> None:
+        self._pipeline = pipeline
+        self._listener = listener
+        self._authorizer = authorizer
+        self._audit = audit
+        self._identity = identity
+        self._passports: dict[int, CallerPassport] = {}
+
+    def authenticate(self, context: Context) -> Passport:
+        """Return the caller of a call.
+
+        Raises:
+            Unauthenticated: Nobody knows who calls.
+            PermissionMissing: The caller is a node.
+            ServiceDraining: The gateway is about to stop.
+        """
+        if self._pipeline.draining:
+            raise ServiceDraining("the gateway is about to stop; call again", retry_delay_seconds=1.0)
+        caller, identity = self._pipeline.authenticate(self._listener, context, None)
+        # The authenticator gives the same object for the same certificate for as long as nothing about it has changed.
+        passport = self._passports.get(id(caller))
+        if passport is None or passport.caller is not caller:
+            if len(self._passports) >= _CACHE_LIMIT:
+                self._passports.clear()
+            conveyed = encode_caller(caller, via=self._identity())
+            passport = CallerPassport(caller, identity, self._authorizer, self._pipeline, conveyed)
+            self._passports[id(caller)] = passport
+        return passport
+
+    def refused(self, route: Route, context: Context, error: VirtfleetError) -> None:
+        """Note a refusal before it is told."""
+        if error.code not in _REFUSALS and not route.mutates:
+            return
+        self._audit.refused(
+            route.full_name,
+            peer=context.peer(),
+            subject=error.metadata.get("subject", ""),
+            code=error.code.name,
+            reason=error.reason,
+            message=error.message,
+        )

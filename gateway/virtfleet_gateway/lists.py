@@ -1,0 +1,443 @@
+"""Lists, batch reads and single reads over all nodes: concatenations of the bytes that nodes have sent.
+
+Lists are ordered by node and name. A page token holds both, so pages are stable while nodes come and go. A node whose
+watch is not live is named in `unreachable`, and its resources are left out; with `allow_stale` they are given as last
+seen, and `observe_time` says when. `read_through` asks the nodes instead.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from google.rpc import code_pb2, status_pb2
+
+from virtfleet.type.v1 import resource_pb2
+from virtfleet_gateway import wire
+from virtfleet_gateway.feed import encode_tokens
+from virtfleet_gateway.index import LIVE, set_time
+from virtfleet_service import filters, tokens
+from virtfleet_service.changes import field_bytes, field_text
+from virtfleet_service.errors import (
+    AmbiguousName,
+    NameMalformed,
+    NodeUnknown,
+    NodeUnreachable,
+    PageTokenInvalid,
+    ResourceNotFound,
+    VirtfleetError,
+)
+from virtfleet_service.names import is_uid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.message import Message
+
+    from virtfleet_gateway.fanout import Answer, FanOut
+    from virtfleet_gateway.index import PackageIndex, Source
+    from virtfleet_gateway.shapes import Entry, Kind
+    from virtfleet_service.call import Call
+
+PAGE_SIZE: Final = 500
+PAGE_SIZE_LIMIT: Final = 5000
+PAGE_BYTES: Final = 1 << 20
+SCAN_SECONDS: Final = 0.05
+"""How long one page may look for matches before it ends, short or empty, with a token."""
+SETTLE_SECONDS: Final = 2.0
+
+_ANY_NODE = "nodes/-"
+
+
+@dataclass(slots=True)
+class _Page:
+    parts: list[bytes] = field(default_factory=list)
+    used_bytes: int = 0
+    count: int = 0
+    following: str = ""
+    unreachable: list[resource_pb2.NodeFailure] = field(default_factory=list)
+    freshness: list[resource_pb2.NodeFreshness] = field(default_factory=list)
+
+    def add(self, body: bytes) -> None:
+        self.parts.append(b"\x0a")
+        self.parts.append(wire.varint(len(body)))
+        self.parts.append(body)
+        self.used_bytes += len(body)
+        self.count += 1
+
+
+class FleetReads:
+    """Answers the reads of one package for the parent `nodes/-`.
+
+    Args:
+        index: The index of the package.
+        fan_out: Asks nodes.
+        key: Authenticates page tokens.
+    """
+
+    def __init__(self, index: PackageIndex, fan_out: FanOut, key: bytes) -> None:
+        self.index = index
+        self._fan_out = fan_out
+        self._key = key
+
+    # Lists
+
+    async def list_indexed(self, kind: Kind, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
+        """Answer a List method from the index.
+
+        Raises:
+            PageTokenInvalid: The token is of another list.
+            FilterSyntax: The filter does not parse.
+        """
+        if request.read_through:
+            return await self.list_live(method, request, call, counted=kind)
+        await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
+        binding = tokens.binding_of(method.full_name, request.parent, request.filter, request.view)
+        start_node, after = self._start(binding, request.page_token)
+        matches = filters.compile_filter(request.filter, kind.message) if request.filter else None
+        page = _Page()
+        size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
+        until = time.monotonic() + SCAN_SECONDS
+        last = ("", "")
+        for node in self._nodes_from(start_node):
+            source = self.index.sources[node]
+            if not self._stands(source, page, allow_stale=request.allow_stale):
+                last = (node, "")
+                continue
+            for entry in self._below(source, kind, request.parent, after if node == start_node else ""):
+                full = page.count >= size or (page.count and page.used_bytes + len(entry.full) > PAGE_BYTES)
+                if full or time.monotonic() > until:
+                    page.following = self._seal(binding, *last)
+                    break
+                last = (node, entry.name)
+                if (matches is None or entry.holds(request.filter, matches)) and call.may_see(entry.name):
+                    page.add(entry.seen(request.view))
+            if page.following:
+                break
+            last = (node, "\uffff")
+        return self._reply(method, page)
+
+    async def list_live(
+        self,
+        method: MethodDescriptor,
+        request: Any,  # noqa: ANN401
+        call: Call,
+        *,
+        counted: Kind | None,
+    ) -> bytes:
+        """Answer a List or stats method by asking the nodes themselves.
+
+        Args:
+            method: The method.
+            request: Its request for all nodes.
+            call: The call.
+            counted: The kind whose number on each node says how many of them a page needs; None: unknown.
+
+        Raises:
+            PageTokenInvalid: The token is of another list.
+        """
+        names: Sequence[str] = getattr(request, "names", ())
+        binding = tokens.binding_of("live", method.full_name, request.parent, request.filter, tuple(names))
+        node_after, node_token = self._start(binding, request.page_token)
+        size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
+        by_node = _by_node(names) if names else None
+        waiting = [node for node in self._nodes_from(node_after) if by_node is None or node in by_node]
+        page = _Page()
+        for node in sorted(set(by_node or ()) - set(self.index.sources)):
+            page.unreachable.append(_failure(node, NodeUnknown(f"The fleet has no node {node}", node=node)))
+        while waiting and page.count < size:
+            asked = self._enough(waiting, size - page.count, counted, by_node)
+            waiting = waiting[len(asked) :]
+            requests: dict[str, bytes] = {}
+            left = size - page.count
+            for node in asked:
+                requests[node] = _for_node(request, node, left, node_token if node == node_after else "", by_node)
+            for answer in await self._fan_out.ask(_path(method), self.index.shape.service, requests, call):
+                if not page.following:
+                    self._take(answer, page, size, binding)
+            if page.following:
+                break
+        if waiting and not page.following:
+            page.following = self._seal(binding, waiting[0], "")
+        return self._reply(method, page)
+
+    def _take(self, answer: Answer, page: _Page, size: int, binding: bytes) -> None:
+        """Add the answer of one node to a page, or end the page before it."""
+        if answer.error is not None:
+            source = self.index.sources.get(answer.node)
+            page.unreachable.append(_failure(answer.node, answer.error, source))
+            return
+        items, following = [], ""
+        for number, _, start, end in wire.fields(answer.body):
+            if number == 1:
+                items.append(answer.body[start:end])
+            elif number == 2:
+                following = answer.body[start:end].decode()
+        if page.count and (page.count + len(items) > size or page.used_bytes + sum(map(len, items)) > PAGE_BYTES):
+            page.following = self._seal(binding, answer.node, "")
+            return
+        for item in items:
+            page.add(item)
+        freshness = resource_pb2.NodeFreshness(node=f"nodes/{answer.node}")
+        freshness.observe_time.GetCurrentTime()
+        page.freshness.append(freshness)
+        if following:
+            page.following = self._seal(binding, answer.node, following)
+
+    def _enough(
+        self, waiting: list[str], wanted: int, counted: Kind | None, by_node: dict[str, list[str]] | None
+    ) -> list[str]:
+        """Return the first nodes that together should fill a page."""
+        total = 0
+        for position, node in enumerate(waiting):
+            if by_node is not None:
+                total += len(by_node[node])
+            elif counted is not None:
+                total += len(self.index.sources[node].tables[counted.name])
+            if total >= wanted:
+                return waiting[: position + 1]
+        return waiting
+
+    # Single reads
+
+    async def get(self, kind: Kind, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
+        """Answer a Get method for a name whose node is `-`: by uid, or by id where only one node has it.
+
+        Raises:
+            ResourceNotFound: No node has it.
+            AmbiguousName: Several have.
+            NodeUnreachable: The node that has it is away, or one that might have it has never been heard.
+            PermissionMissing: The caller may not see it.
+        """
+        await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
+        suffix = request.name.removeprefix(_ANY_NODE + "/")
+        last = suffix.rpartition("/")[2]
+        found = self.index.by_uid(kind.name, last) if is_uid(last) else self.index.by_id(kind.name, suffix)
+        live = [entry for entry in found if self._source_of(entry).state == LIVE]
+        found = live or found
+        if len(found) > 1:
+            names = sorted(entry.name for entry in found)
+            raise AmbiguousName(
+                f"{len(names)} nodes have {suffix}: name one of them", resource=request.name, names=", ".join(names[:8])
+            )
+        if not found:
+            raise self._missing(request.name)
+        entry = found[0]
+        call.authorize(entry.name)
+        if getattr(request, "read_through", False):
+            return await self._read_through(method, request, entry, call)
+        source = self._source_of(entry)
+        if source.state != LIVE and not getattr(request, "allow_stale", False):
+            raise _away(source)
+        return entry.seen(request.view)
+
+    async def _read_through(self, method: MethodDescriptor, request: Any, entry: Entry, call: Call) -> bytes:  # noqa: ANN401
+        own = type(request)()
+        own.CopyFrom(request)
+        own.name = entry.name
+        node = entry.name.split("/")[1]
+        requests = {node: own.SerializeToString()}
+        answer = (await self._fan_out.ask(_path(method), self.index.shape.service, requests, call))[0]
+        if answer.error is not None:
+            raise answer.error
+        return answer.body
+
+    async def batch_get(self, kind: Kind, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
+        """Answer a BatchGet method: one status and resource a name, in the order of the names."""
+        if getattr(request, "read_through", False):
+            return await self._batch_live(method, request, call)
+        await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
+        page = _Page()
+        away: dict[str, Source] = {}
+        for name in request.names:
+            try:
+                entry = self._find(kind, name)
+                source = self._source_of(entry)
+                if source.state != LIVE:
+                    away[source.node] = source
+                    if not getattr(request, "allow_stale", False):
+                        raise _away(source)
+                call.authorize(entry.name)
+                page.add(field_text(1, name) + field_bytes(3, entry.seen(request.view)))
+            except VirtfleetError as error:
+                page.add(field_text(1, name) + field_bytes(2, error.to_status().SerializeToString()))
+        stale = getattr(request, "allow_stale", False)
+        page.unreachable.extend(
+            _failure(node, source.failure or _away(source), source, held=stale) for node, source in sorted(away.items())
+        )
+        return self._reply(method, page)
+
+    async def _batch_live(self, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
+        by_node = _by_node(request.names)
+        known = [node for node in by_node if node in self.index.sources]
+        requests = {node: _for_node(request, node, 0, "", by_node) for node in known}
+        results: dict[str, bytes] = {}
+        page = _Page()
+        for answer in await self._fan_out.ask(_path(method), self.index.shape.service, requests, call):
+            if answer.error is not None:
+                page.unreachable.append(_failure(answer.node, answer.error, self.index.sources.get(answer.node)))
+                status = answer.error.to_status().SerializeToString()
+                results |= {name: field_text(1, name) + field_bytes(2, status) for name in by_node[answer.node]}
+                continue
+            for number, _, start, end in wire.fields(answer.body):
+                if number == 1:
+                    body = answer.body[start:end]
+                    results[wire.string_at(body, (1,))] = body
+        for name in request.names:
+            missing = status_pb2.Status(code=code_pb2.NOT_FOUND, message=f"{name} does not exist")
+            page.add(results.get(name) or field_text(1, name) + field_bytes(2, missing.SerializeToString()))
+        return self._reply(method, page)
+
+    # Parts
+
+    def _find(self, kind: Kind, name: str) -> Entry:
+        parts = name.split("/")
+        if len(parts) < 3 or parts[0] != "nodes":
+            raise NameMalformed(f"A name must have the form nodes/{{node}}/…: {name}", field="names", name=name)
+        last = parts[-1]
+        if parts[1] == "-":
+            found = (
+                self.index.by_uid(kind.name, last) if is_uid(last) else self.index.by_id(kind.name, "/".join(parts[2:]))
+            )
+        else:
+            source = self.index.sources.get(parts[1])
+            if source is None:
+                raise NodeUnknown(f"The fleet has no node {parts[1]}", node=parts[1])
+            entry = source.tables[kind.name].get(name)
+            found = [entry] if entry is not None else []
+            if not found and is_uid(last):
+                found = [one for one in source.tables[kind.name].values() if one.uid == last]
+            if not found and not source.synced:
+                raise _away(source)
+        if not found:
+            raise self._missing(name)
+        if len(found) > 1:
+            raise AmbiguousName(f"Several nodes have {name}", resource=name, names=", ".join(one.name for one in found))
+        return found[0]
+
+    def _source_of(self, entry: Entry) -> Source:
+        return self.index.sources[entry.name.split("/", 2)[1]]
+
+    def _missing(self, name: str) -> VirtfleetError:
+        """Return what to say of a name that the index does not have: it may be on a node that was never heard."""
+        for source in self.index.sources.values():
+            if not source.synced:
+                return _away(source)
+        return ResourceNotFound(f"{name} does not exist", resource=name)
+
+    def _nodes_from(self, node: str) -> list[str]:
+        nodes = self.index.nodes
+        return nodes[bisect.bisect_left(nodes, node) :] if node else nodes
+
+    @staticmethod
+    def _below(source: Source, kind: Kind, parent: str, after: str) -> Iterator[Entry]:
+        """Yield the resources of a kind below a parent, behind a name."""
+        prefix = f"nodes/{source.node}{parent.removeprefix(_ANY_NODE)}/"
+        wildcard = prefix.find("/-/")
+        if wildcard >= 0:
+            prefix = prefix[: wildcard + 1]
+        table, names = source.tables[kind.name], source.names(kind.name)
+        start = bisect.bisect_left(names, prefix)
+        if after:
+            start = max(start, bisect.bisect_right(names, after))
+        for position in range(start, len(names)):
+            name = names[position]
+            if not name.startswith(prefix):
+                return
+            yield table[name]
+
+    @staticmethod
+    def _stands(source: Source, page: _Page, *, allow_stale: bool) -> bool:
+        """Note how fresh what is known of a node is; tells whether it is to be shown."""
+        if source.state == LIVE:
+            freshness = resource_pb2.NodeFreshness(node=f"nodes/{source.node}")
+            set_time(freshness.observe_time, source.observe_seconds)
+            page.freshness.append(freshness)
+            return True
+        shown = allow_stale and source.synced
+        page.unreachable.append(_failure(source.node, source.failure or _away(source), source, held=shown))
+        return shown
+
+    def _reply(self, method: MethodDescriptor, page: _Page) -> bytes:
+        fields = method.output_type.fields_by_name
+        tail: list[bytes] = []
+        if page.following and "next_page_token" in fields:
+            tail.append(field_text(fields["next_page_token"].number, page.following))
+        if "unreachable" in fields:
+            tail += [field_bytes(fields["unreachable"].number, one.SerializeToString()) for one in page.unreachable]
+        if "resume_token" in fields:
+            tail.append(field_text(fields["resume_token"].number, encode_tokens(self.index.tokens())))
+        if "freshness" in fields:
+            tail += [field_bytes(fields["freshness"].number, one.SerializeToString()) for one in page.freshness]
+        return b"".join(page.parts + tail)
+
+    def _seal(self, binding: bytes, node: str, name: str) -> str:
+        return tokens.seal(self._key, binding, f"{node}\0{name}".encode())
+
+    def _start(self, binding: bytes, token: str) -> tuple[str, str]:
+        if not token:
+            return "", ""
+        node, separator, name = tokens.unseal(self._key, binding, token).decode().partition("\0")
+        if not separator:
+            raise PageTokenInvalid("page_token is not one of this list: begin without it", field="page_token")
+        return node, name
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _by_node(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return names by their node, each in the order given.
+
+    Raises:
+        NameMalformed: One has no node.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split("/", 2)
+        if len(parts) < 3 or parts[0] != "nodes" or parts[1] == "-":
+            raise NameMalformed(f"A name must have the form nodes/{{node}}/…: {name}", field="names", name=name)
+        found.setdefault(parts[1], []).append(name)
+    return found
+
+
+def _for_node(request: Message, node: str, size: int, token: str, by_node: dict[str, list[str]] | None) -> bytes:
+    """Return the request for one node in the place of one for all."""
+    own: Any = type(request)()
+    own.CopyFrom(request)
+    own.parent = f"nodes/{node}{own.parent.removeprefix(_ANY_NODE)}"
+    known = own.DESCRIPTOR.fields_by_name
+    if "page_size" in known:
+        own.page_size = size
+        own.page_token = token
+    if "names" in known and by_node is not None:
+        own.ClearField("names")
+        own.names.extend(by_node[node])
+    for flag in ("allow_stale", "read_through"):
+        if flag in known:
+            own.ClearField(flag)
+    data: bytes = own.SerializeToString()
+    return data
+
+
+def _away(source: Source) -> VirtfleetError:
+    if source.failure is not None:
+        return source.failure
+    return NodeUnreachable(
+        f"Node {source.node} has not been heard yet", retry_delay_seconds=1.0, node=f"nodes/{source.node}"
+    )
+
+
+def _failure(
+    node: str, error: VirtfleetError, source: Source | None = None, *, held: bool = False
+) -> resource_pb2.NodeFailure:
+    failure = resource_pb2.NodeFailure(node=f"nodes/{node}", status=error.to_status())
+    if source is not None and source.observe_seconds:
+        set_time(failure.last_seen_time, source.observe_seconds)
+        if held:
+            set_time(failure.observe_time, source.observe_seconds)
+    return failure

@@ -1,0 +1,169 @@
+"""Health and reflection of one node through the gateway: the metadata `x-virtfleet-node` says of which.
+
+`n1/compute` is that process itself: the calls are forwarded as bytes. `n1` is the node as a whole: its health is that
+of its three services together, and its reflection shows what any of them has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from virtfleet_gateway.forward import CALLER_METADATA, abort, pump
+from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
+from virtfleet_service.errors import NodeUnknown, VirtfleetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from virtfleet_gateway.channels import Channels
+    from virtfleet_gateway.forward import Context, Forwarder, Gate
+
+HEALTH: Final = "/grpc.health.v1.Health/"
+REFLECTION: Final = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
+
+SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class NodeStandard(grpc.GenericRpcHandler):
+    """Serves health and reflection for calls that name a node in their metadata.
+
+    Args:
+        channels: The lanes to the nodes.
+        forwarder: Finds lanes.
+        gate: Authenticates callers.
+        own: The gateway's own handlers.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        forwarder: Forwarder,
+        gate: Gate,
+        own: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+    ) -> None:
+        self._channels = channels
+        self._forwarder = forwarder
+        self._gate = gate
+        self._own = own
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler for a call that names a node; None: it names none, or is neither health nor reflection."""
+        path = handler_call_details.method
+        if not path.startswith((HEALTH, *REFLECTION)):
+            return None
+        stated = [value for key, value in handler_call_details.invocation_metadata or () if key == NODE_METADATA]
+        if not stated:
+            return None
+        return self._handler(path, str(stated[0]))
+
+    def _handler(self, path: str, stated: str) -> grpc.RpcMethodHandler[Any, Any]:
+        unary = path in (f"{HEALTH}Check", f"{HEALTH}List")
+
+        async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 - grpc's handler
+            try:
+                self._gate.authenticate(context)
+                target = parse_stated(stated)
+                if self._channels.node(target.node) is None:
+                    raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
+                if target.service:
+                    return await self._forward(path, target, request, context)
+                if path.startswith(HEALTH):
+                    return await self._health(path, target.node, request, context)
+                return await self._reflection(path, target.node, context)
+            except VirtfleetError as error:
+                await abort(context, error)
+
+        if unary:
+            return grpc.unary_unary_rpc_method_handler(handle)
+        if path == f"{HEALTH}Watch":
+            return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _forward(self, path: str, target: Target, request: Any, context: Context) -> bytes | None:  # noqa: ANN401
+        passport = self._gate.authenticate(context)
+        lane = self._forwarder.lane(target, bulk=False)
+        if not lane.is_up():
+            await lane.up(context.time_remaining())
+        metadata = ((CALLER_METADATA, passport.conveyed),)
+        return await pump(lane, path, request, context, metadata, passport, self._forwarder.open_calls)
+
+    # The node as a whole
+
+    async def _check(self, node: str, service: str, lane_service: str) -> int:
+        lane = self._forwarder.lane(Target(node, lane_service), bulk=False)
+        await lane.up(2.0)
+        start: Any = lane.callable(f"{HEALTH}Check", client_streaming=False, server_streaming=False)
+        request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+        answer: bytes = await start(request, timeout=2.0)
+        return int(health_pb2.HealthCheckResponse.FromString(answer).status)
+
+    async def _health_of(self, node: str, service: str) -> int:
+        parts = [part for part in SERVICES if service.startswith(f"virtfleet.{part}.")] or list(SERVICES)
+        found = await asyncio.gather(*(self._check(node, service, part) for part in parts), return_exceptions=True)
+        for one in found:
+            if isinstance(one, grpc.aio.AioRpcError) and one.code() is grpc.StatusCode.NOT_FOUND:
+                raise NodeUnknown(f"Node {node} has no service {service}", node=node, service=service) from one
+        return int(SERVING) if all(one == SERVING for one in found) else int(NOT_SERVING)
+
+    async def _health(self, path: str, node: str, request: bytes, context: Context) -> bytes | None:
+        service = health_pb2.HealthCheckRequest.FromString(request).service
+        if path == f"{HEALTH}Check":
+            status = await self._health_of(node, service)
+            return bytes(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
+        if path == f"{HEALTH}List":
+            answer = health_pb2.HealthListResponse()
+            states = await asyncio.gather(*(self._one(node, part) for part in SERVICES))
+            for part, status in zip(SERVICES, states, strict=True):
+                answer.statuses[part].status = cast("Any", status)
+            return bytes(answer.SerializeToString())
+        told = -1
+        while True:
+            status = await self._health_of(node, service)
+            if status != told:
+                told = status
+                await context.write(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
+            await asyncio.sleep(1.0)
+
+    async def _one(self, node: str, part: str) -> int:
+        try:
+            return await self._check(node, "", part)
+        except (VirtfleetError, grpc.aio.AioRpcError):
+            return int(NOT_SERVING)
+
+    async def _reflection(self, path: str, node: str, context: Context) -> None:
+        """Answer each question from the first service that can, and the list of services from all of them."""
+        lanes = [self._forwarder.lane(Target(node, part), bulk=False) for part in SERVICES]
+        await asyncio.gather(*(lane.up(context.time_remaining()) for lane in lanes))
+        question: Any
+        while (question := await context.read()) is not grpc.aio.EOF:
+            answers = []
+            for lane in lanes:
+                start: Any = lane.callable(path, client_streaming=True, server_streaming=True)
+                call = start(timeout=context.time_remaining())
+                try:
+                    await call.write(question)
+                    await call.done_writing()
+                    answers.append(reflection_pb2.ServerReflectionResponse.FromString(await call.read()))
+                finally:
+                    call.cancel()
+            await context.write(_merged(answers).SerializeToString())
+
+
+def _merged(answers: list[reflection_pb2.ServerReflectionResponse]) -> reflection_pb2.ServerReflectionResponse:
+    good = [answer for answer in answers if not answer.HasField("error_response")]
+    if not good:
+        return answers[0]
+    merged = good[0]
+    if merged.HasField("list_services_response"):
+        names = sorted({service.name for answer in good for service in answer.list_services_response.service})
+        del merged.list_services_response.service[:]
+        for name in names:
+            merged.list_services_response.service.add(name=name)
+    return merged

@@ -27,7 +27,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.paths import BUILD, IMPORT_ROOTS, ROOT
+from tools.paths import BUILD, IMPORT_ROOTS, PROTOS, ROOT
 
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements" / "dev.txt"
@@ -239,9 +239,16 @@ def installed_uv() -> Path | None:
     return Path(found) if version and tuple(map(int, version.groups())) >= OLDEST_UV else None
 
 
+def distributions() -> list[Path]:
+    """List the project files of the tree's own distributions."""
+    folders = [PROTOS, *(ROOT / root for root in IMPORT_ROOTS if "/gen/" not in root)]
+    return [path for folder in folders if (path := folder / "pyproject.toml").exists()]
+
+
 def wanted_stamp() -> str:
-    """Name what the environment should be: the lock and the Python it was made with."""
-    return hashlib.sha256(LOCK.read_bytes() + (VENV / "pyvenv.cfg").read_bytes()).hexdigest() + "\n"
+    """Name what the environment should be: the lock, the tree's distributions, and the Python it was made with."""
+    parts = [LOCK, VENV / "pyvenv.cfg", *distributions()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest() + "\n"
 
 
 def _call(command: list[str | Path], environment: dict[str, str]) -> None:
@@ -277,6 +284,10 @@ def main() -> int:
                 _call([uv, "venv", "--quiet", "--python", sys.executable, VENV], environment)
             lock = ("--require-hashes", "--requirements", LOCK)
             _call([uv, "pip", "install", "--quiet", "--python", python, *lock], environment)
+            # The tree's own distributions, where they lie: their entry points make the commands.
+            own = [argument for path in distributions() for argument in ("--editable", path.parent)]
+            options = ("--quiet", "--no-deps", "--no-build-isolation", "--offline", "--python", python)
+            _call([uv, "pip", "install", *options, *own], environment)
             STAMP.write_text(wanted_stamp())
         write_path_file()
     except (BootstrapError, OSError) as error:

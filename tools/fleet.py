@@ -158,7 +158,7 @@ class Fleet:
                 "state_dir": str(self.folder / "gateway"),
                 "run_dir": str(self.folder / "gateway/run"),
                 "authority_dir": str(self.folder / "authority"),
-                "listen": [self.address, self._members],
+                "listen": f"{self.address},{self._members}",
                 "enrollment_listen": self._enrollment,
                 "hosts": ["127.0.0.1", "localhost", members],
                 "member_endpoints": [self._members],
@@ -168,7 +168,7 @@ class Fleet:
         await self.supervisor.start(
             Program(
                 name="gateway",
-                command=[sys.executable, "-m", "virtfleet_gateway", "--settings", str(settings)],
+                command=[sys.executable, "-m", "virtfleet_gateway", "--config", str(settings)],
                 pid_file=self.run_folder / "gateway.pid",
                 log_file=self.folder / "gateway.log",
                 environment=self._environment,
@@ -201,7 +201,7 @@ class Fleet:
             settings = base / f"{service}.toml"
             toml.write(settings, self._service_settings(node, service))
             await self._start_process(
-                node, service, [sys.executable, "-m", f"virtfleet_{service}", "--settings", str(settings)]
+                node, service, [sys.executable, "-m", f"virtfleet_{service}", "--config", str(settings)]
             )
         for service in SERVICES:
             await self._wait_for_port(f"{network.address}:{PORTS[service]}", f"{node}/{service}")
@@ -214,7 +214,7 @@ class Fleet:
             "node": node,
             "state_dir": str(base / "state"),
             "run_dir": str(base / "run"),
-            "listen": [f"{self.networks[node].address}:{PORTS[service]}"],
+            "listen": f"{self.networks[node].address}:{PORTS[service]}",
             "identity_dir": str(identity),
         }
         if service == "storage":
@@ -249,7 +249,7 @@ class Fleet:
                 "-I",
                 "-S",
                 str(ROOT / "services/launcher/virtfleet_launcher/__main__.py"),
-                "--settings",
+                "--config",
                 str(settings_file),
             ],
         )

@@ -15,12 +15,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from virtfleet.storage.v1 import volume_pb2
 from virtfleet_service.errors import CapabilityMissing
 
-Format = volume_pb2.VolumeFormat.ValueType
+Format: TypeAlias = "volume_pb2.VolumeFormat.ValueType"
 RAW = volume_pb2.VOLUME_FORMAT_RAW
 QCOW2 = volume_pb2.VOLUME_FORMAT_QCOW2
 
@@ -71,7 +71,7 @@ class Facts:
 
     Attributes:
         identity: Changes when the volume is replaced by another of the same key (of a file: device and inode).
-        version: Changes when the content may have changed (of a file: the times of change).
+        version: Changes when the content may have changed (of a file: size and time of the last write).
         refusal: The reason (of ErrorInfo) for which the volume must not be given to a guest; empty: none.
         refusal_message: The same for people.
     """
@@ -165,7 +165,9 @@ class StagedVolume(Protocol):
 class StagedUpload(StagedVolume, Protocol):
     """Is a staged volume that is being written from its beginning, with a running digest."""
 
-    position: int
+    @property
+    def position(self) -> int:
+        """How much stands."""
 
     async def rewind(self, position: int) -> None:
         """Drop what stands behind a position and go on from there; reads all before it again for the digest."""
@@ -306,7 +308,9 @@ class Downloading(Protocol):
 class Granting(Protocol):
     """Can let guests reach a volume by its path."""
 
-    async def grant(self, key: str, identity: str, grants: Sequence[Grant], restore: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    async def grant(
+        self, key: str, identity: str, grants: Sequence[Grant], restore: tuple[int, int, int] | None
+    ) -> tuple[int, int, int]:
         """Give exactly these guests access. Repeatable.
 
         Args:
@@ -399,7 +403,9 @@ def facet(pool: OpenPool, wanted: type[FacetT]) -> FacetT:
     if isinstance(pool, wanted):
         return pool
     capability = next((id for id, (kind, _) in FACETS.items() if kind is wanted), wanted.__name__)
-    raise CapabilityMissing(f"pools of kind {pool.kind} cannot do that: {capability}", capability=capability, backend=pool.kind)
+    raise CapabilityMissing(
+        f"pools of kind {pool.kind} cannot do that: {capability}", capability=capability, backend=pool.kind
+    )
 
 
 def format_word(format: Format) -> str:

@@ -17,7 +17,7 @@ _COPY_BYTES = 16 << 20
 _SYNC_BYTES = 256 << 20
 
 
-class Stopped(Exception):  # noqa: N818  # no error: somebody asked for it
+class Stopped(Exception):  # no error: somebody asked for it
     """The work was told to stop."""
 
 

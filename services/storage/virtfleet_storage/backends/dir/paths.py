@@ -105,12 +105,9 @@ def check_kind(facts: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise PathOutsidePool(f"{name!r} is no regular file", path=name)
     if facts.st_nlink > 1:
-        raise PathOutsidePool(f"{name!r} is a hard link: the same file has another name, perhaps outside of the pool", path=name)
-
-
-def path_of(descriptor: int) -> str:
-    """Return a path that leads a child process to the very file that is open here, whatever its name is by then."""
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
+        raise PathOutsidePool(
+            f"{name!r} is a hard link: the same file has another name, perhaps outside of the pool", path=name
+        )
 
 
 def identity_of(facts: os.stat_result) -> str:

@@ -64,9 +64,21 @@ def parse_header(data: bytes, physical_bytes: int) -> Qcow2Header:
     """
     if len(data) < _FIXED.size or data[:4] != MAGIC:
         raise HeaderError("no qcow2 magic")
-    (_, version, backing_offset, backing_size, cluster_bits, size, crypt, l1_size, l1_offset, table, table_clusters, _, _) = (
-        _FIXED.unpack_from(data)
-    )
+    (
+        _,
+        version,
+        backing_offset,
+        backing_size,
+        cluster_bits,
+        size,
+        crypt,
+        l1_size,
+        l1_offset,
+        table,
+        table_clusters,
+        _,
+        _,
+    ) = _FIXED.unpack_from(data)
     if version not in (2, 3):
         raise HeaderError(f"version {version}")
     if not 9 <= cluster_bits <= 21:

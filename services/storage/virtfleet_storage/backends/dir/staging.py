@@ -14,8 +14,6 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import google_crc32c
-
 from virtfleet_service.errors import BackingMissing, ChecksumMismatch, PathOutsidePool, WouldOverwrite
 from virtfleet_storage.backends.api import Piece
 from virtfleet_storage.backends.dir import paths
@@ -156,7 +154,7 @@ class StagingArea:
     def sweep(self, keep: frozenset[str]) -> int:
         """Remove all staged files but some; returns how many."""
         removed = 0
-        for name in os.listdir(self.folder):
+        for name in os.listdir(self.folder):  # noqa: PTH208  # a descriptor has no Path
             if name != OWNER_FILE and name not in keep:
                 os.unlink(name, dir_fd=self.folder)
                 removed += 1
@@ -164,7 +162,7 @@ class StagingArea:
 
     def retire(self) -> None:
         """Remove the folder with all that is in it."""
-        for name in os.listdir(self.folder):
+        for name in os.listdir(self.folder):  # noqa: PTH208  # a descriptor has no Path
             os.unlink(name, dir_fd=self.folder)
         os.rmdir(FOLDER, dir_fd=self.pool)
         os.fsync(self.pool)
@@ -315,19 +313,3 @@ class UploadFile:
     def digest(self) -> str:
         """Return the digest of all that stands."""
         return f"sha256:{self._digest.hexdigest()}"
-
-
-def checked(offset: int, data: bytes, crc32c: int) -> None:
-    """Hold a received piece against its checksum.
-
-    Raises:
-        ChecksumMismatch: It is not what was sent.
-    """
-    found = int(google_crc32c.value(data))
-    if found != crc32c:
-        raise ChecksumMismatch(
-            f"the chunk at {offset} has the CRC32C {found:#010x}, not {crc32c:#010x} as sent",
-            offset=offset,
-            crc32c=f"{found:#010x}",
-            expected_crc32c=f"{crc32c:#010x}",
-        )

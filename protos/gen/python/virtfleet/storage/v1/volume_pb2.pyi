@@ -721,7 +721,7 @@ class GetVolumeRequest(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The volume: `nodes/{node}/pools/{pool}/volumes/{volume}`; the last segment may be the uid, and with it the pool `-`."""
+    """The volume: `nodes/{node}/pools/{pool}/volumes/{volume}`; the last segment may be the uid."""
     view: resource_pb2.ResourceView.ValueType
     """How much of it."""
     def __init__(

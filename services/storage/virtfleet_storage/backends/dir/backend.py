@@ -1,0 +1,140 @@
+"""Pools that are a directory: how one is made, opened, and told from an empty mount point that stands in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from virtfleet_service.errors import BackendFailed, BackingMissing
+from virtfleet_storage.backends.api import QCOW2, RAW, Format, OpenPool, Probe
+from virtfleet_storage.backends.dir import images, paths
+from virtfleet_storage.backends.dir.failures import translated
+from virtfleet_storage.backends.dir.pool import DirPool
+from virtfleet_storage.backends.dir.staging import StagingArea
+
+THREADS = 8
+"""How many file operations run at a time; further ones wait."""
+
+POOL_MODE = 0o711
+"""Guests reach their files by path, and list nothing."""
+
+T = TypeVar("T")
+
+
+class DirBackend:
+    """Is the kind of pool that is a directory of a mounted file system."""
+
+    kind = "dir"
+    display_name = "Directory"
+    formats: tuple[Format, ...] = (RAW, QCOW2)
+    pool_class: type[OpenPool] = DirPool
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="dir")
+
+    async def probe(self) -> Probe:
+        """Say whether it can run here: it needs qemu-img for qcow2."""
+        try:
+            return Probe(version=f"qemu-img {await images.version()}")
+        except BackendFailed as error:
+            return Probe(reason=error.message)
+
+    async def build(self, path: str) -> bool:
+        """Make the directory if it is missing; its parent must be there.
+
+        Raises:
+            BackingMissing: The parent is missing.
+            PathOutsidePool: A link is on the way.
+        """
+        return await self._run(lambda: _build(path))
+
+    async def unbuild(self, path: str) -> None:
+        """Remove an empty directory. Succeeds if it is gone; leaves one that is not empty."""
+        await self._run(lambda: _unbuild(path))
+
+    async def open(self, path: str, pool_uid: str, *, claim: bool) -> DirPool:
+        """Open a directory for a pool.
+
+        Raises:
+            BackingMissing: It is missing, or does not know this pool and is not to be claimed.
+            PathOutsidePool: A link is on the way, or others may write where the service keeps its own files.
+        """
+        area = await self._run(lambda: _open(path, pool_uid, claim=claim))
+        return DirPool(path, area, self._executor)
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def _build(path: str) -> bool:
+    with translated(f"making {path}"):
+        parent, name = paths.open_parent(path)
+        try:
+            os.mkdir(name, POOL_MODE, dir_fd=parent)
+            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                # Whatever the umask is.
+                os.fchmod(made, POOL_MODE)
+                os.fsync(parent)
+            finally:
+                os.close(made)
+        except FileExistsError:
+            os.close(paths.open_directory(path))
+            return False
+        finally:
+            os.close(parent)
+        return True
+
+
+def _unbuild(path: str) -> None:
+    with translated(f"removing {path}"):
+        try:
+            parent, name = paths.open_parent(path)
+        except BackingMissing:
+            return
+        try:
+            os.rmdir(name, dir_fd=parent)
+            os.fsync(parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR):
+                raise
+        finally:
+            os.close(parent)
+
+
+def _open(path: str, pool_uid: str, *, claim: bool) -> StagingArea:
+    with translated(f"opening {path}"):
+        directory = paths.open_directory(path)
+        try:
+            area = StagingArea.open(directory) if claim else StagingArea.find(directory)
+            if area is None:
+                raise _strange(path)
+            try:
+                owner = area.owner()
+                if owner != pool_uid:
+                    if not claim:
+                        raise _strange(path)
+                    area.claim(pool_uid)
+            except BaseException:
+                area.close()
+                raise
+        except BaseException:
+            os.close(directory)
+            raise
+        return area
+
+
+def _strange(path: str) -> BackingMissing:
+    return BackingMissing(
+        f"{path} is there, but is not the directory that the pool was started with: is a file system to be mounted there? "
+        "If it is to be used all the same, start the pool with build NO_OVERWRITE",
+        path=path,
+    )

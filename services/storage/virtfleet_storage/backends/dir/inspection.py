@@ -1,0 +1,75 @@
+"""What can be told of a file without letting it decide anything."""
+
+from __future__ import annotations
+
+import os
+
+from virtfleet_service.errors import PathOutsidePool, ResourceNotFound
+from virtfleet_storage.backends.api import QCOW2, RAW, Facts, Format, Header
+from virtfleet_storage.backends.dir import paths, qcow2, staging
+
+
+def look(directory: int, name: str, format: Format | None) -> Facts | None:
+    """Look at an entry of a pool's directory; None: it is none that can be a volume.
+
+    A folder, a hidden or unprintable name is passed over. A known volume that has become a link or the like is told as one
+    that is refused.
+
+    Args:
+        directory: The open directory.
+        name: The entry.
+        format: The format that it is known to have; None: it is not known.
+    """
+    if not paths.acceptable_name(name):
+        return None
+    try:
+        file = paths.open_file(directory, name)
+    except PathOutsidePool as error:
+        if format is None:
+            return None
+        return Facts(name, format, 0, 0, 0, "", "", refusal=error.reason, refusal_message=error.message)
+    try:
+        return facts_of(file, name, detect(file) if format is None else format)
+    finally:
+        os.close(file)
+
+
+def detect(file: int) -> Format:
+    """Return the format of a file that nobody has said anything about: what the service once noted beside it, else by its first bytes."""
+    noted = staging.marked_format(file)
+    if noted == "raw":
+        return RAW
+    if noted == "qcow2" or os.pread(file, len(qcow2.MAGIC), 0) == qcow2.MAGIC:
+        return QCOW2
+    return RAW
+
+
+def facts_of(file: int, key: str, format: Format) -> Facts:
+    """Look at an open file as a volume of a format."""
+    status = os.fstat(file)
+    if status.st_nlink == 0:
+        raise ResourceNotFound(f"file {key!r} has been removed", path=key)
+    identity = paths.identity_of(status)
+    version = f"{status.st_mtime_ns:x}.{status.st_size:x}"
+    allocation, size = status.st_blocks * 512, status.st_size
+    if format != QCOW2:
+        return Facts(key, format, size, allocation, size, identity, version)
+    try:
+        header = qcow2.read_header(file, size)
+    except qcow2.HeaderError as error:
+        message = f"{key} is no qcow2 image: {error}"
+        return Facts(
+            key, format, 0, allocation, size, identity, version, refusal="IMAGE_CORRUPT", refusal_message=message
+        )
+    return Facts(
+        key,
+        format,
+        header.virtual_size_bytes,
+        allocation,
+        size,
+        identity,
+        version,
+        Header(header.backing, header.backing_format, header.cluster_size_bytes, header.version),
+        header.refusal,
+        header.refusal_message,
+    )

@@ -131,6 +131,7 @@ async def running(settings: FleetSettings) -> AsyncIterator[App]:
             denied_file=denied_file,
         )
         enrollment = Enrollment(store, authority, terms, denials_changed=refresh)
+        enrollment.restore_file()
         operations = await stack.enter_async_context(
             Operations(store, "gateway", "", prefix="operations/").running(drain_seconds=settings.drain_seconds)
         )

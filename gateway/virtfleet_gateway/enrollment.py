@@ -410,6 +410,18 @@ class Enrollment:
         await self._store.write(work)
         self._publish(out)
 
+    def restore_file(self) -> None:
+        """Write the denial list of the store where this gateway's server reads it; at start, when a crash may have
+        left it old.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        signed = self._store.get_record("denials", "signed")
+        if signed is not None:
+            document = enrollment_pb2.SignedDenialList.FromString(signed)
+            Denials(enrollment_pb2.DenialList.FromString(document.content), document).save(self._terms.denied_file)
+
     def trust_bundle(self, request: enrollment_pb2.GetTrustBundleRequest) -> enrollment_pb2.TrustBundle:
         """Return the CA certificates and the denial list, each only if the caller has another one."""
         bundle = self._bundle(self._store.get_record("denials", "signed"))

@@ -274,6 +274,7 @@ class Membership:
             )
         if dt.datetime.now(dt.UTC) >= self._renew_at:
             await self._renew(self._channel)
+            return  # the next round connects with the new certificate
         authorities = x509.load_pem_x509_certificates((self._directory / "ca.crt").read_bytes())
         known = Denials.load(self._directory / "denied", authorities).number
         get = self._channel.unary_unary(
@@ -307,7 +308,6 @@ class Membership:
         _write(self._directory / f"{self._service}.crt", answer.certificate.certificate_chain.encode(), mode=0o644)
         self._renew_at = self._planned_renewal()
         self._changed()
-        # The next round connects with the new certificate.
         await self._forget_channel()
 
     async def _forget_channel(self) -> None:

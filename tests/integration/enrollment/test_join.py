@@ -1,0 +1,161 @@
+"""Joining a real gateway over its enrolment port, and staying a member: what a node does, without a node's services."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
+from virtfleet_gateway.app import App, running
+from virtfleet_gateway.authority import Authority, new_request
+from virtfleet_gateway.settings import FleetSettings
+from virtfleet_service import enrollment
+from virtfleet_service.enrollment import Fleet, JoinToken, Membership
+from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, JoinTokenInvalid
+
+ENDPOINTS = {"compute": "127.0.0.1:1", "storage": "127.0.0.1:2", "network": "127.0.0.1:3"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[App]:
+    Authority.create(tmp_path / "authority")
+    settings = FleetSettings(
+        name="g1",
+        state_dir=tmp_path / "state",
+        run_dir=tmp_path / "run",
+        authority_dir=tmp_path / "authority",
+        listen=f"127.0.0.1:{free_port()}",
+        enrollment_listen=f"127.0.0.1:{free_port()}",
+        drain_seconds=0.5,
+    )
+    async with running(settings) as app:
+        yield app
+
+
+@pytest.fixture
+async def admin(gateway: App) -> AsyncIterator[grpc.aio.Channel]:
+    authority = Authority.load(gateway.settings.authority_dir)
+    key, request = new_request("root")
+    issued = authority.issue_user(request, "root", ["admin"], dt.timedelta(hours=1))
+    credentials = grpc.ssl_channel_credentials(authority.certificate_pem, key, issued.pem)
+    async with grpc.aio.secure_channel(gateway.settings.listen, credentials) as channel:
+        yield channel
+
+
+async def token(admin: grpc.aio.Channel, node: str = "n1") -> JoinToken:
+    request = enrollment_pb2.CreateJoinTokenRequest()
+    request.join_token.spec.node = f"nodes/{node}"
+    made = await enrollment_pb2_grpc.EnrollmentServiceStub(admin).CreateJoinToken(request)
+    return JoinToken.parse(made.token)
+
+
+async def test_a_node_joins_and_is_in_the_registry(gateway: App, admin: grpc.aio.Channel, tmp_path: Path) -> None:
+    fleet = await enrollment.join(
+        gateway.settings.enrollment_listen, await token(admin), ENDPOINTS, tmp_path / "n1", labels={"rack": "r1"}
+    )
+    assert fleet == Fleet("n1", "virtfleet.dev", (gateway.settings.listen,), ("spiffe://virtfleet.dev/gateway/",))
+    assert Fleet.load(tmp_path / "n1") == fleet
+    for service in ENDPOINTS:
+        assert (tmp_path / f"n1/{service}.key").stat().st_mode & 0o777 == 0o600
+    node = await node_pb2_grpc.NodeServiceStub(admin).GetNode(node_pb2.GetNodeRequest(name="nodes/n1"))
+    assert {service.service: service.endpoint for service in node.status.services} == ENDPOINTS
+    assert dict(node.labels) == {"rack": "r1"}
+    assert node.status.boot_id == enrollment.boot_id()
+
+
+async def test_a_gateway_without_the_key_of_the_token_gets_nothing(
+    gateway: App, admin: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    good = await token(admin)
+    with pytest.raises(CredentialsInvalid):
+        await enrollment.join(
+            gateway.settings.enrollment_listen, JoinToken(good.text, "n1", "0" * 64), ENDPOINTS, tmp_path / "n1"
+        )
+    assert list((tmp_path / "n1").iterdir()) == []
+    # The token was not shown to anybody: it is still good.
+    await enrollment.join(gateway.settings.enrollment_listen, good, ENDPOINTS, tmp_path / "n1")
+
+
+async def test_a_used_token_and_a_gateway_that_is_away_are_told_apart(
+    gateway: App, admin: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    used = await token(admin)
+    await enrollment.join(gateway.settings.enrollment_listen, used, ENDPOINTS, tmp_path / "first")
+    with pytest.raises(JoinTokenInvalid):
+        await enrollment.join(gateway.settings.enrollment_listen, used, ENDPOINTS, tmp_path / "second")
+    assert Fleet.load(tmp_path / "second") is None
+    with pytest.raises(BackendUnreachable):
+        await enrollment.join(f"127.0.0.1:{free_port()}", await token(admin), ENDPOINTS, tmp_path / "third")
+
+
+async def test_the_enrolment_port_serves_enrolment_alone(gateway: App) -> None:
+    ca = (gateway.settings.authority_dir / "ca.crt").read_bytes()
+    async with grpc.aio.secure_channel(gateway.settings.enrollment_listen, grpc.ssl_channel_credentials(ca)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await node_pb2_grpc.NodeServiceStub(channel).ListNodes(node_pb2.ListNodesRequest())
+    assert caught.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED)
+
+
+async def test_a_member_renews_its_certificate_and_hears_of_a_revocation(
+    gateway: App, admin: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "n1"
+    await enrollment.join(gateway.settings.enrollment_listen, await token(admin), ENDPOINTS, folder)
+    before = (folder / "compute.crt").read_bytes()
+    changes: asyncio.Queue[None] = asyncio.Queue()
+    said: list[str] = []
+    member = Membership(folder, "compute", changed=lambda: changes.put_nowait(None), note=said.append)
+    member._renew_at = dt.datetime.now(dt.UTC)
+    running_member = asyncio.create_task(member.run())
+    try:
+        await asyncio.wait_for(changes.get(), 10)
+        after = x509.load_pem_x509_certificate((folder / "compute.crt").read_bytes())
+        assert (folder / "compute.crt").read_bytes() != before
+        old = x509.load_pem_x509_certificate(before)
+        stub = enrollment_pb2_grpc.EnrollmentServiceStub(admin)
+        await stub.RevokeCertificate(
+            enrollment_pb2.RevokeCertificateRequest(name=f"certificates/c{old.serial_number:x}", reason="test")
+        )
+        await asyncio.wait_for(changes.get(), 10)
+        denials = enrollment.Denials.load(
+            folder / "denied", x509.load_pem_x509_certificates((folder / "ca.crt").read_bytes())
+        )
+        identity = "spiffe://virtfleet.dev/node/n1/compute"
+        assert denials.denies(f"{old.serial_number:x}", identity, old.not_valid_before_utc)
+        assert not denials.denies(f"{after.serial_number:x}", identity, after.not_valid_before_utc)
+    finally:
+        running_member.cancel()
+        await asyncio.gather(running_member, return_exceptions=True)
+    assert said == []
+
+
+async def test_a_revoked_user_is_refused_within_five_seconds(gateway: App, admin: grpc.aio.Channel) -> None:
+    key, request = new_request("eve")
+    made = await enrollment_pb2_grpc.EnrollmentServiceStub(admin).IssueUserCertificate(
+        enrollment_pb2.IssueUserCertificateRequest(user="eve", roles=["viewer"], certificate_request=request.decode())
+    )
+    ca = (gateway.settings.authority_dir / "ca.crt").read_bytes()
+    credentials = grpc.ssl_channel_credentials(ca, key, made.certificate.certificate_chain.encode())
+    async with grpc.aio.secure_channel(gateway.settings.listen, credentials) as channel:
+        nodes = node_pb2_grpc.NodeServiceStub(channel)
+        await nodes.ListNodes(node_pb2.ListNodesRequest())
+        await enrollment_pb2_grpc.EnrollmentServiceStub(admin).RevokeCertificate(
+            enrollment_pb2.RevokeCertificateRequest(name=made.certificate.certificate)
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await nodes.ListNodes(node_pb2.ListNodesRequest())
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "CERTIFICATE_REVOKED" in str(caught.value.trailing_metadata())

@@ -1,0 +1,513 @@
+"""What can be done with pools."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from google.longrunning import operations_pb2
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from virtfleet.storage.v1 import pool_pb2, watch_pb2
+from virtfleet.type.v1 import resource_pb2
+from virtfleet_service import failpoints, masks, names, resources
+from virtfleet_service.authorization import HOST_PATHS
+from virtfleet_service.call import Call
+from virtfleet_service.errors import (
+    ChangeRolledBack,
+    FieldConflict,
+    IdentityInUse,
+    NameMalformed,
+    ResourceExists,
+    ResourceInUse,
+    VirtfleetError,
+)
+from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, plan
+from virtfleet_service.store import Store
+from virtfleet_service.transaction import Transaction
+from virtfleet_storage import catalog, lifecycle, refresh
+from virtfleet_storage.backends.api import OpenPool
+from virtfleet_storage.places import Place, Places
+from virtfleet_storage.refresh import Refresher
+
+SERVICE = "virtfleet.storage.v1.PoolService"
+IMMUTABLE = ("spec.dir", "spec.target_path")
+
+_NONE = pool_pb2.POOL_BUILD_MODE_NONE
+_UNSPECIFIED = pool_pb2.POOL_BUILD_MODE_UNSPECIFIED
+
+
+class Pools:
+    """Defines, starts, stops and forgets pools.
+
+    Args:
+        store: Where they are recorded.
+        operations: Runs the work.
+        places: The open ones.
+        refresher: Compares them with what is there.
+        node: The id of the node.
+        root: Where pools lie whose spec names no path.
+    """
+
+    def __init__(
+        self, store: Store, operations: Operations, places: Places, refresher: Refresher, *, node: str, root: Path
+    ) -> None:
+        self._store = store
+        self._operations = operations
+        self._places = places
+        self._refresher = refresher
+        self._node = node
+        self._root = root
+
+    def find(self, name: str) -> pool_pb2.Pool:
+        """Return a pool by name or uid.
+
+        Raises:
+            ResourceNotFound: There is none.
+        """
+        return pool_pb2.Pool.FromString(self._store.find(catalog.POOL, name).body)
+
+    # Define.
+
+    async def create(self, request: pool_pb2.CreatePoolRequest, call: Call) -> operations_pb2.Operation:
+        """Define a pool, make its place, and start it if asked."""
+        pool = pool_pb2.Pool()
+        pool.CopyFrom(request.pool)
+        pool.ClearField("status")
+        uid = str(uuid.uuid4())
+        id_ = request.pool_id or f"pool-{uid[:8]}"
+        name = names.child(request.parent, "pools", names.check_id(id_, "pool_id"))
+        resources.create_head(pool, name, call=call, uid=uid)
+        if pool.spec.WhichOneof("backend") is None:
+            pool.spec.dir.SetInParent()
+        path = self._path_of(pool, id_)
+        if pool.spec.HasField("target_path"):
+            self._authorize_path(call, name, path)
+        refresh.describe(pool, self._places, path)
+        pool.status.state = lifecycle.INACTIVE
+
+        def check(tx: Transaction) -> None:
+            self._refuse_taken(tx, pool)
+
+        if request.validate_only:
+            await self._store.write(check)
+            return plan(pool)
+
+        async def work(job: Job) -> Commit:
+            return await self._create(job, pool, build=request.build != _NONE, start=request.start)
+
+        return await self._operations.run(call, request, target=name, target_uid=uid, intent=_no_uid(check), work=work)
+
+    def _path_of(self, pool: pool_pb2.Pool, id_: str) -> str:
+        if not pool.spec.HasField("target_path"):
+            return str(self._root / id_)
+        path = pool.spec.target_path
+        if any(part in ("", ".", "..") for part in path.split("/")[1:]):
+            raise NameMalformed(
+                "`pool.spec.target_path` must be absolute, without `.`, `..`, double or final slashes",
+                field="pool.spec.target_path",
+                path=path,
+            )
+        return path
+
+    def _authorize_path(self, call: Call, name: str, path: str) -> None:
+        if Path(path).parent != self._root:
+            call.authorize(name, HOST_PATHS)
+
+    def _refuse_taken(self, tx: Transaction, pool: pool_pb2.Pool) -> None:
+        if tx.get(pool.name) is not None:
+            raise ResourceExists(f"{pool.name} exists", resource=pool.name, name=pool.name)
+        for other in catalog.pools(tx.list(catalog.POOL)):
+            if other.status.target_path == pool.status.target_path:
+                raise IdentityInUse(
+                    f"{pool.status.target_path} is the place of {other.name}",
+                    field="pool.spec.target_path",
+                    holder=other.name,
+                    path=pool.status.target_path,
+                )
+
+    async def _create(self, job: Job, pool: pool_pb2.Pool, *, build: bool, start: bool) -> Commit:
+        backend = self._places.backend_of(pool.spec)
+        path = pool.status.target_path
+        async with AsyncExitStack() as undo:
+            job.progress(phase="making the place")
+            await job.journal("build", path.encode())
+            if build:
+                self._make_root(path)
+                if await backend.build(path):
+                    undo.push_async_callback(backend.unbuild, path)
+            failpoints.reach("storage.pool.create.built")
+            opened = await backend.open(path, pool.uid, claim=True)
+            undo.push_async_callback(self._retire, opened)
+            usage = await opened.usage()
+            if not start:
+                await opened.close()
+            undo.pop_all()
+
+        def commit(tx: Transaction) -> Message:
+            if start:
+                refresh.found(tx, pool, usage)
+            _use(pool, usage.capacity_bytes, usage.allocation_bytes, usage.available_bytes)
+            catalog.put_pool(tx, pool, cause=f"{SERVICE}.CreatePool")
+            catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_DEFINED)
+            if start:
+                catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_STARTED)
+                self._places.add(Place(pool.name, opened))
+            return pool
+
+        failpoints.reach("storage.pool.create.done")
+        return commit
+
+    def _make_root(self, path: str) -> None:
+        if Path(path).parent == self._root:
+            # Guests reach their files through it, and list nothing.
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.chmod(0o711)
+
+    async def _retire(self, opened: OpenPool) -> None:
+        await opened.retire()
+        await opened.close()
+
+    # Change.
+
+    async def update(self, request: pool_pb2.UpdatePoolRequest, call: Call) -> operations_pb2.Operation:
+        """Change what may change of a pool's definition."""
+        name = request.pool.name
+        if self._store.get(name) is None and request.allow_missing:
+            call.authorize(name, "pools.create")
+            parent, id_ = names.parent_of(name), names.id_of(name)
+            create = pool_pb2.CreatePoolRequest(
+                parent=parent,
+                pool=request.pool,
+                pool_id=id_,
+                request_id=request.request_id,
+                validate_only=request.validate_only,
+            )
+            if request.HasField("inline_wait"):
+                create.inline_wait.CopyFrom(request.inline_wait)
+            return await self.create(create, call)
+        changed = pool_pb2.Pool()
+
+        def change(tx: Transaction) -> str:
+            pool = catalog.need_pool(tx, name)
+            resources.check_preconditions(pool, request.pool.etag, request.pool.uid)
+            lifecycle.check_pool(pool, "update")
+            self._refuse_other_kind(pool, request)
+            if masks.apply_update(pool, request.pool, request.update_mask, immutable=IMMUTABLE):
+                catalog.touched(pool)
+            changed.CopyFrom(pool)
+            return pool.uid
+
+        if request.validate_only:
+            await self._store.write(change)
+            return plan(changed)
+
+        async def work(_job: Job) -> Commit:
+            def commit(tx: Transaction) -> Message:
+                change(tx)
+                catalog.put_pool(tx, changed, cause=f"{SERVICE}.UpdatePool")
+                return changed
+
+            return commit
+
+        return await self._operations.run(call, request, target=name, intent=change, work=work, cancellable=False)
+
+    @staticmethod
+    def _refuse_other_kind(pool: pool_pb2.Pool, request: pool_pb2.UpdatePoolRequest) -> None:
+        wanted = request.pool.spec.WhichOneof("backend")
+        if wanted and wanted != pool.spec.WhichOneof("backend"):
+            raise FieldConflict(
+                "the kind of a pool is fixed when it is made", field=f"pool.spec.{wanted}", backend=pool.status.backend
+            )
+
+    async def delete(self, request: pool_pb2.DeletePoolRequest, call: Call) -> operations_pb2.Operation:
+        """Forget a pool; its data stays."""
+        name = request.name
+
+        def check(tx: Transaction) -> str:
+            if request.allow_missing and tx.get(name) is None:
+                return ""
+            pool = catalog.need_pool(tx, name)
+            resources.check_preconditions(pool, request.etag, request.expected_uid)
+            lifecycle.check_pool(pool, "delete")
+            self._refuse_used(tx, name, backing=True)
+            return pool.uid
+
+        if request.validate_only:
+            await self._store.write(check)
+            return plan(empty_pb2.Empty())
+
+        async def work(_job: Job) -> Commit:
+            return await self._delete(name)
+
+        return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
+
+    async def _delete(self, name: str) -> Commit:
+        row = self._store.get(name)
+        if row is not None:
+            pool = pool_pb2.Pool.FromString(row.body)
+            place = self._places.get(name)
+            if place is not None:
+                async with place.refreshing:
+                    await place.open.retire()
+                await self._places.remove(name)
+            elif pool.status.state == lifecycle.INACTIVE:
+                await self._retire_closed(pool)
+            failpoints.reach("storage.pool.delete.retired")
+            if Path(pool.status.target_path).parent == self._root:
+                # Only an empty one goes: data stays.
+                await self._places.backend_of(pool.spec).unbuild(pool.status.target_path)
+
+        def commit(tx: Transaction) -> Message:
+            self._forget(tx, name, f"{SERVICE}.DeletePool")
+            return empty_pb2.Empty()
+
+        return commit
+
+    async def _retire_closed(self, pool: pool_pb2.Pool) -> None:
+        try:
+            opened = await self._places.backend_of(pool.spec).open(pool.status.target_path, pool.uid, claim=False)
+        except VirtfleetError:
+            # It is gone or somebody else's by now: there is nothing of ours in it.
+            return
+        await self._retire(opened)
+
+    def _forget(self, tx: Transaction, name: str, cause: str) -> None:
+        row = tx.get(name)
+        if row is None:
+            return
+        pool = pool_pb2.Pool.FromString(row.body)
+        for volume_row in tx.list(catalog.VOLUME, parent=name):
+            catalog.delete_volume(tx, catalog.need_volume(tx, volume_row.name), cause=cause)
+        tx.delete(name, cause=cause)
+        catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_UNDEFINED)
+
+    def _refuse_used(self, tx: Transaction, name: str, *, backing: bool) -> None:
+        for row in tx.list(catalog.VOLUME, parent=name):
+            volume = catalog.need_volume(tx, row.name)
+            catalog.refuse_held(tx, volume)
+            for child in catalog.children(tx, volume.uid) if backing else ():
+                if catalog.pool_of(child) != name:
+                    raise ResourceInUse(f"{volume.name} backs {child}", resource=volume.name, holder=child)
+
+    # Start and stop.
+
+    async def start(self, request: pool_pb2.StartPoolRequest, call: Call) -> operations_pb2.Operation:
+        """Make a pool ready."""
+        name = request.name
+        check = self._checker(request.name, request.etag, request.expected_uid, "start")
+        if request.validate_only:
+            await self._store.write(check)
+            return plan(self.find(name))
+        build = request.build not in (_NONE, _UNSPECIFIED)
+
+        async def work(job: Job) -> Commit:
+            job.progress(phase="opening")
+            await self.open(name, build=build)
+
+            def commit(tx: Transaction) -> Message:
+                return catalog.need_pool(tx, name)
+
+            return commit
+
+        return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
+
+    async def open(self, name: str, *, build: bool = False) -> None:
+        """Open a pool's place, record that it runs, and find its volumes. Succeeds if it is open.
+
+        Raises:
+            BackingMissing: The place is gone, or is another one.
+        """
+        place = self._places.get(name)
+        if place is not None:
+            await self._refresher.refresh(place, exact=True)
+            return
+        pool = self.find(name)
+        backend = self._places.backend_of(pool.spec)
+        path = pool.status.target_path
+        if build:
+            self._make_root(path)
+            await backend.build(path)
+        opened = await backend.open(path, pool.uid, claim=build)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(opened.close)
+            usage = await opened.usage()
+            await opened.sweep(frozenset(session.token for session in catalog.uploads(self._store)))
+            place = Place(name, opened)
+            for row in self._store.list(catalog.VOLUME, parent=name):
+                volume = catalog.need_volume(self._store, row.name)
+                place.formats[catalog.key_of(volume)] = volume.spec.format
+
+            def running(tx: Transaction) -> None:
+                current = catalog.need_pool(tx, name)
+                fresh = current.status.state == lifecycle.INACTIVE
+                refresh.found(tx, current, usage)
+                catalog.put_pool(tx, current, cause=f"{SERVICE}.StartPool")
+                if fresh:
+                    catalog.tell(tx, current, watch_pb2.EVENT_TYPE_POOL_STARTED)
+
+            await self._store.write(running)
+            undo.pop_all()
+        self._places.add(place)
+        await self._refresher.refresh(place, exact=True)
+
+    async def stop(self, request: pool_pb2.StopPoolRequest, call: Call) -> operations_pb2.Operation:
+        """End the use of a pool."""
+        name = request.name
+        judge = self._checker(request.name, request.etag, request.expected_uid, "stop")
+
+        def check(tx: Transaction) -> str:
+            uid = judge(tx)
+            self._refuse_used(tx, name, backing=False)
+            return uid
+
+        if request.validate_only:
+            await self._store.write(check)
+            return plan(self.find(name))
+
+        async def work(_job: Job) -> Commit:
+            def commit(tx: Transaction) -> Message:
+                self._refuse_used(tx, name, backing=False)
+                pool = catalog.need_pool(tx, name)
+                if pool.status.state != lifecycle.INACTIVE:
+                    pool.status.state, pool.status.state_reason = lifecycle.INACTIVE, ""
+                    resources.clear_condition(pool.status.conditions, refresh.INACCESSIBLE)
+                    catalog.put_pool(tx, pool, cause=f"{SERVICE}.StopPool")
+                    catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_STOPPED)
+                if pool.spec.lifetime == resource_pb2.LIFETIME_TRANSIENT:
+                    self._forget(tx, name, f"{SERVICE}.StopPool")
+                return pool
+
+            await self._places.remove(name)
+            return commit
+
+        return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
+
+    async def refresh(self, request: pool_pb2.RefreshPoolRequest, call: Call) -> operations_pb2.Operation:
+        """Look at a pool's place again."""
+        name = request.name
+        check = self._checker(request.name, request.etag, request.expected_uid, "refresh")
+        if request.validate_only:
+            await self._store.write(check)
+            return plan(self.find(name))
+
+        async def work(_job: Job) -> Commit:
+            await self._refresher.refresh(self._places.need(name), exact=True)
+
+            def commit(tx: Transaction) -> Message:
+                pool = catalog.need_pool(tx, name)
+                catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_REFRESHED)
+                return pool
+
+            return commit
+
+        return await self._operations.run(call, request, target=name, intent=check, work=work)
+
+    def _checker(self, name: str, etag: str, expected_uid: str, verb: str) -> Callable[[Transaction], str]:
+        def check(tx: Transaction) -> str:
+            pool = catalog.need_pool(tx, name)
+            resources.check_preconditions(pool, etag, expected_uid)
+            lifecycle.check_pool(pool, verb)
+            return pool.uid
+
+        return check
+
+    # After a crash.
+
+    def settlers(self) -> Mapping[str, Callable[[operations_pb2.Operation, list[JournalEntry]], Awaitable[Commit]]]:
+        """Return what ends the operations that a crash has left, by method."""
+        return {f"{SERVICE}.CreatePool": self._settle_create, f"{SERVICE}.DeletePool": self._settle_delete}
+
+    async def _settle_create(self, operation: operations_pb2.Operation, journal: list[JournalEntry]) -> Commit:
+        from virtfleet.type.v1 import operation_pb2
+
+        metadata = operation_pb2.OperationMetadata()
+        operation.metadata.Unpack(metadata)
+        for entry in journal:
+            path = entry.payload.decode()
+            backend = self._places.backends["dir"]
+            try:
+                opened = await backend.open(path, metadata.target_uid, claim=False)
+            except VirtfleetError:
+                # It never became ours; if we made the directory it is empty.
+                pass
+            else:
+                await self._retire(opened)
+            if Path(path).parent == self._root:
+                await backend.unbuild(path)
+        raise ChangeRolledBack(
+            f"the service stopped while {metadata.target} was made; nothing of it is left", resource=metadata.target
+        )
+
+    async def _settle_delete(self, operation: operations_pb2.Operation, _journal: list[JournalEntry]) -> Commit:
+        from virtfleet.type.v1 import operation_pb2
+
+        metadata = operation_pb2.OperationMetadata()
+        operation.metadata.Unpack(metadata)
+        return await self._delete(metadata.target)
+
+    async def resume(self, *, booted: bool) -> None:
+        """Open at start what should run: all that ran, or, after a boot of the node, what starts by itself."""
+        for pool in catalog.pools(self._store.list(catalog.POOL)):
+            ran = pool.status.state not in (lifecycle.INACTIVE, pool_pb2.POOL_STATE_UNSPECIFIED)
+            auto = pool.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE)
+            wanted = auto if booted else ran
+            if booted and pool.spec.autostart == resource_pb2.AUTOSTART_ONCE:
+                await self._store.write(lambda tx, name=pool.name: _start_no_more(tx, name))  # type: ignore[misc]
+            if wanted:
+                await self.try_open(pool.name)
+            elif ran:
+                await self._store.write(lambda tx, name=pool.name: _rest(tx, name))  # type: ignore[misc]
+
+    async def try_open(self, name: str) -> bool:
+        """Open a pool that should run; record why not if that fails."""
+        try:
+            await self.open(name)
+        except VirtfleetError as error:
+            failure = error
+            if self._places.get(name) is None:
+                await self._store.write(lambda tx: _inaccessible(tx, name, failure))
+            return False
+        return True
+
+
+def _use(pool: pool_pb2.Pool, capacity: int, allocation: int, available: int) -> None:
+    status = pool.status
+    status.capacity_bytes, status.allocation_bytes, status.available_bytes = capacity, allocation, available
+    status.refresh_time.CopyFrom(resources.now())
+
+
+def _no_uid(check: Callable[[Transaction], None]) -> Callable[[Transaction], str | None]:
+    def intent(tx: Transaction) -> None:
+        check(tx)
+
+    return intent
+
+
+def _inaccessible(tx: Transaction, name: str, error: VirtfleetError) -> None:
+    row = tx.get(name)
+    if row is None:
+        return
+    pool = pool_pb2.Pool.FromString(row.body)
+    if pool.status.state == lifecycle.INACTIVE:
+        pool.status.state = lifecycle.INACCESSIBLE
+        catalog.put_pool(tx, pool, cause=catalog.OBSERVED)
+    refresh.lost(tx, name, error)
+
+
+def _rest(tx: Transaction, name: str) -> None:
+    pool = catalog.need_pool(tx, name)
+    pool.status.state, pool.status.state_reason = lifecycle.INACTIVE, "NODE_BOOTED"
+    resources.clear_condition(pool.status.conditions, refresh.INACCESSIBLE)
+    catalog.put_pool(tx, pool, cause=catalog.OBSERVED)
+    catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_STOPPED, reason="NODE_BOOTED")
+
+
+def _start_no_more(tx: Transaction, name: str) -> None:
+    pool = catalog.need_pool(tx, name)
+    pool.spec.autostart = resource_pb2.AUTOSTART_NEVER
+    catalog.touched(pool)
+    catalog.put_pool(tx, pool, cause=catalog.OBSERVED)

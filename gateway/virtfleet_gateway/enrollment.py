@@ -411,8 +411,7 @@ class Enrollment:
         self._publish(out)
 
     def restore_file(self) -> None:
-        """Write the denial list of the store where this gateway's server reads it; at start, when a crash may have
-        left it old.
+        """Write the denial list of the store to its file; at start, when a crash may have left an old one.
 
         Raises:
             OSError: The file cannot be written.

@@ -266,6 +266,10 @@ class AddressesExhausted(ResourceExhausted):
     """The network has no free address."""
 
 
+class QuotaExceeded(ResourceExhausted):
+    """A limit of the settings is reached."""
+
+
 class RateLimited(ResourceExhausted):
     """The caller is too fast."""
 

@@ -33,5 +33,5 @@ def test_addresses(uri: str, target: str, *, secure: bool, server_name: str) -> 
     ],
 )
 def test_what_is_no_address_is_refused(uri: str) -> None:
-    with pytest.raises(ValueError, match="address|port|Port"):
+    with pytest.raises(ValueError, match=r"address|port|Port"):
         Endpoint.parse(uri)

@@ -1,9 +1,8 @@
 """What a driver must do, what it may do, and what holds after each failure.
 
 A driver is the code for one hypervisor. It implements `Driver` and any of the facets below; the service asks
-`driver.facet(Suspend)` and answers
-CAPABILITY_MISSING where there is none. Reports of capabilities are made from the same fact, so that no list can
-disagree with the code.
+`driver.facet(Suspend)` and answers CAPABILITY_MISSING where there is none. Reports of capabilities are made from the
+same fact, so that no list can disagree with the code.
 
 Rules for every method:
 
@@ -14,8 +13,7 @@ Rules for every method:
 * It raises the classes of `virtfleet_service.errors` and nothing else on purpose. `CapabilityMissing` where a spec
   wants what the driver lacks.
 * Calls for one domain never overlap, except `inspect`, `Stats`, `Console` and `Addresses`, which may come at any time.
-  Calls for different domains
-  run side by side.
+  Calls for different domains run side by side.
 * It gets the API's own spec messages and must not change them. It returns the frozen dataclasses below.
 * It knows no gRPC context, no store, no servicer, no use case, no other driver.
 
@@ -136,6 +134,8 @@ class DriverReport:
     """Architectures that it runs."""
     accelerators: tuple[AcceleratorReport, ...] = ()
     isolation_layers: tuple[IsolationReport, ...] = ()
+    uses_host_memory: bool = True
+    """Whether its guests take memory of this node, and are counted against it before they start."""
 
 
 @dataclass(frozen=True, slots=True)

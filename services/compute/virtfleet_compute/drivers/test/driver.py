@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from virtfleet.compute.v1 import domain_spec_pb2, stats_pb2
 from virtfleet_compute.drivers.api import (
     AcceleratorReport,
@@ -37,7 +35,7 @@ from virtfleet_compute.drivers.test.console import Port, Session
 from virtfleet_compute.drivers.test.faults import Faults
 from virtfleet_compute.drivers.test.guests import Guest, Guests
 from virtfleet_compute.drivers.test.seeds import BATCH_COUNT, Seeds
-from virtfleet_compute.drivers.test.settings import Settings
+from virtfleet_compute.drivers.test.settings import Settings, from_table
 from virtfleet_service.errors import DriverBroken, GuestDidNotComply, ResourceNotFound, WrongState
 
 EVENT_LIMIT = 10_000
@@ -62,10 +60,7 @@ def create(environment: DriverEnvironment) -> TestDriver:
     Raises:
         DriverBroken: The settings are wrong.
     """
-    try:
-        settings = Settings.model_validate(environment.settings)
-    except ValidationError as error:
-        raise DriverBroken(f"the settings of the test driver are wrong: {error}", cause="settings") from error
+    settings = from_table(Settings, environment.settings, "[drivers.test]")
     return TestDriver(environment.node, settings)
 
 
@@ -113,6 +108,7 @@ class TestDriver:
                 machines=(resolution.machine(self._settings.version),),
                 archs=resolution.ARCHS,
                 accelerators=(AcceleratorReport("memory", usable=True, reason="guests are records in memory"),),
+                uses_host_memory=self._settings.uses_host_memory,
                 isolation_layers=(IsolationReport("process", enabled=False, reason="no guest code is run"),),
             )
 

@@ -23,42 +23,47 @@ import time
 import tomllib
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
-from pydantic import BaseModel, ConfigDict, Field
 
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import DomainObservation, DomainState, DomainStateReason, FoundDomain
+from virtfleet_compute.drivers.test.settings import from_table
 from virtfleet_service.errors import DriverBroken
 
 BATCH_COUNT = 1000
 
 
-class Group(BaseModel):
-    """Is a number of equal domains."""
+def _groups(value: object, where: str) -> tuple[Group, ...]:
+    if not isinstance(value, list):
+        raise DriverBroken(f"{where} must be a list of tables", driver="test", cause=where)
+    return tuple(from_table(Group, item, f"{where}[{number}]") for number, item in enumerate(value))
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Is a number of equal domains."""
 
     id: str
     """Their ids; `{number}` stands for 0, 1, 2, …"""
-    count: int = Field(default=1, ge=1, le=1_000_000)
+    count: int = 1
     running: bool = False
     display_name: str = ""
-    labels: dict[str, str] = Field(default_factory=dict)
-    spec: dict[str, Any] = Field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict, metadata={"of": lambda value, _: dict(value)})
+    spec: dict[str, Any] = field(default_factory=dict, metadata={"of": lambda value, _: dict(value)})
 
 
-class Seed(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
     """Is a whole seed file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     uid_space: str = "virtfleet-test"
     """Makes the uids; nodes of one fleet need different ones."""
-    domains: tuple[Group, ...] = ()
+    domains: tuple[Group, ...] = field(default=(), metadata={"of": _groups})
 
 
 class Seeds:
@@ -72,7 +77,7 @@ class Seeds:
         try:
             text = path.read_bytes()
             raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text.decode())
-            self.seed = Seed.model_validate(raw)
+            self.seed = from_table(Seed, raw, "the seed file")
             self._specs = [
                 json_format.ParseDict(group.spec, domain_spec_pb2.DomainSpec()) for group in self.seed.domains
             ]

@@ -1,0 +1,138 @@
+"""What a QEMU binary is and can do: asked of it once, over QMP on a machine without anything, and kept on disk.
+
+What was found is good for as long as the binary has the same size and time of change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from virtfleet_service import process
+from virtfleet_service.errors import BackendFailed, DriverBroken, OperationTimedOut
+
+OLDEST_VERSION = (7, 0)
+
+PROBE_SECONDS = 6.0
+
+_FORMAT = 1
+_OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
+_QUESTIONS: Sequence[Mapping[str, object]] = (
+    {"execute": "qmp_capabilities"},
+    {"execute": "query-machines"},
+    {"execute": "query-cpu-definitions"},
+    {"execute": "query-cpu-model-expansion", "arguments": {"type": "static", "model": {"name": "max"}}},
+    {"execute": "query-command-line-options", "arguments": {"option": "sandbox"}},
+    {"execute": "query-qmp-schema"},
+    {"execute": "quit"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """Is a QEMU binary as it describes itself."""
+
+    binary: str
+    version: str
+    """`7.2.22`."""
+    machines: Mapping[str, int]
+    """How many processors each versioned machine type takes."""
+    aliases: Mapping[str, str]
+    """The versioned machine type that a name without version stands for."""
+    cpu_models: Mapping[str, str]
+    """The versioned model that each model stands for."""
+    cpu_features: frozenset[str]
+    """Names of features that a processor may have."""
+    has_sandbox: bool
+    """Whether it was built with seccomp."""
+    has_io_uring: bool
+
+
+def default_binary(arch: str) -> str:
+    """Return the system's QEMU for an architecture; the first place where one is, else the usual one."""
+    places = [Path(folder) / f"qemu-system-{arch}" for folder in ("/usr/bin", "/usr/local/bin", "/usr/libexec")]
+    return str(next((place for place in places if place.exists()), places[0]))
+
+
+async def probe(binary: str, state_directory: Path) -> Emulator:
+    """Return what a binary is, asked of it unless that is on record.
+
+    Raises:
+        DriverBroken: It is missing, does not run, or is too old.
+    """
+    try:
+        found = os.stat(binary)  # noqa: PTH116  # the text that the launcher compares, not a path of ours
+    except OSError as error:
+        raise _broken(f"there is no QEMU at {binary} ({error.strerror}); install qemu-system-x86") from error
+    stamp = [_FORMAT, binary, found.st_size, found.st_mtime_ns]
+    record = state_directory / "emulator.json"
+    kept = _read(record, stamp)
+    if kept is not None:
+        return kept
+    emulator = await _ask(binary)
+    state_directory.mkdir(parents=True, exist_ok=True)
+    fields = {**dataclasses.asdict(emulator), "cpu_features": sorted(emulator.cpu_features)}
+    fresh = record.with_name(f"{record.name}.{os.getpid()}")
+    fresh.write_text(json.dumps({"stamp": stamp, "emulator": fields}))
+    fresh.replace(record)
+    return emulator
+
+
+def _read(record: Path, stamp: list[object]) -> Emulator | None:
+    try:
+        value = json.loads(record.read_bytes())
+        if value["stamp"] != stamp:
+            return None
+        fields = value["emulator"]
+        return Emulator(**{**fields, "cpu_features": frozenset(fields["cpu_features"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        # Whatever is wrong with the record: it can be made again.
+        return None
+
+
+async def _ask(binary: str) -> Emulator:
+    argv = [binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", "tcg"]
+    questions = "".join(json.dumps(question) + "\n" for question in _QUESTIONS).encode()
+    try:
+        done = await process.run(
+            [*argv, "-qmp", "stdio"],
+            timeout_seconds=PROBE_SECONDS,
+            input=questions,
+            limit_bytes=_OUTPUT_LIMIT_BYTES,
+        )
+        done.check()
+    except (BackendFailed, OperationTimedOut) as error:
+        raise _broken(f"{binary} cannot be asked what it is: {error}") from error
+    try:
+        messages = [json.loads(line) for line in done.stdout.splitlines()]
+        version = messages[0]["QMP"]["version"]["qemu"]
+        answers = [message for message in messages if "return" in message or "error" in message]
+        return _understand(binary, version, [answer.get("return") for answer in answers])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise _broken(f"{binary} does not answer like QEMU: {type(error).__name__}: {error}") from error
+
+
+def _understand(binary: str, version: Mapping[str, int], answers: Sequence[Any]) -> Emulator:
+    _, machines, models, expansion, sandbox, schema, *_ = answers
+    if (version["major"], version["minor"]) < OLDEST_VERSION:
+        raise _broken(f"{binary} is version {version['major']}.{version['minor']}; 7.0 or newer is needed")
+    properties = expansion["model"]["props"] if expansion else {}
+    return Emulator(
+        binary=binary,
+        version=f"{version['major']}.{version['minor']}.{version['micro']}",
+        machines={machine["name"]: int(machine["cpu-max"]) for machine in machines if machine["name"] != "none"},
+        aliases={machine["alias"]: machine["name"] for machine in machines if "alias" in machine},
+        cpu_models={model["name"]: model.get("alias-of", model["name"]) for model in models},
+        cpu_features=frozenset(name for name, value in properties.items() if isinstance(value, bool)),
+        has_sandbox=bool(sandbox),
+        has_io_uring=any({"threads", "native", "io_uring"} <= set(kind.get("values", ())) for kind in schema or ()),
+    )
+
+
+def _broken(text: str) -> DriverBroken:
+    return DriverBroken(text, driver="qemu", cause=text)

@@ -283,11 +283,12 @@ def _collection(type_: str, templates: tuple[str, ...]) -> str:
 
 def _reference(field: FieldDescriptor) -> Reference | None:
     options = field.GetOptions().Extensions[_REFERENCE]
-    if not options.type and not options.child_type:
+    if not options.type:
+        # With a child_type alone it is a parent: judged with the permission of the method, on what is below it.
         return None
     near = cast("Descriptor", field.containing_type)
-    templates = _templates(options.type, near) if options.type else ()
-    collection = _collection(options.type or _ANY_TYPE, templates)
+    templates = _templates(options.type, near)
+    collection = _collection(options.type, templates)
     if not templates:
         return Reference(collection, None, None, "")
     full = templates[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from buf.validate import validate_pb2
@@ -38,6 +39,7 @@ _MESSAGE_RULES: Final[Any] = validate_pb2.message
 _REFERENCE: Final[Any] = resource_pb2.resource_reference
 
 _EMPTY_RULES: Final = frozenset({"string.min_len", "string.min_bytes", "bytes.min_len", "string.len"})
+_ITEM_PARENT: Final = re.compile(r"\w+\[\d+\]\.parent")
 _FORM_RULES: Final = frozenset({"string.pattern", "string.max_len", "string.min_len", "string.max_bytes"})
 
 
@@ -215,9 +217,7 @@ class RequestCheck:
             if self._enums:
                 self._refuse_numbers(message)
         if self._rules:
-            violations = validator().collect_violations(message)
-            if violations:
-                raise refusal(message, violations)
+            self._refuse_violations(message)
 
     def check_piece(self, message: Message) -> None:
         """Check a further message of a stream without copying its data.
@@ -233,9 +233,16 @@ class RequestCheck:
             if self._enums:
                 self._refuse_numbers(message)
         if self._rules:
-            violations = validator().collect_violations(message)
-            if violations:
-                raise refusal(message, violations)
+            self._refuse_violations(message)
+
+    @staticmethod
+    def _refuse_violations(message: Message) -> None:
+        violations = validator().collect_violations(message)
+        if violations:
+            # The parent of an item may be left out: it is that of its batch.
+            violations = [violation for violation in violations if not _is_parent_of_item(violation)]
+        if violations:
+            raise refusal(message, violations)
 
     def _has_unknown(self, encoded: bytes) -> bool:
         # Two passes in C instead of a walk in Python: a message that shrinks when unknown fields are dropped had some.
@@ -292,10 +299,14 @@ def _field(message: Message, violation: Violation) -> FieldDescriptor | None:
     return field
 
 
+def _is_parent_of_item(violation: Violation) -> bool:
+    return violation.field_value == "" and _ITEM_PARENT.fullmatch(_path(violation)) is not None
+
+
 def _names_something(field: FieldDescriptor, violation: Violation) -> bool:
     if field.GetOptions().HasExtension(_REFERENCE):
         return True
-    if field.name in ("name", "parent", "uid") or field.name.endswith("_id"):
+    if field.name in ("name", "parent", "uid") or (field.name.endswith("_id") and field.name != "request_id"):
         return True
     # The keys of device maps are ids.
     return messages.map_value(field) is not None and violation.proto.for_key

@@ -47,6 +47,7 @@ class Places:
         self.backends = backends
         self._open: dict[str, Place] = {}
         self._broken: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
         self.changed = asyncio.Event()
         """Set when a pool is opened or closed."""
 
@@ -78,9 +79,9 @@ class Places:
         return next((place for place in self._open.values() if place.open.path == directory), None)
 
     def add(self, place: Place) -> None:
-        """Take in an open pool."""
+        """Take in an open pool. May be called in any thread."""
         self._open[place.pool] = place
-        self.changed.set()
+        self._loop.call_soon_threadsafe(self.changed.set)
 
     async def remove(self, pool: str) -> None:
         """Let go of a pool. Succeeds if it is not open."""

@@ -32,6 +32,7 @@ from virtfleet_storage import catalog, lifecycle, refresh
 from virtfleet_storage.backends.api import OpenPool
 from virtfleet_storage.places import Place, Places
 from virtfleet_storage.refresh import Refresher
+from virtfleet_storage.work import metadata_of
 
 SERVICE = "virtfleet.storage.v1.PoolService"
 IMMUTABLE = ("spec.dir", "spec.target_path")
@@ -315,8 +316,13 @@ class Pools:
 
         return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
 
-    async def open(self, name: str, *, build: bool = False) -> None:
+    async def open(self, name: str, *, build: bool = False, look: bool = True) -> None:
         """Open a pool's place, record that it runs, and find its volumes. Succeeds if it is open.
+
+        Args:
+            name: The pool.
+            build: Make what is missing, and take the place whatever it remembers.
+            look: Find its volumes. Not at start, before what a crash left is settled.
 
         Raises:
             BackingMissing: The place is gone, or is another one.
@@ -352,7 +358,8 @@ class Pools:
             await self._store.write(running)
             undo.pop_all()
         self._places.add(place)
-        await self._refresher.refresh(place, exact=True)
+        if look:
+            await self._refresher.refresh(place, exact=True)
 
     async def stop(self, request: pool_pb2.StopPoolRequest, call: Call) -> operations_pb2.Operation:
         """End the use of a pool."""
@@ -422,10 +429,7 @@ class Pools:
         return {f"{SERVICE}.CreatePool": self._settle_create, f"{SERVICE}.DeletePool": self._settle_delete}
 
     async def _settle_create(self, operation: operations_pb2.Operation, journal: list[JournalEntry]) -> Commit:
-        from virtfleet.type.v1 import operation_pb2
-
-        metadata = operation_pb2.OperationMetadata()
-        operation.metadata.Unpack(metadata)
+        metadata = metadata_of(operation)
         for entry in journal:
             path = entry.payload.decode()
             backend = self._places.backends["dir"]
@@ -443,10 +447,7 @@ class Pools:
         )
 
     async def _settle_delete(self, operation: operations_pb2.Operation, _journal: list[JournalEntry]) -> Commit:
-        from virtfleet.type.v1 import operation_pb2
-
-        metadata = operation_pb2.OperationMetadata()
-        operation.metadata.Unpack(metadata)
+        metadata = metadata_of(operation)
         return await self._delete(metadata.target)
 
     async def resume(self, *, booted: bool) -> None:
@@ -458,14 +459,14 @@ class Pools:
             if booted and pool.spec.autostart == resource_pb2.AUTOSTART_ONCE:
                 await self._store.write(lambda tx, name=pool.name: _start_no_more(tx, name))  # type: ignore[misc]
             if wanted:
-                await self.try_open(pool.name)
+                await self.try_open(pool.name, look=False)
             elif ran:
                 await self._store.write(lambda tx, name=pool.name: _rest(tx, name))  # type: ignore[misc]
 
-    async def try_open(self, name: str) -> bool:
+    async def try_open(self, name: str, *, look: bool = True) -> bool:
         """Open a pool that should run; record why not if that fails."""
         try:
-            await self.open(name)
+            await self.open(name, look=look)
         except VirtfleetError as error:
             failure = error
             if self._places.get(name) is None:

@@ -60,6 +60,8 @@ def _options(tls_name: str, *, bulk: bool) -> list[tuple[str, int | str]]:
     options: list[tuple[str, int | str]] = [
         ("grpc.keepalive_time_ms", _milliseconds(KEEPALIVE_INTERVAL_SECONDS)),
         ("grpc.keepalive_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_SECONDS)),
+        # The timeout above ends nothing while a ping is under way; this one, a minute by default, does.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(KEEPALIVE_TIMEOUT_SECONDS)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", _milliseconds(_FIRST_BACKOFF_SECONDS)),
         # Is the limit of one attempt too: a frozen peer accepts the connection and never answers the handshake.

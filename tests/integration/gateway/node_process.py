@@ -125,7 +125,7 @@ class Consoles:
         self, requests: AsyncIterator[console_pb2.OpenConsoleRequest], call: Call
     ) -> AsyncIterator[console_pb2.OpenConsoleResponse]:
         async for request in requests:
-            yield console_pb2.OpenConsoleResponse(data=request.data)
+            yield console_pb2.OpenConsoleResponse(data=console_pb2.ConsoleData(data=request.data))
 
 
 @asynccontextmanager

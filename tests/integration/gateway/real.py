@@ -15,12 +15,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
+from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet_gateway.app import App, running
 from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.settings import FleetSettings
 from virtfleet_service.enrollment import JoinToken, join
-
-from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("compute", "storage", "network")
@@ -118,8 +118,9 @@ class RealFleet:
         self.channel = self.connect()
 
     async def stop_gateway(self) -> None:
-        await self.channel.close()
+        # The gateway first: clients see how it ends.
         await self._gateway.aclose()
+        await self.channel.close()
 
     async def enroll(self, name: str) -> NodeProcess:
         state = self.folder / name

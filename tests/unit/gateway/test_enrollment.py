@@ -246,7 +246,14 @@ async def test_services_and_names_are_checked(desk: Desk) -> None:
     request.services[1].service = "compute"
     with pytest.raises(FieldConflict):
         await desk.enrollment.enroll_node(request)
-    for name in ("n1", "nodes/", "nodes/N1", "nodes/n1/x", "nodes/6f1c2d3e-0000-4000-8000-000000000000", "nodes/n\u0430"):
+    for name in (
+        "n1",
+        "nodes/",
+        "nodes/N1",
+        "nodes/n1/x",
+        "nodes/6f1c2d3e-0000-4000-8000-000000000000",
+        "nodes/n\u0430",
+    ):
         bad = enrollment_pb2.CreateJoinTokenRequest()
         bad.join_token.spec.node = name
         with pytest.raises(NameMalformed):

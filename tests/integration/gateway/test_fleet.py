@@ -1,0 +1,625 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.integration.gateway.nodes import details_of
+from tests.integration.gateway.real import RealFleet, eventually, real_fleet
+from virtfleet.common.v1 import admin_pb2, admin_pb2_grpc
+from virtfleet.compute.v1 import console_pb2, console_pb2_grpc, domain_pb2, domain_pb2_grpc, stats_pb2, stats_pb2_grpc
+from virtfleet.compute.v1 import watch_pb2 as compute_watch
+from virtfleet.compute.v1 import watch_pb2_grpc as compute_watch_grpc
+from virtfleet.fleet.v1 import node_pb2, node_pb2_grpc
+from virtfleet.fleet.v1 import watch_pb2 as fleet_watch
+from virtfleet.fleet.v1 import watch_pb2_grpc as fleet_watch_grpc
+from virtfleet.type.v1 import resource_pb2, watch_pb2
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest_asyncio.fixture
+async def fleet() -> AsyncIterator[RealFleet]:
+    # A short path: the sockets of the processes lie in it.
+    with tempfile.TemporaryDirectory(prefix="vfg") as folder:
+        async with real_fleet(Path(folder)) as made:
+            yield made
+
+
+async def create(fleet: RealFleet, node: str, *ids: str, labels: dict[str, str] | None = None) -> None:
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    for id_ in ids:
+        domain = domain_pb2.Domain(display_name=f"domain {id_}", labels=labels or {})
+        domain.spec.title = "a title"
+        await domains.CreateDomain(domain_pb2.CreateDomainRequest(parent=f"nodes/{node}", domain_id=id_, domain=domain))
+
+
+async def list_all(fleet: RealFleet, **fields: Any) -> domain_pb2.ListDomainsResponse:
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    return await domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-", **fields))
+
+
+def names(answer: Any) -> list[str]:
+    return [domain.name for domain in answer.domains]
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+class Watcher:
+    """Keeps what a client of the fleet's watch would know."""
+
+    def __init__(self, fleet: RealFleet, **fields: Any) -> None:
+        self.known: dict[str, domain_pb2.Domain] = {}
+        self.history: list[tuple[str, str, int]] = []
+        self.events: list[compute_watch.Event] = []
+        self.statuses: list[tuple[str, int]] = []
+        self.token = ""
+        self.snapshot_ended = False
+        self.closing = ""
+        self._resyncing: dict[str, set[str]] = {}
+        request = compute_watch.WatchResourcesRequest(
+            parent="nodes/-", resource_types=[compute_watch.RESOURCE_TYPE_DOMAIN], **fields
+        )
+        request.bookmark_interval.FromSeconds(1)
+        self.call = compute_watch_grpc.WatchServiceStub(fleet.channel).WatchResources(request)
+        self.news = asyncio.Event()
+        self.error: grpc.aio.AioRpcError | None = None
+        self.task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        try:
+            async for response in self.call:
+                self._take(response)
+        except grpc.aio.AioRpcError as error:
+            self.error = error
+        except asyncio.CancelledError:
+            return
+        finally:
+            self.news.set()
+
+    def _take(self, response: compute_watch.WatchResourcesResponse) -> None:
+        assert response.resume_token
+        for change in response.changes:
+            kind = change.WhichOneof("kind")
+            if kind == "put":
+                domain = change.put.domain
+                self.known[domain.name] = domain
+                self.history.append(("put", domain.name, domain.generation))
+                for seen in self._resyncing.values():
+                    seen.add(domain.name)
+            elif kind == "delete":
+                self.known.pop(change.delete.name, None)
+                self.history.append(("delete", change.delete.name, 0))
+            elif kind == "event":
+                self.events.append(change.event)
+        if response.HasField("source_status"):
+            node, state = response.source_status.node, response.source_status.state
+            self.statuses.append((node, state))
+            if state == watch_pb2.SOURCE_STATE_RESYNCING:
+                self._resyncing[node] = set()
+            elif node in self._resyncing and state == watch_pb2.SOURCE_STATE_LIVE:
+                seen = self._resyncing.pop(node)
+                for name in [name for name in self.known if name.startswith(f"{node}/") and name not in seen]:
+                    del self.known[name]
+        if response.HasField("snapshot_end"):
+            self.snapshot_ended = True
+        if response.HasField("bookmark") and response.bookmark.HasField("closing"):
+            self.closing = response.bookmark.closing.message
+        self.token = response.resume_token
+        self.news.set()
+
+    async def until(self, good: Any, seconds: float = 15) -> None:
+        async with asyncio.timeout(seconds):
+            while not good(self):
+                assert self.error is None, self.error
+                self.news.clear()
+                if good(self):
+                    return
+                await self.news.wait()
+
+    async def stop(self) -> str:
+        self.call.cancel()
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+        return self.token
+
+
+# Nodes
+
+
+async def test_a_node_shows_its_state_its_channels_and_its_room(fleet: RealFleet) -> None:
+    node = await eventually(lambda: fleet.node("n1"), lambda node: node.status.HasField("index_observe_time"))
+    assert node.status.state == node_pb2.NODE_STATE_READY
+    assert node.status.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert {service.service for service in node.status.services} == {"compute", "storage", "network"}
+    for service in node.status.services:
+        assert service.channel_state == node_pb2.CHANNEL_STATE_READY
+        assert service.state == node_pb2.SERVICE_STATE_SERVING
+        assert service.certificate_expire_time.seconds > time.time()
+    assert node.status.capacity.vcpu_count == 8
+    assert node.status.allocatable.memory_bytes == 1 << 33
+    assert node.status.allocated.domain_count == 3
+    assert time.time() - node.status.last_seen_time.seconds < 5
+    nodes = node_pb2_grpc.NodeServiceStub(fleet.channel)
+    by_uid = await nodes.GetNode(node_pb2.GetNodeRequest(name=f"nodes/{node.uid}"))
+    assert by_uid.name == "nodes/n1"
+    listed = await nodes.ListNodes(node_pb2.ListNodesRequest())
+    assert [node.name for node in listed.nodes] == ["nodes/n1", "nodes/n2"]
+    assert not listed.unreachable
+    error = await failure(nodes.GetNode(node_pb2.GetNodeRequest(name="nodes/n9")))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.NOT_FOUND, "NODE_UNKNOWN")
+
+
+async def test_updates_and_cordons(fleet: RealFleet) -> None:
+    nodes = node_pb2_grpc.NodeServiceStub(fleet.channel)
+    node = await fleet.node("n1")
+    update = node_pb2.UpdateNodeRequest(node=node_pb2.Node(name="nodes/n1", labels={"rack": "r1"}))
+    update.update_mask.paths.append("labels")
+    changed = await nodes.UpdateNode(update)
+    assert changed.labels["rack"] == "r1"
+    assert changed.generation == node.generation + 1
+    stale = node_pb2.UpdateNodeRequest(node=node_pb2.Node(name="nodes/n1", etag=node.etag))
+    error = await failure(nodes.UpdateNode(stale))
+    assert details_of(error)["reason"] == "ETAG_MISMATCH"
+    found = await nodes.ListNodes(node_pb2.ListNodesRequest(filter='labels.rack="r1"'))
+    assert [node.name for node in found.nodes] == ["nodes/n1"]
+
+    planned = await nodes.CordonNode(node_pb2.CordonNodeRequest(name="nodes/n1", validate_only=True))
+    assert planned.spec.schedulable is False
+    assert (await fleet.node("n1")).spec.schedulable is True
+    cordoned = await nodes.CordonNode(node_pb2.CordonNodeRequest(name="nodes/n1", request_id="r1"))
+    again = await nodes.CordonNode(node_pb2.CordonNodeRequest(name="nodes/n1", request_id="r1"))
+    assert cordoned.generation == again.generation == changed.generation + 1
+    error = await failure(create(fleet, "n1", "web"))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.FAILED_PRECONDITION, "NODE_CORDONED")
+    await create(fleet, "n2", "web")
+    await nodes.UncordonNode(node_pb2.UncordonNodeRequest(name="nodes/n1"))
+    await create(fleet, "n1", "web")
+
+
+async def test_a_frozen_node_is_not_ready_within_seconds_and_ready_again(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    await create(fleet, "n2", "b")
+    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 2)
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended)
+    fleet.nodes["n1"].send(signal.SIGSTOP)
+    frozen = time.monotonic()
+    # Stats are asked of the nodes: the frozen one takes nothing of the other's time.
+    stats = stats_pb2_grpc.StatsServiceStub(fleet.channel)
+    started = time.monotonic()
+    answer = await stats.BatchGetDomainStats(stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-"), timeout=2)
+    assert time.monotonic() - started < 2
+    assert [one.name for one in answer.stats] == ["nodes/n2/domains/b"]
+    assert [one.node for one in answer.unreachable] == ["nodes/n1"]
+
+    node = await fleet.wait_state("n1", node_pb2.NODE_STATE_NOT_READY, 10)
+    assert time.monotonic() - frozen < 8
+    assert node.status.reason in ("SERVICE_UNREACHABLE", "HEARTBEAT_MISSED")
+    await watcher.until(lambda watch: ("nodes/n1", watch_pb2.SOURCE_STATE_STALE) in watch.statuses)
+    # A call is refused at once, long before its deadline.
+    started = time.monotonic()
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"), timeout=30))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.UNAVAILABLE, "NODE_UNREACHABLE")
+    assert time.monotonic() - started < 3
+    # Lists leave it out and say so; or give what was last seen, and say how old that is.
+    answer = await list_all(fleet)
+    assert names(answer) == ["nodes/n2/domains/b"]
+    assert [one.node for one in answer.unreachable] == ["nodes/n1"]
+    assert answer.unreachable[0].HasField("last_seen_time")
+    assert not answer.unreachable[0].HasField("observe_time")
+    answer = await list_all(fleet, allow_stale=True)
+    assert names(answer) == ["nodes/n1/domains/a", "nodes/n2/domains/b"]
+    assert answer.unreachable[0].HasField("observe_time")
+
+    fleet.nodes["n1"].send(signal.SIGCONT)
+    await fleet.wait_state("n1", node_pb2.NODE_STATE_READY, 20)
+    await watcher.until(lambda watch: ("nodes/n1", watch_pb2.SOURCE_STATE_LIVE) in watch.statuses)
+    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 2 and not answer.unreachable)
+    assert watch_pb2.SOURCE_STATE_RESYNCING not in [state for _, state in watcher.statuses]
+    await watcher.stop()
+
+
+async def test_a_killed_node_comes_back_without_a_gap(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: "nodes/n1/domains/a" in watch.known)
+    await fleet.nodes["n1"].end()
+    await fleet.wait_state("n1", node_pb2.NODE_STATE_NOT_READY)
+    await watcher.until(lambda watch: ("nodes/n1", watch_pb2.SOURCE_STATE_STALE) in watch.statuses)
+    await create(fleet, "n2", "b")
+    await watcher.until(lambda watch: "nodes/n2/domains/b" in watch.known)
+    await fleet.nodes["n1"].start()
+    await fleet.wait_state("n1", node_pb2.NODE_STATE_READY, 30)
+    await create(fleet, "n1", "c")
+    await watcher.until(lambda watch: "nodes/n1/domains/c" in watch.known)
+    assert watch_pb2.SOURCE_STATE_RESYNCING not in [state for _, state in watcher.statuses]
+    assert sorted(watcher.known) == ["nodes/n1/domains/a", "nodes/n1/domains/c", "nodes/n2/domains/b"]
+    await watcher.stop()
+
+
+async def test_a_deleted_node_is_gone_and_its_certificates_too(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: "nodes/n1/domains/a" in watch.known)
+    own = fleet_watch_grpc.WatchServiceStub(fleet.channel).WatchResources(fleet_watch.WatchResourcesRequest())
+    nodes = node_pb2_grpc.NodeServiceStub(fleet.channel)
+    node = await fleet.node("n1")
+    error = await failure(nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", expected_uid=node.uid[::-1])))
+    assert details_of(error)["reason"] == "UID_MISMATCH"
+    operation = await nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", expected_uid=node.uid))
+    assert operation.done
+    last = node_pb2.Node()
+    assert operation.response.Unpack(last)
+    assert last.uid == node.uid
+    kept = await operations_pb2_grpc.OperationsStub(fleet.channel).GetOperation(
+        operations_pb2.GetOperationRequest(name=operation.name)
+    )
+    assert kept.done
+    assert operation.name.startswith("operations/")
+    await watcher.until(lambda watch: ("nodes/n1", watch_pb2.SOURCE_STATE_LOST) in watch.statuses)
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a")))
+    assert details_of(error)["reason"] == "NODE_UNKNOWN"
+    assert names(await list_all(fleet)) == []
+    removed = False
+    async with asyncio.timeout(10):
+        async for response in own:
+            removed = removed or any(
+                change.event.type == fleet_watch.EVENT_TYPE_NODE_REMOVED for change in response.changes
+            )
+            if removed:
+                break
+    own.cancel()
+    again = await nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", allow_missing=True))
+    assert again.done
+    await watcher.stop()
+
+
+# Calls
+
+
+async def test_calls_reach_their_node_with_the_caller(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    found = await domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"))
+    assert found.display_name == "domain a"
+    error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n2/domains/a")))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended)
+    await domains.StartDomain(domain_pb2.StartDomainRequest(name="nodes/n1/domains/a"))
+    await watcher.until(lambda watch: watch.events)
+    assert watcher.events[0].message == "spiffe://virtfleet.dev/user/admin via spiffe://virtfleet.dev/gateway/g1"
+    await watcher.stop()
+    # What a caller says about itself is worth nothing.
+    forged = domains.GetDomain(
+        domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"), metadata=(("x-virtfleet-caller-bin", b"\x0a\x05admin"),)
+    )
+    assert (await forged).display_name == "domain a"
+    console = console_pb2_grpc.ConsoleServiceStub(fleet.channel).OpenConsole()
+    await console.write(console_pb2.OpenConsoleRequest(name="nodes/n1/domains/a", data=b"one"))
+    assert (await console.read()).data.data == b"one"
+    await console.write(console_pb2.OpenConsoleRequest(data=b"two"))
+    assert (await console.read()).data.data == b"two"
+    await console.done_writing()
+    assert await console.read() is grpc.aio.EOF
+
+
+async def test_roles_hold_at_the_gateway(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    async with fleet.connect(fleet.issue("eve", "viewer")) as channel:
+        domains = domain_pb2_grpc.DomainServiceStub(channel)
+        assert await domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"))
+        error = await failure(domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/n1/domains/a")))
+        assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+        nodes = node_pb2_grpc.NodeServiceStub(channel)
+        assert await nodes.GetNode(node_pb2.GetNodeRequest(name="nodes/n1"))
+        error = await failure(nodes.CordonNode(node_pb2.CordonNodeRequest(name="nodes/n1")))
+        assert details_of(error)["reason"] == "PERMISSION_MISSING"
+    async with fleet.connect(fleet.issue("nobody")) as channel:
+        domains = domain_pb2_grpc.DomainServiceStub(channel)
+        error = await failure(domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-")))
+        assert details_of(error)["reason"] == "PERMISSION_MISSING"
+    audit = (fleet.folder / "gateway/gateway.audit.log").read_text().splitlines()
+    refused = [entry for entry in map(json.loads, audit) if entry.get("reason") == "PERMISSION_MISSING"]
+    assert any(entry["method"].endswith("DeleteDomain") for entry in refused)
+
+
+async def test_methods_that_are_not_there(fleet: RealFleet) -> None:
+    for path in (
+        "/virtfleet.compute.v1.DomainService/DestroyEverything",
+        "/virtfleet.node.v1.AttachmentService/AttachVolume",
+        "/no.such.Service/Method",
+    ):
+        error = await failure(fleet.channel.unary_unary(path)(b"\x0a\x08nodes/n1"))
+        assert (error.code(), details_of(error)["reason"]) == (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "METHOD_NOT_IMPLEMENTED",
+        ), path
+
+
+async def test_the_gateways_own_common_methods_and_those_of_services(fleet: RealFleet) -> None:
+    admin = admin_pb2_grpc.AdminServiceStub(fleet.channel)
+    own = await admin.GetServer(admin_pb2.GetServerRequest())
+    assert own.name == "gateways/g1"
+    assert own.identity == "spiffe://virtfleet.dev/gateway/g1"
+    compute = await admin.GetServer(admin_pb2.GetServerRequest(name="nodes/n1/services/compute"))
+    assert compute.identity == "spiffe://virtfleet.dev/node/n1/compute"
+    access = admin_pb2_grpc.AccessServiceStub(fleet.channel)
+    me = await access.WhoAmI(admin_pb2.WhoAmIRequest())
+    assert (me.subject, me.via) == ("spiffe://virtfleet.dev/user/admin", "")
+    there = await access.WhoAmI(admin_pb2.WhoAmIRequest(name="nodes/n2/services/storage"))
+    assert (there.subject, there.via) == ("spiffe://virtfleet.dev/user/admin", "spiffe://virtfleet.dev/gateway/g1")
+
+
+async def test_health_and_reflection_of_the_gateway_a_node_and_a_service(fleet: RealFleet) -> None:
+    health = health_pb2_grpc.HealthStub(fleet.channel)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    for place in ((), (("x-virtfleet-node", "n1"),), (("x-virtfleet-node", "n1/storage"),)):
+        assert (await health.Check(health_pb2.HealthCheckRequest(), metadata=place)).status == serving
+    error = await failure(health.Check(health_pb2.HealthCheckRequest(), metadata=(("x-virtfleet-node", "n9"),)))
+    assert details_of(error)["reason"] == "NODE_UNKNOWN"
+
+    async def services(*place: tuple[str, str]) -> set[str]:
+        call = reflection_pb2_grpc.ServerReflectionStub(fleet.channel).ServerReflectionInfo(metadata=place)
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        await call.done_writing()
+        answer = await call.read()
+        return {service.name for service in answer.list_services_response.service}
+
+    union = await services()
+    assert {"virtfleet.compute.v1.DomainService", "virtfleet.fleet.v1.NodeService"} <= union
+    assert {"virtfleet.storage.v1.VolumeService", "google.longrunning.Operations"} <= union
+    node = await services(("x-virtfleet-node", "n1"))
+    assert {"virtfleet.compute.v1.DomainService", "virtfleet.storage.v1.WatchService"} <= node
+    assert "virtfleet.fleet.v1.NodeService" not in node
+    one = await services(("x-virtfleet-node", "n1/storage"))
+    assert "virtfleet.storage.v1.WatchService" in one
+    assert "virtfleet.compute.v1.DomainService" not in one
+
+
+# Lists over all nodes
+
+
+async def test_lists_pages_filters_and_views(fleet: RealFleet) -> None:
+    await create(fleet, "n1", *(f"d{number}" for number in range(5)), labels={"tier": "gold"})
+    await create(fleet, "n2", *(f"d{number}" for number in range(4)))
+    everything = [f"nodes/n1/domains/d{number}" for number in range(5)]
+    everything += [f"nodes/n2/domains/d{number}" for number in range(4)]
+    answer = await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 9)
+    assert names(answer) == everything
+    assert {one.node for one in answer.freshness} == {"nodes/n1", "nodes/n2"}
+    assert all(time.time() - one.observe_time.seconds < 5 for one in answer.freshness)
+    assert answer.domains[0].spec.title == "a title"
+    paged, token = [], ""
+    while True:
+        answer = await list_all(fleet, page_size=2, page_token=token)
+        assert len(answer.domains) <= 2
+        paged += names(answer)
+        token = answer.next_page_token
+        if not token:
+            break
+    assert paged == everything
+    first = await list_all(fleet, page_size=2)
+    error = await failure(list_all(fleet, page_size=2, page_token=first.next_page_token, filter='labels.tier="gold"'))
+    assert details_of(error)["reason"] == "PAGE_TOKEN_INVALID"
+    error = await failure(list_all(fleet, page_token="x" + first.next_page_token))
+    assert details_of(error)["reason"] == "PAGE_TOKEN_INVALID"
+    error = await failure(list_all(fleet, filter="no such thing"))
+    assert details_of(error)["reason"] == "FILTER_SYNTAX"
+    assert names(await list_all(fleet, filter='labels.tier="gold"')) == everything[:5]
+    basic = await list_all(fleet, view=resource_pb2.RESOURCE_VIEW_BASIC)
+    assert names(basic) == everything
+    assert not any(domain.HasField("spec") for domain in basic.domains)
+    assert all(domain.status.state for domain in basic.domains)
+    live = await list_all(fleet, read_through=True)
+    assert names(live) == everything
+    live = await list_all(fleet, read_through=True, page_size=3)
+    assert names(live) == everything[:3]
+    rest = await list_all(fleet, read_through=True, page_size=3, page_token=live.next_page_token)
+    assert names(rest) == everything[3:6] or names(rest) == everything[3:5]
+
+
+async def test_single_and_batch_reads_over_all_nodes(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a", "both")
+    await create(fleet, "n2", "b", "both")
+    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 4)
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    a = await domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/-/domains/a"))
+    assert a.name == "nodes/n1/domains/a"
+    by_uid = await domains.GetDomain(domain_pb2.GetDomainRequest(name=f"nodes/-/domains/{a.uid}", read_through=True))
+    assert by_uid == a
+    error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/-/domains/both")))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.FAILED_PRECONDITION, "AMBIGUOUS_NAME")
+    error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/-/domains/none")))
+    assert details_of(error)["reason"] == "RESOURCE_NOT_FOUND"
+    error = await failure(domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/-/domains/a")))
+    assert details_of(error)["reason"] == "NAME_MALFORMED"
+    wanted = ["nodes/n2/domains/b", "nodes/n1/domains/none", "nodes/n1/domains/a", "nodes/n9/domains/a"]
+    for read_through in (False, True):
+        batch = await domains.BatchGetDomains(
+            domain_pb2.BatchGetDomainsRequest(parent="nodes/-", names=wanted, read_through=read_through)
+        )
+        assert [result.name for result in batch.results] == wanted
+        assert [result.status.code for result in batch.results] == [0, 5, 0, 5]
+        assert batch.results[2].domain == a
+    stats = stats_pb2_grpc.StatsServiceStub(fleet.channel)
+    answer = await stats.BatchGetDomainStats(stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-"))
+    assert [one.name for one in answer.stats] == [
+        "nodes/n1/domains/a",
+        "nodes/n1/domains/both",
+        "nodes/n2/domains/b",
+        "nodes/n2/domains/both",
+    ]
+    some = await stats.BatchGetDomainStats(
+        stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-", names=["nodes/n2/domains/b"])
+    )
+    assert [one.name for one in some.stats] == ["nodes/n2/domains/b"]
+
+
+# The watch over all nodes
+
+
+async def test_the_watch_tells_all_nodes_in_order(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "old")
+    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 1)
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended)
+    assert list(watcher.known) == ["nodes/n1/domains/old"]
+    await asyncio.gather(create(fleet, "n1", "a", "b"), create(fleet, "n2", "c"))
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    for number in range(20):
+        domain = domain_pb2.Domain(name="nodes/n1/domains/a", labels={"n": str(number)})
+        await domains.UpdateDomain(domain_pb2.UpdateDomainRequest(domain=domain))
+    await domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/n1/domains/b"))
+    await watcher.until(
+        lambda watch: (
+            "nodes/n1/domains/b" not in watch.known
+            and "nodes/n2/domains/c" in watch.known
+            and watch.known.get("nodes/n1/domains/a", domain_pb2.Domain()).generation == 21
+        )
+    )
+    generations = [number for kind, name, number in watcher.history if name.endswith("/a") and kind == "put"]
+    assert generations == sorted(generations)
+    await watcher.stop()
+
+
+async def test_a_token_holds_across_a_gateway_that_starts_anew(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    await create(fleet, "n2", "b", "gone")
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 3)
+    token = await watcher.stop()
+    await fleet.stop_gateway()
+    # What happens while no gateway is there is told out of the nodes' own logs.
+    await fleet.start_gateway()
+    await create(fleet, "n1", "c")
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    await domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/n2/domains/gone"))
+    await domains.StartDomain(domain_pb2.StartDomainRequest(name="nodes/n1/domains/a"))
+    resumed = Watcher(fleet, resume_token=token)
+    await resumed.until(
+        lambda watch: (
+            "nodes/n1/domains/c" in watch.known
+            and ("delete", "nodes/n2/domains/gone", 0) in watch.history
+            and watch.events
+        )
+    )
+    await create(fleet, "n1", "d")
+    await resumed.until(lambda watch: "nodes/n1/domains/d" in watch.known)
+    # Nothing but what the client had not been told, no gap, and no snapshot.
+    assert set(resumed.known) == {"nodes/n1/domains/c", "nodes/n1/domains/d"}
+    assert watch_pb2.SOURCE_STATE_RESYNCING not in [state for _, state in resumed.statuses]
+    assert len(resumed.events) == 1
+    puts = [name for kind, name, _ in resumed.history if kind == "put"]
+    assert len(puts) == len(set(puts))
+    await resumed.stop()
+
+
+async def test_a_token_that_a_node_does_not_know_any_more_is_told_as_resyncing(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    await create(fleet, "n2", "b")
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 2)
+    token = await watcher.stop()
+    # The node loses its store: the same node, another history.
+    node = fleet.nodes["n1"]
+    await node.end()
+    await fleet.wait_state("n1", node_pb2.NODE_STATE_NOT_READY)
+    for file in node.state.glob("compute.db*"):
+        file.unlink()
+    await node.start()
+    await fleet.wait_state("n1", node_pb2.NODE_STATE_READY, 30)
+    await create(fleet, "n1", "fresh")
+    resumed = Watcher(fleet, resume_token=token)
+    await resumed.until(
+        lambda watch: (
+            ("nodes/n1", watch_pb2.SOURCE_STATE_RESYNCING) in watch.statuses
+            and ("nodes/n1", watch_pb2.SOURCE_STATE_LIVE) in watch.statuses
+            and "nodes/n1/domains/fresh" in watch.known
+        )
+    )
+    assert not any(node == "nodes/n2" for node, _ in resumed.statuses)
+    assert set(resumed.known) == {"nodes/n1/domains/fresh"}
+    await resumed.stop()
+
+
+async def test_a_snapshot_that_was_cut_begins_anew(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    await create(fleet, "n2", "b")
+    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 2)
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.token and not watch.snapshot_ended)
+    token = await watcher.stop()
+    resumed = Watcher(fleet, resume_token=token)
+    await resumed.until(lambda watch: len(watch.known) == 2)
+    await resumed.until(lambda watch: ("nodes/n2", watch_pb2.SOURCE_STATE_LIVE) in watch.statuses)
+    await resumed.stop()
+
+
+async def test_filters_and_views_of_a_watch(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "gold", labels={"tier": "gold"})
+    await create(fleet, "n2", "iron", labels={"tier": "iron"})
+    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 2)
+    watcher = Watcher(fleet, filter='labels.tier="gold"', view=resource_pb2.RESOURCE_VIEW_BASIC)
+    await watcher.until(lambda watch: watch.snapshot_ended)
+    assert list(watcher.known) == ["nodes/n1/domains/gold"]
+    assert not watcher.known["nodes/n1/domains/gold"].HasField("spec")
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    for name, tier in (("nodes/n2/domains/iron", "gold"), ("nodes/n1/domains/gold", "iron")):
+        domain = domain_pb2.Domain(name=name, labels={"tier": tier})
+        await domains.UpdateDomain(domain_pb2.UpdateDomainRequest(domain=domain))
+    await watcher.until(lambda watch: list(watch.known) == ["nodes/n2/domains/iron"])
+    assert ("delete", "nodes/n1/domains/gold", 0) in watcher.history
+    await watcher.stop()
+    error = await failure(Watcher(fleet, filter="spec.").call.read())
+    assert details_of(error)["reason"] == "FILTER_SYNTAX"
+    error = await failure(Watcher(fleet, resume_token="rubbish").call.read())
+    assert details_of(error)["reason"] == "PAGE_TOKEN_INVALID"
+
+
+async def test_a_list_says_where_a_watch_goes_on(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    answer = await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 1)
+    await create(fleet, "n2", "b")
+    watcher = Watcher(fleet, resume_token=answer.resume_token)
+    await watcher.until(lambda watch: "nodes/n2/domains/b" in watch.known)
+    assert list(watcher.known) == ["nodes/n2/domains/b"]
+    await watcher.stop()
+
+
+async def test_a_gateway_that_drains_ends_watches_with_a_token(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended and "nodes/n1/domains/a" in watch.known)
+    await fleet.stop_gateway()
+    async with asyncio.timeout(10):
+        await watcher.task
+    assert watcher.closing
+    await fleet.start_gateway()
+    await create(fleet, "n1", "b")
+    resumed = Watcher(fleet, resume_token=watcher.token)
+    await resumed.until(lambda watch: "nodes/n1/domains/b" in watch.known)
+    assert list(resumed.known) == ["nodes/n1/domains/b"]
+    await resumed.stop()

@@ -1,20 +1,26 @@
 """The wire form of a package's changes, spliced from bytes.
 
-A resource is serialised once, when it is stored. The log keeps whole `Change` messages around those bytes, and every
-watcher gets them as they are: putting a message together is a matter of tags and lengths. The field numbers come from the
-descriptors of the package, so one codec serves all packages that follow the pattern of `WatchResourcesResponse`.
+A resource is serialised once, when it is stored. The log keeps whole `Change` messages around those bytes, and
+every watcher gets them as they are: putting a message together is a matter of tags and lengths. The field numbers
+come from the descriptors of the package, so one codec serves all packages that follow the pattern of
+`WatchResourcesResponse`.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from google.api import resource_pb2
 from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.rpc import status_pb2
+
+from virtfleet_service import descriptors
+
+if TYPE_CHECKING:
+    from virtfleet_service.descriptors import Enum, Field, Message_
 
 _NANOSECONDS = 1_000_000_000
 
@@ -70,10 +76,9 @@ class ChangeCodec:
         change = self._descriptor("Change")
         put = self._descriptor("ResourcePut")
         response = self._descriptor("WatchResourcesResponse")
-        self.change_class = message_factory.GetMessageClass(change)
-        self.event_class = message_factory.GetMessageClass(self._descriptor("Event"))
-        self.response_class = message_factory.GetMessageClass(response)
-        self.events_response_class = message_factory.GetMessageClass(self._descriptor("ListEventsResponse"))
+        self.change_class = self._class("Change")
+        self.event_class = self._class("Event")
+        self.events_response_class = self._class("ListEventsResponse")
         self.type_by_kind_number = _kinds_by_number(self._enum("ResourceType"))
         numbers = change.fields_by_name
         self._time, self._put, self._delete, self._event, self._moved_out, self._moved_in = (
@@ -88,13 +93,14 @@ class ChangeCodec:
         self._snapshot_end = response.fields_by_name["snapshot_end"].number
         self._kind_by_collection = {_collection(of.DESCRIPTOR, kind): kind for kind, of in self.resource_types.items()}
 
-    def _descriptor(self, name: str) -> Descriptor:
-        found: Descriptor = self._pool.FindMessageTypeByName(f"{self.package}.{name}")
-        return found
+    def _descriptor(self, name: str) -> Message_:
+        return cast("Message_", self._pool.FindMessageTypeByName(f"{self.package}.{name}"))
 
-    def _enum(self, name: str) -> EnumDescriptor:
-        found: EnumDescriptor = self._pool.FindEnumTypeByName(f"{self.package}.{name}")
-        return found
+    def _class(self, name: str) -> type[Message]:
+        return message_factory.GetMessageClass(cast("Any", self._descriptor(name)))
+
+    def _enum(self, name: str) -> Enum:
+        return cast("Enum", self._pool.FindEnumTypeByName(f"{self.package}.{name}"))
 
     def kind_of_name(self, name: str) -> str:
         """Return the kind that a resource of that name has; empty: not one of this package."""
@@ -164,12 +170,10 @@ def bookmark_body(time_ns: int, closing: status_pb2.Status | None = None) -> byt
     return body + field_bytes(2, closing.SerializeToString()) if closing is not None else body
 
 
-def _pool(package: str, resource_types: Mapping[str, type[Message]]) -> descriptor_pool.DescriptorPool:
+def _pool(package: str, resource_types: Mapping[str, type[Message]]) -> Any:  # noqa: ANN401  # of either runtime
     """Find the pool that knows the package; a package that is not loaded yet is imported."""
-    pool: descriptor_pool.DescriptorPool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
-    for of in resource_types.values():
-        pool = of.DESCRIPTOR.file.pool
-        break
+    found = next(iter(resource_types.values()), None)
+    pool = cast("Any", descriptor_pool).Default() if found is None else found.DESCRIPTOR.file.pool
     try:
         pool.FindMessageTypeByName(f"{package}.Change")
     except KeyError:
@@ -177,23 +181,23 @@ def _pool(package: str, resource_types: Mapping[str, type[Message]]) -> descript
     return pool
 
 
-def _resource_field(put: Descriptor, kind: str, of: type[Message]) -> FieldDescriptor:
+def _resource_field(put: Message_, kind: str, of: type[Message]) -> Field:
     field = put.fields_by_name.get(kind)
     if field is None or field.message_type is None or field.message_type.full_name != of.DESCRIPTOR.full_name:
         raise ValueError(f"{put.full_name} has no field {kind} of type {of.DESCRIPTOR.full_name}")
     return field
 
 
-def _kinds_by_number(enum: EnumDescriptor) -> dict[int, str]:
+def _kinds_by_number(enum: Enum) -> dict[int, str]:
     """Return `{1: "domain", …}`: the values of `ResourceType` are the kinds in capitals, behind a prefix."""
     return {value.number: value.name.removeprefix("RESOURCE_TYPE_").lower() for value in enum.values if value.number}
 
 
-def _collection(descriptor: Descriptor, kind: str) -> str:
+def _collection(descriptor: Message_, kind: str) -> str:
     """Return the name segment that marks a kind: the collection, or the last segment of a singleton."""
-    patterns = descriptor.GetOptions().Extensions[resource_pb2.resource].pattern
+    patterns: Sequence[str] = descriptors.options(descriptor, resource_pb2.resource).pattern
     if patterns:
-        parts: list[str] = patterns[0].split("/")
+        parts = patterns[0].split("/")
         return parts[-2] if parts[-1].startswith("{") else parts[-1]
     head, *rest = kind.split("_")
     return head + "".join(part.capitalize() for part in rest) + "s"

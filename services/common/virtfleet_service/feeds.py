@@ -173,13 +173,13 @@ class ResourceFeed:
         return entry.body
 
     def _event_matches(self, entry: Entry) -> bool:
-        if entry.uid in self._held or not entry.kind:
-            return entry.uid in self._held
-        if not self._saw_unknown or self._matches is None:
+        if entry.uid in self._held:
+            return True
+        if self._matches is None or (entry.uid and not self._saw_unknown):
             return False
         row = self._store.get(entry.name)
         if row is None:
-            return entry.uid not in self._dismissed
+            return self._saw_unknown and entry.uid not in self._dismissed
         return self._matches(self._codec.resource_types[row.kind].FromString(row.body))
 
     def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str]:
@@ -187,7 +187,10 @@ class ResourceFeed:
 
         Rows that are newer than the place at which changes begin are left out: the log tells them.
         """
-        sql = "SELECT name, uid, time_ns, body FROM resources WHERE kind = ? AND name > ? AND seq <= ? ORDER BY name LIMIT ?"
+        sql = (
+            "SELECT name, uid, time_ns, body FROM resources WHERE kind = ? AND name > ? AND seq <= ?"
+            " ORDER BY name LIMIT ?"
+        )
         found: list[bytes] = []
         used = count = 0
         last = after

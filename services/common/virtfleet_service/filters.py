@@ -3,11 +3,12 @@
     state = RUNNING AND labels.env = "prod" AND NOT spec.autostart = true
     (name = "nodes/n1/domains/web-*" OR uid = "…") create_time >= "2026-01-01T00:00:00Z"
 
-Terms are `field operator value` with `=  !=  <  <=  >  >=  :`. They are joined by AND, OR, NOT (or `-`) and parentheses; as in the
-AIP, OR binds closer than AND. A field is a path; below a map comes a key, in quotes or backquotes if it is no plain word. On a
-list a term holds if it holds for any element. Enums are compared by name, with or without their prefix. Strings compare whole;
-a `*` at an end of the value stands for any text. `:` asks a map for a key, a string for a part, a list for an element, and
-`field:*` asks whether a field is set. A field that is not set is unequal to every value and neither less nor greater.
+Terms are `field operator value` with `= != < <= > >= :`. They are joined by AND, OR, NOT (or `-`) and parentheses;
+as in the AIP, OR binds closer than AND. A field is a path; below a map comes a key, in quotes or backquotes if it
+is no plain word. On a list a term holds if it holds for any element. Enums are compared by name, with or without
+their prefix. Strings compare whole; a `*` at an end of the value stands for any text. `:` asks a map for a key, a
+string for a part, a list for an element, and `field:*` asks whether a field is set. A field that is not set is
+unequal to every value and neither less nor greater.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from virtfleet_service import errors
+from virtfleet_service import descriptors, errors
+from virtfleet_service.descriptors import DURATION, TIMESTAMP, is_map
+
+if TYPE_CHECKING:
+    from virtfleet_service.descriptors import Enum, Field, Message_
 
 LENGTH_LIMIT_CHARACTERS: Final = 4096
 DEPTH_LIMIT: Final = 20
@@ -64,23 +69,25 @@ _INTEGERS: Final = frozenset(
     }
 )
 _FLOATS: Final = frozenset({FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT})
-_TIMESTAMP: Final = "google.protobuf.Timestamp"
-_DURATION_TYPE: Final = "google.protobuf.Duration"
 
 
-@lru_cache(maxsize=256)
 def compile_filter(text: str, message_class: type[Message]) -> Predicate:
     """Make a function that tells whether a message matches; an empty filter matches everything.
 
     Raises:
-        FilterSyntax: It does not parse, names a field that the message does not have, or compares what cannot be compared;
-            metadata `position` is the character, counted from 0.
+        FilterSyntax: It does not parse, names a field that the message does not have, or compares what cannot be
+            compared; metadata `position` is the character, counted from 0.
     """
-    test = compile_roots(text, (message_class.DESCRIPTOR,))
+    test = _compiled(text, message_class.DESCRIPTOR)
     return lambda message: test((message,))
 
 
-def compile_roots(text: str, descriptors: Sequence[Descriptor]) -> _Test:
+@lru_cache(maxsize=256)
+def _compiled(text: str, descriptor: Message_) -> _Test:
+    return compile_roots(text, (descriptor,))
+
+
+def compile_roots(text: str, roots: Sequence[Message_]) -> _Test:
     """Make a filter over several messages at once: a path begins in the first one that has its first field.
 
     Raises:
@@ -90,7 +97,7 @@ def compile_roots(text: str, descriptors: Sequence[Descriptor]) -> _Test:
         raise _syntax(f"it has more than {LENGTH_LIMIT_CHARACTERS} characters", LENGTH_LIMIT_CHARACTERS)
     if not text.strip():
         return lambda _: True
-    return _Parser(text, descriptors).parse()
+    return _Parser(text, roots).parse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +108,9 @@ class _Token:
 
 
 class _Parser:
-    def __init__(self, text: str, descriptors: Sequence[Descriptor]) -> None:
+    def __init__(self, text: str, roots: Sequence[Message_]) -> None:
         self._text = text
-        self._descriptors = descriptors
+        self._roots = roots
         self._at = 0
         self._depth = 0
         self._terms = 0
@@ -186,7 +193,7 @@ class _Parser:
         if relation is None or relation.kind != "operator":
             raise _syntax(f"an operator is expected after `{token.text}`", token.position + len(token.text))
         value, position = self._value()
-        return _Comparison(token, relation.text, value, position, self._descriptors).build()
+        return _Comparison(token, relation.text, value, position, self._roots).build()
 
     def _value(self) -> tuple[str, int]:
         found = _VALUE.match(self._text, self._at)
@@ -201,28 +208,23 @@ class _Parser:
 class _Comparison:
     """Is one term, held against the types of its fields."""
 
-    def __init__(
-        self, path: _Token, relation: str, value: str, position: int, descriptors: Sequence[Descriptor]
-    ) -> None:
+    def __init__(self, path: _Token, relation: str, value: str, position: int, roots: Sequence[Message_]) -> None:
         self._path = path
         self._relation = relation
         self._value = value
         self._position = position
-        self._descriptors = descriptors
+        self._roots = roots
 
     def build(self) -> _Test:
         segments = self._segments()
-        for root, descriptor in enumerate(self._descriptors):
-            if segments[0] in descriptor.fields_by_name:
-                leaves, check = self._walk(descriptor, segments)
-                negative = self._relation == "!="
-
-                def test(roots: _Roots) -> bool:
-                    # `!=` holds if no element is equal: the contrary of `=`.
-                    return any(check(value) for value in leaves(roots[root])) != negative
-
-                return test
-        raise self._no_field(segments[0], self._descriptors[0])
+        fitting = [index for index, root in enumerate(self._roots) if segments[0] in root.fields_by_name]
+        if not fitting:
+            raise self._no_field(segments[0], self._roots[0])
+        root = fitting[0]
+        leaves, check = self._walk(self._roots[root], segments)
+        negative = self._relation == "!="
+        # `!=` holds if no element is equal: the contrary of `=`.
+        return lambda roots: any(check(value) for value in leaves(roots[root])) != negative
 
     def _segments(self) -> list[str]:
         segments: list[str] = []
@@ -238,18 +240,18 @@ class _Comparison:
         return segments
 
     def _walk(
-        self, descriptor: Descriptor, segments: list[str]
+        self, descriptor: Message_, segments: list[str]
     ) -> tuple[Callable[[Message], Iterator[Any]], Callable[[Any], bool]]:
         """Return what yields the values that a path leads to, and what tests one of them."""
         field = descriptor.fields_by_name.get(segments[0])
         if field is None:
             raise self._no_field(segments[0], descriptor)
         name, rest = field.name, segments[1:]
-        if _is_map(field):
+        if is_map(field):
             return self._walk_map(field, rest)
         inner = field.message_type
         if rest:
-            if inner is None or inner.full_name in (_TIMESTAMP, _DURATION_TYPE):
+            if inner is None or inner.full_name in (TIMESTAMP, DURATION):
                 raise self._no_field(rest[0], inner or descriptor)
             below, check = self._walk(inner, rest)
             if field.is_repeated:
@@ -269,11 +271,11 @@ class _Comparison:
         return lambda message: iter((getattr(message, name),)), check
 
     def _walk_map(
-        self, field: FieldDescriptor, rest: list[str]
+        self, field: Field, rest: list[str]
     ) -> tuple[Callable[[Message], Iterator[Any]], Callable[[Any], bool]]:
         name = field.name
-        value = field.message_type.fields_by_name["value"]
-        if field.message_type.fields_by_name["key"].type != FieldDescriptor.TYPE_STRING:
+        value = descriptors.value_of(field)
+        if not descriptors.is_string(descriptors.key_of(field)):
             raise _syntax(f"`{name}` has no keys that a filter can name", self._path.position)
         if not rest:
             if self._relation != ":":
@@ -306,7 +308,7 @@ class _Comparison:
     def _present() -> Callable[[Any], bool]:
         return lambda _: True
 
-    def _leaf(self, field: FieldDescriptor) -> Callable[[Any], bool]:
+    def _leaf(self, field: Field) -> Callable[[Any], bool]:
         if field.enum_type is not None:
             return self._equality(self._enum(field.enum_type))
         kind = field.cpp_type
@@ -318,12 +320,12 @@ class _Comparison:
             if self._value not in ("true", "false"):
                 raise self._bad_value("true or false")
             return self._equality(self._value == "true")
-        if field.type == FieldDescriptor.TYPE_STRING:
+        if descriptors.is_string(field):
             return self._string(field)
-        if field.message_type is not None and field.message_type.full_name == _TIMESTAMP:
+        if field.message_type is not None and field.message_type.full_name == TIMESTAMP:
             at = self._timestamp()
             return self._order(at, key=lambda value: value.ToNanoseconds())
-        if field.message_type is not None and field.message_type.full_name == _DURATION_TYPE:
+        if field.message_type is not None and field.message_type.full_name == DURATION:
             return self._order(self._duration(), key=lambda value: value.ToNanoseconds())
         raise _syntax(
             f"`{self._path.text}` cannot be compared; `{self._path.text}:*` asks if it is set", self._path.position
@@ -341,7 +343,7 @@ class _Comparison:
             raise _syntax(f"`{self._path.text}` has no order: use = or !=", self._path.position)
         return lambda value: bool(value == wanted)
 
-    def _string(self, field: FieldDescriptor) -> Callable[[Any], bool]:
+    def _string(self, field: Field) -> Callable[[Any], bool]:
         wanted = self._value
         if self._relation == ":" and not field.is_repeated:
             return lambda value: wanted in value
@@ -356,7 +358,7 @@ class _Comparison:
             return lambda value: value.endswith(wanted[1:])
         return lambda value: bool(value == wanted)
 
-    def _enum(self, enum: EnumDescriptor) -> int:
+    def _enum(self, enum: Enum) -> int:
         prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
         for name in (self._value, prefix + self._value):
             if name in enum.values_by_name:
@@ -397,19 +399,15 @@ class _Comparison:
     def _bad_value(self, wanted: str) -> errors.FilterSyntax:
         return _syntax(f"`{self._path.text}` takes {wanted}, not `{self._value[:60]}`", self._position)
 
-    def _no_field(self, name: str, descriptor: Descriptor) -> errors.FilterSyntax:
+    def _no_field(self, name: str, descriptor: Message_) -> errors.FilterSyntax:
         return _syntax(f"{descriptor.name} has no field `{name}` to filter on", self._path.position)
 
 
-def _presence(field: FieldDescriptor) -> Callable[[Message], Iterator[Any]]:
+def _presence(field: Field) -> Callable[[Message], Iterator[Any]]:
     name, default = field.name, field.default_value
     if field.has_presence:
         return lambda message: iter((True,) if message.HasField(name) else ())
     return lambda message: iter((True,) if getattr(message, name) != default else ())
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.is_repeated and field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def _unescape(text: str) -> str:

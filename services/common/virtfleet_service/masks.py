@@ -1,25 +1,31 @@
 """Update masks: which fields of a resource a caller changes.
 
-A path names fields as the proto does, joined by dots. Below a map comes the key: `spec.disks.data1.throttle.iops_max`,
-`labels.env`; a key that is no plain word may stand in backquotes, and below a map of strings the rest of the path is the
-key (`labels.example.com/team`). `*` stands for all keys of a map, and alone for the whole resource. Lists are replaced whole.
+A path names fields as the proto does, joined by dots. Below a map comes the key:
+`spec.disks.data1.throttle.iops_max`, `labels.env`; a key that is no plain word may stand in backquotes, and below a
+map of strings the rest of the path is the key (`labels.example.com/team`). `*` stands for all keys of a map, and
+alone for the whole resource. Lists are replaced whole.
 
-Without a mask the fields that the request fills are changed (AIP-134), down to the single field: maps are merged by key,
-lists replaced, and nothing is cleared. With the mask `*` the resource becomes what the request says, and what it leaves
-unset is cleared. Fields that only the server sets are passed over; one that is fixed at creation must keep its value.
+Without a mask the fields that the request fills are changed (AIP-134), down to the single field: maps are merged by
+key, lists replaced, and nothing is cleared. With the mask `*` the resource becomes what the request says, and what
+it leaves unset is cleared. Fields that only the server sets are passed over; one that is fixed at creation must
+keep its value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.api import field_behavior_pb2
 from google.protobuf import field_mask_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from virtfleet_service import errors, resources
+from virtfleet_service import descriptors, errors, resources
+from virtfleet_service.descriptors import is_map, value_of
+
+if TYPE_CHECKING:
+    from virtfleet_service.descriptors import Field, Message_
 
 PATHS_LIMIT: Final = 256
 DEPTH_LIMIT: Final = 32
@@ -117,7 +123,7 @@ def _diff(left: Message, right: Message, prefix: str) -> Iterator[str]:
     for field in left.DESCRIPTOR.fields:
         path = prefix + field.name
         one, other = getattr(left, field.name), getattr(right, field.name)
-        if _is_map(field):
+        if is_map(field):
             yield from _diff_maps(field, one, other, path)
         elif field.is_repeated:
             if list(one) != list(other):
@@ -130,8 +136,8 @@ def _diff(left: Message, right: Message, prefix: str) -> Iterator[str]:
             yield path
 
 
-def _diff_maps(field: FieldDescriptor, one: Any, other: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # map containers have no common type
-    deep = _value_field(field).message_type is not None
+def _diff_maps(field: Field, one: Any, other: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # map containers have no common type
+    deep = value_of(field).message_type is not None
     for key in sorted({*one, *other}, key=str):
         place = f"{path}.{_quoted(key)}"
         if (key in one) != (key in other):
@@ -148,7 +154,7 @@ def _merge(current: Message, update: Message, *, top: bool = False) -> None:
         if _is_of_server(field, top=top):
             continue
         target = getattr(current, field.name)
-        if _is_map(field):
+        if is_map(field):
             _merge_map(field, target, value)
         elif field.is_repeated:
             _set(current, field, value)
@@ -160,9 +166,9 @@ def _merge(current: Message, update: Message, *, top: bool = False) -> None:
             _set(current, field, value)
 
 
-def _merge_map(field: FieldDescriptor, target: Any, value: Any) -> None:  # noqa: ANN401  # map containers have no common type
+def _merge_map(field: Field, target: Any, value: Any) -> None:  # noqa: ANN401  # map containers have no common type
     for key in value:
-        if _value_field(field).message_type is None:
+        if value_of(field).message_type is None:
             target[key] = value[key]
         elif key in target:
             _merge(target[key], value[key])
@@ -200,11 +206,11 @@ class _Path:
         segment = self.segments[index]
         field = current.DESCRIPTOR.fields_by_name.get(segment)
         if field is None:
-            raise _unknown(self.text, f"{_place(current.DESCRIPTOR)} has no field {segment}")
+            raise _unknown(self.text, f"{current.DESCRIPTOR.name} has no field {segment}")
         last = index + 1 == len(self.segments)
         if _is_of_server(field, top=index == 0):
             self._check_rest(field, index + 1)
-        elif _is_map(field):
+        elif is_map(field):
             if last:
                 _set_or_clear(current, update, field)
             else:
@@ -223,29 +229,29 @@ class _Path:
             below = getattr(update, field.name) if given else None
             self._message(getattr(current, field.name), below, index + 1)
 
-    def _map(self, current: Message, update: Message | None, field: FieldDescriptor, index: int) -> None:
+    def _map(self, current: Message, update: Message | None, field: Field, index: int) -> None:
         target = getattr(current, field.name)
         source = getattr(update, field.name) if update is not None else {}
-        value = _value_field(field)
+        value = value_of(field)
         segment = self.segments[index]
         if value.message_type is None:
             # Keys of labels have dots in them: all that is left of the path is the key.
             segment = ".".join(self.segments[index:])
             index = len(self.segments) - 1
-        if index + 1 < len(self.segments):
+        if value.message_type is not None and index + 1 < len(self.segments):
             self._check_type(value.message_type, index + 1)
         keys = sorted({*target, *source}, key=str) if segment == "*" else [self._key(field, segment)]
         for key in keys:
             if index + 1 == len(self.segments):
                 _copy_entry(value, target, source, key)
             elif key in target:
-                self._message(target[key], source[key] if key in source else None, index + 1)
+                self._message(target[key], source.get(key), index + 1)
             elif key in source:
                 self._message(target[key], source[key], index + 1)
 
-    def _key(self, field: FieldDescriptor, segment: str) -> Any:  # noqa: ANN401  # maps have keys of several types
+    def _key(self, field: Field, segment: str) -> Any:  # noqa: ANN401  # maps have keys of several types
         text = segment[1:-1] if segment.startswith("`") and segment.endswith("`") and len(segment) > 1 else segment
-        key = field.message_type.fields_by_name["key"]
+        key = descriptors.key_of(field)
         if key.type == FieldDescriptor.TYPE_STRING:
             return text
         if key.type == FieldDescriptor.TYPE_BOOL:
@@ -257,12 +263,12 @@ class _Path:
         except ValueError as error:
             raise _unknown(self.text, f"{text} is no key of {field.name}") from error
 
-    def _check_rest(self, field: FieldDescriptor, index: int) -> None:
+    def _check_rest(self, field: Field, index: int) -> None:
         """Hold what follows a field against its type, so that a path with a typing error never passes in silence."""
         if index == len(self.segments):
             return
-        if _is_map(field):
-            value = _value_field(field)
+        if is_map(field):
+            value = value_of(field)
             if value.message_type is not None and index + 1 < len(self.segments):
                 self._check_type(value.message_type, index + 1)
         elif field.is_repeated or field.message_type is None:
@@ -270,14 +276,14 @@ class _Path:
         else:
             self._check_type(field.message_type, index)
 
-    def _check_type(self, descriptor: Descriptor, index: int) -> None:
+    def _check_type(self, descriptor: Message_, index: int) -> None:
         field = descriptor.fields_by_name.get(self.segments[index])
         if field is None:
-            raise _unknown(self.text, f"{_place(descriptor)} has no field {self.segments[index]}")
+            raise _unknown(self.text, f"{descriptor.name} has no field {self.segments[index]}")
         self._check_rest(field, index + 1)
 
 
-def _copy_entry(value: FieldDescriptor, target: Any, source: Any, key: Any) -> None:  # noqa: ANN401  # map containers have no common type
+def _copy_entry(value: Field, target: Any, source: Any, key: Any) -> None:  # noqa: ANN401  # map containers have no common type
     if key not in source:
         if key in target:
             del target[key]
@@ -287,7 +293,7 @@ def _copy_entry(value: FieldDescriptor, target: Any, source: Any, key: Any) -> N
         target[key].CopyFrom(source[key])
 
 
-def _set_or_clear(current: Message, update: Message | None, field: FieldDescriptor) -> None:
+def _set_or_clear(current: Message, update: Message | None, field: Field) -> None:
     if update is None:
         current.ClearField(field.name)
         return
@@ -301,13 +307,13 @@ def _set_or_clear(current: Message, update: Message | None, field: FieldDescript
         _set(current, field, value)
 
 
-def _set(message: Message, field: FieldDescriptor, value: Any) -> None:  # noqa: ANN401  # fields have all types
+def _set(message: Message, field: Field, value: Any) -> None:  # noqa: ANN401  # fields have all types
     if not field.is_repeated and field.message_type is None:
         setattr(message, field.name, value)
         return
     message.ClearField(field.name)
     target = getattr(message, field.name)
-    if field.is_repeated or _is_map(field):
+    if field.is_repeated or is_map(field):
         target.MergeFrom(value)
     else:
         target.CopyFrom(value)
@@ -319,7 +325,7 @@ def _fixed(before: Message, changed: list[str], immutable: Collection[str]) -> s
     for path in changed:
         if any(path == fixed or path.startswith(fixed + ".") or fixed.startswith(path + ".") for fixed in immutable):
             return path
-        descriptor: Descriptor | None = before.DESCRIPTOR
+        descriptor: Message_ | None = before.DESCRIPTOR
         segments = iter(split_path(path))
         for segment in segments:
             field = descriptor.fields_by_name.get(segment) if descriptor is not None else None
@@ -327,42 +333,30 @@ def _fixed(before: Message, changed: list[str], immutable: Collection[str]) -> s
                 break
             if _is_immutable(field):
                 return path
-            if _is_map(field):
-                descriptor = _value_field(field).message_type
+            if is_map(field):
+                descriptor = value_of(field).message_type
                 next(segments, None)
             else:
                 descriptor = field.message_type
     return ""
 
 
-def _behaviors(field: FieldDescriptor) -> Collection[int]:
-    found: Collection[int] = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-    return found
+def _is_of_server(field: Field, *, top: bool) -> bool:
+    return (top and field.name in _OF_SERVER) or any(
+        one in _SERVER_BEHAVIORS for one in descriptors.behaviors(field, field_behavior_pb2.field_behavior)
+    )
 
 
-def _is_of_server(field: FieldDescriptor, *, top: bool) -> bool:
-    return (top and field.name in _OF_SERVER) or any(one in _SERVER_BEHAVIORS for one in _behaviors(field))
+def _is_immutable(field: Field) -> bool:
+    return field_behavior_pb2.IMMUTABLE in descriptors.behaviors(field, field_behavior_pb2.field_behavior)
 
 
-def _is_immutable(field: FieldDescriptor) -> bool:
-    return field_behavior_pb2.IMMUTABLE in _behaviors(field)
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.is_repeated and field.message_type is not None and field.message_type.GetOptions().map_entry
-
-
-def _value_field(field: FieldDescriptor) -> FieldDescriptor:
-    found: FieldDescriptor = field.message_type.fields_by_name["value"]
-    return found
-
-
-def _opens(field: FieldDescriptor) -> bool:
+def _opens(field: Field) -> bool:
     """Whether a path may go into the field: a message, but none of Google's, which are values."""
     return field.message_type is not None and not field.message_type.full_name.startswith("google.protobuf.")
 
 
-def _is_filled(message: Message, field: FieldDescriptor) -> bool:
+def _is_filled(message: Message, field: Field) -> bool:
     if field.has_presence:
         return message.HasField(field.name)
     return bool(getattr(message, field.name) != field.default_value)
@@ -372,11 +366,6 @@ def _quoted(key: object) -> str:
     text = str(key).lower() if isinstance(key, bool) else str(key)
     plain = text and all(character.isalnum() or character in "_-" for character in text)
     return text if plain else f"`{text}`"
-
-
-def _place(descriptor: Descriptor) -> str:
-    name: str = descriptor.name
-    return name
 
 
 def _unknown(path: str, why: str) -> errors.MaskPathUnknown:

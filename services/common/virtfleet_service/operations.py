@@ -1,7 +1,8 @@
 """Operations: work that touches a hypervisor, a pool or the kernel, and outlives the call that asked for it.
 
-An operation is recorded before its work begins and ends in the transaction that records the result. In between stands the
-effect: the journal says how far it got, and after a crash `settle` finishes it, undoes it, or fails it with a reason.
+An operation is recorded before its work begins and ends in the transaction that records the result. In between
+stands the effect: the journal says how far it got, and after a crash `settle` finishes it, undoes it, or fails it
+with a reason.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -110,7 +112,7 @@ class Job:
         self.failures.append(record)
 
     async def journal(self, step: str, payload: bytes = b"") -> None:
-        """Write down a step before its effect; returns when it is on the disk. After a crash, `settle` gets all steps."""
+        """Write down a step before its effect; returns when it is on the disk. After a crash `settle` gets them."""
         name = self.operation_name
         await self._operations.store.write(lambda tx: journal.append(tx, name, step, payload))
 
@@ -176,7 +178,7 @@ class Operations:
         if late:
             await asyncio.wait(late, timeout=seconds)
 
-    async def run(
+    async def run(  # noqa: PLR0913  # all but the first two are named by the caller
         self,
         call: Call,
         request: Message,
@@ -452,16 +454,16 @@ class Operations:
             async with asyncio.timeout(seconds):
                 commit = await handler(operation, journal.read(self.store.reader, operation.name))
             await self._write(lambda tx: finish(tx, operation, metadata, commit(tx)))
+            return
+        except errors.VirtfleetError as error:
+            failure = error
+        except TimeoutError:
+            failure = errors.OperationTimedOut(
+                f"{operation.name} could not be settled in {seconds} s", operation=operation.name
+            )
         except Exception as error:  # noqa: BLE001  # the boundary of a settlement
-            if isinstance(error, errors.VirtfleetError):
-                failure = error
-            elif isinstance(error, TimeoutError):
-                failure = errors.OperationTimedOut(
-                    f"{operation.name} could not be settled in {seconds} s", operation=operation.name
-                )
-            else:
-                failure = _unexpected(operation.name, error)
-            await self._write(lambda tx: fail(tx, operation, metadata, failure, ()))
+            failure = _unexpected(operation.name, error)
+        await self._write(lambda tx: fail(tx, operation, metadata, failure, ()))
 
     @staticmethod
     def plan(message: Message) -> operations_pb2.Operation:
@@ -514,14 +516,19 @@ def fail(
 ) -> None:
     """Record that an operation has failed, and the state after it."""
     for record in reversed(records):
-        try:
-            tx.attempt(lambda part, record=record: record(part, error))  # type: ignore[misc]  # bound here, not later
-        except StoreUnwritable:
-            raise
-        except Exception:
-            _log.exception("the state after the failure of %s could not be recorded", operation.name)
+        _record_failure(tx, operation.name, record, error)
     ended = operations_pb2.Operation(name=operation.name, done=True, error=error.to_status())
     _end(tx, ended, metadata)
+
+
+def _record_failure(tx: Transaction, name: str, record: OnFailure, error: errors.VirtfleetError) -> None:
+    try:
+        tx.attempt(lambda part: record(part, error))
+    except (StoreUnwritable, sqlite3.Error):
+        raise
+    except Exception:  # noqa: BLE001  # the boundary of a record made after a failure
+        # The operation must end all the same; what could not be recorded is left to reconciliation.
+        _log.exception("the state after the failure of %s could not be recorded", name)
 
 
 def _end(

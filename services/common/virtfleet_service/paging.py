@@ -1,7 +1,7 @@
 """Lists in pages, straight from the stored bytes where nothing has to be left out.
 
-The order is that of the names. A page ends at the page size, at 1 MiB, or when looking for matches has taken long enough, so a
-page may be short or empty while `next_page_token` says that there is more.
+The order is that of the names. A page ends at the page size, at 1 MiB, or when looking for matches has taken long
+enough, so a page may be short or empty while `next_page_token` says that there is more.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """request_id: a repeated call has no second effect and gets the first one's answer.
 
-The key is (subject, method, request_id). Requests are compared by meaning: without request_id and inline_wait, encoded
-again with maps in a fixed order. The answer is stored in the transaction of the effect. Final answers only: a remembered
-RESOURCE_EXHAUSTED would make every retry useless.
+The key is (subject, method, request_id). Requests are compared by meaning: without request_id and inline_wait,
+encoded again with maps in a fixed order. The answer is stored in the transaction of the effect. Final answers only:
+a remembered RESOURCE_EXHAUSTED would make every retry useless.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf import any_pb2, symbol_database
 from google.protobuf.message import Message
@@ -188,9 +188,9 @@ def error_of(status: status_pb2.Status) -> errors.VirtfleetError:
             error_details_pb2.PreconditionFailure(),
             error_details_pb2.RetryInfo(),
         )
-        if detail.Is(information.DESCRIPTOR):
-            detail.Unpack(information)
-        elif detail.Unpack(bad):
+        if detail.Unpack(information):
+            continue
+        if detail.Unpack(bad):
             violations = [(violation.field, violation.description) for violation in bad.field_violations]
         elif detail.Unpack(failure):
             violations = [(violation.subject, violation.description) for violation in failure.violations]
@@ -214,9 +214,8 @@ def _remember(tx: Transaction, key: RequestKey, sort: str, answer: bytes) -> Non
     )
 
 
-def _unpack(answer: Answer) -> M:  # type: ignore[type-var]  # the type is named in the packed message
+def _unpack(answer: Answer) -> Any:  # noqa: ANN401  # the type is named in the packed message
     if answer.response is None:
         raise errors.Unexpected(f"{answer.operation} is remembered where a response was expected")
     of = symbol_database.Default().GetSymbol(answer.response.TypeName())
-    response: M = of.FromString(answer.response.value)
-    return response
+    return of.FromString(answer.response.value)

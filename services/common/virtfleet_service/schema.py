@@ -62,28 +62,42 @@ MIGRATIONS: tuple[Migration, ...] = (
         oldest_reader="0.1.0",
         statements=(
             "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
-            "CREATE TABLE migrations (number INTEGER PRIMARY KEY, oldest_reader TEXT NOT NULL, release TEXT NOT NULL,"
-            " time_ns INTEGER NOT NULL)",
+            (
+                "CREATE TABLE migrations (number INTEGER PRIMARY KEY, oldest_reader TEXT NOT NULL,"
+                " release TEXT NOT NULL, time_ns INTEGER NOT NULL)"
+            ),
             # seq: the log entry that made the row what it is; a snapshot leaves out what the log will tell anyway.
-            "CREATE TABLE resources (name TEXT PRIMARY KEY, kind TEXT NOT NULL, uid TEXT NOT NULL,"
-            " generation INTEGER NOT NULL, seq INTEGER NOT NULL, time_ns INTEGER NOT NULL, body BLOB NOT NULL)",
+            (
+                "CREATE TABLE resources (name TEXT PRIMARY KEY, kind TEXT NOT NULL, uid TEXT NOT NULL,"
+                " generation INTEGER NOT NULL, seq INTEGER NOT NULL, time_ns INTEGER NOT NULL, body BLOB NOT NULL)"
+            ),
             "CREATE INDEX resources_by_kind ON resources (kind, name)",
             "CREATE INDEX resources_by_uid ON resources (kind, uid)",
-            "CREATE TABLE changes (seq INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, sort TEXT NOT NULL,"
-            " kind TEXT NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL, type INTEGER NOT NULL, body BLOB NOT NULL)",
+            (
+                "CREATE TABLE changes (seq INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, sort TEXT NOT NULL,"
+                " kind TEXT NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL, type INTEGER NOT NULL, body BLOB NOT NULL)"
+            ),
             "CREATE INDEX changes_events ON changes (seq) WHERE sort = 'event'",
-            "CREATE TABLE operations (id TEXT PRIMARY KEY, target TEXT NOT NULL, method TEXT NOT NULL,"
-            " done INTEGER NOT NULL, exclusive INTEGER NOT NULL, end_ns INTEGER NOT NULL, body BLOB NOT NULL)",
+            (
+                "CREATE TABLE operations (id TEXT PRIMARY KEY, target TEXT NOT NULL, method TEXT NOT NULL,"
+                " done INTEGER NOT NULL, exclusive INTEGER NOT NULL, end_ns INTEGER NOT NULL, body BLOB NOT NULL)"
+            ),
             "CREATE INDEX operations_unfinished ON operations (target) WHERE done = 0",
             "CREATE INDEX operations_ended ON operations (end_ns) WHERE done = 1",
-            "CREATE TABLE requests (subject TEXT NOT NULL, method TEXT NOT NULL, request_id TEXT NOT NULL,"
-            " digest BLOB NOT NULL, served_seconds REAL NOT NULL, sort TEXT NOT NULL, answer BLOB NOT NULL,"
-            " PRIMARY KEY (subject, method, request_id)) WITHOUT ROWID",
+            (
+                "CREATE TABLE requests (subject TEXT NOT NULL, method TEXT NOT NULL, request_id TEXT NOT NULL,"
+                " digest BLOB NOT NULL, served_seconds REAL NOT NULL, sort TEXT NOT NULL, answer BLOB NOT NULL,"
+                " PRIMARY KEY (subject, method, request_id)) WITHOUT ROWID"
+            ),
             "CREATE INDEX requests_by_age ON requests (served_seconds)",
-            "CREATE TABLE journal (operation TEXT NOT NULL, number INTEGER NOT NULL, step TEXT NOT NULL,"
-            " payload BLOB NOT NULL, PRIMARY KEY (operation, number)) WITHOUT ROWID",
-            "CREATE TABLE records (space TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,"
-            " PRIMARY KEY (space, key)) WITHOUT ROWID",
+            (
+                "CREATE TABLE journal (operation TEXT NOT NULL, number INTEGER NOT NULL, step TEXT NOT NULL,"
+                " payload BLOB NOT NULL, PRIMARY KEY (operation, number)) WITHOUT ROWID"
+            ),
+            (
+                "CREATE TABLE records (space TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,"
+                " PRIMARY KEY (space, key)) WITHOUT ROWID"
+            ),
         ),
     ),
 )

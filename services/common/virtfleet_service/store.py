@@ -1,8 +1,9 @@
 """The store of one service: an SQLite file, one writer, durable before acknowledged.
 
-Writes are functions that run in the writer's thread, each in a savepoint of its own; what waits is committed together with
-one sync of the disk. Reads run where they are called, on a second connection that sees the last commit and never waits for
-the writer (write-ahead log); the bytes of resources that were just read are kept in memory.
+Writes are functions that run in the writer's thread, each in a savepoint of its own; what waits is committed
+together with one sync of the disk. Reads run where they are called, on a second connection that sees the last
+commit and never waits for the writer (write-ahead log); the bytes of resources that were just read are kept in
+memory.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -29,6 +30,7 @@ from virtfleet_service.changes import ChangeCodec
 from virtfleet_service.schema import StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from virtfleet_service.transaction import (
     Entry,
+    Records,
     Row,
     Transaction,
     iterate_rows,
@@ -140,6 +142,9 @@ class _Work:
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
+
+
+_Batch: TypeAlias = list[_Work]
 
 
 class Store:
@@ -279,7 +284,7 @@ class Store:
         """Read the resources of a kind below a parent (`-`: any segment), in the order of their names."""
         return select_rows(self.reader, kind, parent, after, limit)
 
-    def iterate(self, kind: str, *, parent: str = "", after: str = "") -> Iterator[Row]:
+    def iterate(self, kind: str, *, parent: str = "", after: str = "") -> Generator[Row, None, None]:
         """Read like `list`, row by row, from one state of the store. Close the iterator (`contextlib.closing`)."""
         return iterate_rows(self.reader, kind, parent, after)
 
@@ -287,7 +292,7 @@ class Store:
         """Read a private record."""
         return select_record(self.reader, space, key)
 
-    def list_records(self, space: str, prefix: str = "") -> list[tuple[str, bytes]]:
+    def list_records(self, space: str, prefix: str = "") -> Records:
         """Read the private records of a space whose keys begin with a prefix, as (key, body), in order."""
         return select_records(self.reader, space, prefix)
 
@@ -296,8 +301,8 @@ class Store:
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Run a function in a transaction and return its result once that is on the disk.
 
-        The function runs in the writer's thread: it must be quick, touch nothing but the transaction, and not keep it. If
-        it raises, what it did is undone and the error is raised here. Cancelling the caller does not stop the write.
+        The function runs in the writer's thread: it must be quick, touch nothing but the transaction, and not keep it.
+        If it raises, what it did is undone and the error is raised here. Cancelling the caller does not stop it.
 
         Raises:
             StoreUnwritable: The disk refuses; nothing was done.
@@ -319,7 +324,7 @@ class Store:
         """Is the writer's thread: takes all that waits and commits it at once, until told to end."""
         ending = False
         while not ending:
-            batch: list[_Work] = []
+            batch: _Batch = []
             item = self._queue.get()
             while item is not None:
                 batch.append(item)
@@ -335,7 +340,7 @@ class Store:
                 self._loop.call_soon_threadsafe(self._tell, batch, entries)
         self._writer.close()
 
-    def _commit(self, batch: list[_Work]) -> list[Entry]:
+    def _commit(self, batch: _Batch) -> Sequence[Entry]:
         """Commit the works of a batch; each ends with a result or an error. Returns what the log has gained."""
         transaction = Transaction(
             self._writer,
@@ -379,7 +384,7 @@ class Store:
             cause=error,
         )
 
-    def _tell(self, batch: list[_Work], entries: Sequence[Entry]) -> None:
+    def _tell(self, batch: _Batch, entries: Sequence[Entry]) -> None:
         if entries:
             self.last_seq, self.last_ns = entries[-1].seq, entries[-1].time_ns
             if self.last_seq - self.lowest_seq > self.limits.log_entries * 1.1:
@@ -438,8 +443,8 @@ class Store:
 
     def _expire_requests(self, tx: Transaction) -> bool:
         removed = tx.connection.execute(
-            "DELETE FROM requests WHERE (subject, method, request_id) IN (SELECT subject, method, request_id FROM requests"
-            " WHERE served_seconds < ? LIMIT ?)",
+            "DELETE FROM requests WHERE (subject, method, request_id) IN"
+            " (SELECT subject, method, request_id FROM requests WHERE served_seconds < ? LIMIT ?)",
             (self.served_seconds - self.limits.request_id_seconds, _EXPIRY_SLICE_ROWS),
         )
         return removed.rowcount == _EXPIRY_SLICE_ROWS

@@ -1,7 +1,8 @@
 """Opaque tokens: where a list goes on, and where a watch goes on.
 
-A page token is authenticated with a key of the store and bound to the list that made it. A resume token names the store and
-the place in its log by number and time, so that a store put back from a copy, which counts the same numbers again, is seen.
+A page token is authenticated with a key of the store and bound to the list that made it. A resume token names the
+store and the place in its log by number and time, so that a store put back from a copy, which counts the same
+numbers again, is seen.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -24,6 +24,9 @@ OPERATION: Final = "operation"
 _ROW_COLUMNS = "kind, name, uid, generation, body"
 
 T = TypeVar("T")
+
+Records: TypeAlias = list[tuple[str, bytes]]
+"""Private records, as (key, body)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def select_row_by_uid(connection: sqlite3.Connection, kind: str, uid: str) -> Ro
     return Row(*found) if found else None
 
 
-def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: str) -> Iterator[Row]:
+def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: str) -> Generator[Row, None, None]:
     """Read resources of a kind in the order of their names; close the iterator early to end the read.
 
     Args:
@@ -124,7 +127,7 @@ def select_rows(connection: sqlite3.Connection, kind: str, parent: str, after: s
     rows: list[Row] = []
     if limit is not None and limit <= 0:
         return rows
-    with closing(iterate_rows(connection, kind, parent, after)) as found:  # type: ignore[type-var]  # a generator
+    with closing(iterate_rows(connection, kind, parent, after)) as found:
         for row in found:
             rows.append(row)
             if len(rows) == limit:
@@ -138,7 +141,7 @@ def select_record(connection: sqlite3.Connection, space: str, key: str) -> bytes
     return bytes(found[0]) if found else None
 
 
-def select_records(connection: sqlite3.Connection, space: str, prefix: str) -> list[tuple[str, bytes]]:
+def select_records(connection: sqlite3.Connection, space: str, prefix: str) -> Records:
     """Read the private records of a space whose keys begin with a prefix, in the order of their keys."""
     sql = "SELECT key, body FROM records WHERE space = ? AND substr(key, 1, ?) = ? AND key >= ? ORDER BY key"
     return list(connection.execute(sql, (space, len(prefix), prefix, prefix)))
@@ -224,7 +227,8 @@ class Transaction:
             PUT, kind, name, uid, lambda ns: self._codec.put(ns, kind, body, cause=cause, old_generation=old_generation)
         )
         self.connection.execute(
-            "INSERT OR REPLACE INTO resources (name, kind, uid, generation, seq, time_ns, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO resources (name, kind, uid, generation, seq, time_ns, body)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (name, kind, uid, generation, entry.seq, entry.time_ns, body),
         )
         self.touched.add(name)
@@ -260,10 +264,13 @@ class Transaction:
         self.put(kind, message, cause=cause)
 
     def event(self, event: Message) -> None:
-        """Append an `Event` of the package to the log; its time is set if it is not."""
+        """Append an `Event` of the package to the log; time and uid are filled in where they are unset."""
         filled = type(event)()
         filled.CopyFrom(event)
         resource: str = filled.resource  # type: ignore[attr-defined]  # fields 1 to 6 of every Event
+        row = None if filled.uid else self.get(resource)  # type: ignore[attr-defined]
+        if row is not None:
+            filled.uid = row.uid  # type: ignore[attr-defined]
         uid: str = filled.uid  # type: ignore[attr-defined]
         number: int = filled.type  # type: ignore[attr-defined]
         has_time = filled.HasField("time")
@@ -291,7 +298,7 @@ class Transaction:
         """Remove a private record; False if there is none."""
         return self.connection.execute("DELETE FROM records WHERE space = ? AND key = ?", (space, key)).rowcount > 0
 
-    def list_records(self, space: str, prefix: str = "") -> list[tuple[str, bytes]]:
+    def list_records(self, space: str, prefix: str = "") -> Records:
         """Read the private records of a space whose keys begin with a prefix, as (key, body), in order."""
         return select_records(self.connection, space, prefix)
 

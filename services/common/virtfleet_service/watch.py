@@ -1,8 +1,9 @@
 """The watch: every change of a service, in order, to any number of watchers.
 
-The log in the store is the truth; its newest part stays in memory. A watcher is a place in the log and nothing more: no queue
-is kept for him. He reads from memory, or, if he is behind, from the store with what has been overtaken left out; if even that is
-gone, the watch ends with SLOW_READER. What watchers with equal parameters see is put together once.
+The log in the store is the truth; its newest part stays in memory. A watcher is a place in the log and nothing
+more: no queue is kept for him. He reads from memory, or, if he is behind, from the store with what has been
+overtaken left out; if even that is gone, the watch ends with SLOW_READER. What watchers with equal parameters see
+is put together once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CATCH_UP_ENTRIES: Final = 2048
 BOOKMARK_SECONDS: Final = 30.0
 BATCH_ENTRIES: Final = 16
 BATCH_SECONDS: Final = 0.002
-"""A watcher that was told something this short a time ago waits until there is more: a message costs twelve times an event."""
+"""A watcher that was told something so short a time ago waits for more: a message costs twelve times an event."""
 
 _COLUMNS: Final = "seq, time_ns, sort, kind, name, uid, type, body"
 
@@ -62,7 +63,7 @@ class _Progress:
     body: bytes
 
 
-class _Behind(Exception):  # noqa: N818  # no error: a state of the reader
+class _Behind(Exception):
     """The log does not reach back to the place of the watcher any more."""
 
 
@@ -158,8 +159,9 @@ class WatchHub:
         feed.begin(snapshot=start is None)
         try:
             if start is None or start.kind:
-                async for message, place in self._snapshot(feed, place, start):
+                async for message, reached in self._snapshot(feed, place, start):
                     yield message
+                    place = reached
             async for message in self._follow(feed, place, _bookmark_seconds(request)):
                 yield message
         except _Behind as behind:
@@ -409,8 +411,8 @@ def _ring_the_bell(waiter: asyncio.Future[None]) -> None:
 def _bookmark_seconds(request: Message) -> float:
     if not request.HasField("bookmark_interval"):
         return BOOKMARK_SECONDS
-    interval = request.bookmark_interval  # type: ignore[attr-defined]  # asked for above
-    return min(max(interval.ToNanoseconds() / 1e9, 1.0), 600.0)
+    nanoseconds: int = request.bookmark_interval.ToNanoseconds()  # type: ignore[attr-defined]  # asked for above
+    return min(max(nanoseconds / 1e9, 1.0), 600.0)
 
 
 def _compacted(why: str) -> errors.ResumeTokenCompacted:

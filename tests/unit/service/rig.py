@@ -45,9 +45,11 @@ async def put(store: Store, *domains: domain_pb2.Domain) -> None:
     await store.write(lambda tx: [tx.put("domain", one, cause=TEST_CAUSE) for one in domains])
 
 
-def call(method: str = START, *, subject: str = "spiffe://virtfleet.dev/user/a", roles: tuple[str, ...] = ("admin",)) -> Call:
+def call(
+    method: str = START, *, subject: str = "spiffe://virtfleet.dev/user/a", roles: tuple[str, ...] = ("admin",)
+) -> Call:
     service, _, name = method.rpartition(".")
-    pool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
+    pool = descriptor_pool.Default()
     descriptor: MethodDescriptor = pool.FindServiceByName(service).methods_by_name[name]
     return Call(facts_of(descriptor), Caller(subject, roles), Authorizer())
 

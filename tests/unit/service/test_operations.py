@@ -36,7 +36,9 @@ async def operations(store: Store) -> AsyncIterator[Operations]:
         yield running
 
 
-def start(request_id: str = "", *, inline_seconds: float | None = None, etag: str = "") -> domain_pb2.StartDomainRequest:
+def start(
+    request_id: str = "", *, inline_seconds: float | None = None, etag: str = ""
+) -> domain_pb2.StartDomainRequest:
     request = domain_pb2.StartDomainRequest(name=TARGET, request_id=request_id, etag=etag)
     if inline_seconds is not None:
         request.inline_wait.FromNanoseconds(int(inline_seconds * 1e9))
@@ -134,7 +136,7 @@ async def test_a_caller_that_goes_away_at_any_moment_leaves_no_operation_without
     assert store.reader.execute("SELECT count(*) FROM operations WHERE done = 0").fetchone() == (0,)
 
 
-async def test_a_second_operation_on_the_target_conflicts(store: Store, operations: Operations) -> None:
+async def test_a_second_operation_on_the_target_conflicts(operations: Operations) -> None:
     gate = asyncio.Event()
     first = await operations.run(call(), start(inline_seconds=0), target=TARGET, work=gated(gate))
     with pytest.raises(errors.OperationConflict) as caught:
@@ -178,7 +180,9 @@ async def test_an_unexpected_error_shows_no_more_than_a_log_id(operations: Opera
     assert requests.error_of(failed.error).metadata["log_id"]
 
 
-async def test_a_commit_that_refuses_fails_the_operation_and_undoes_its_writes(store: Store, operations: Operations) -> None:
+async def test_a_commit_that_refuses_fails_the_operation_and_undoes_its_writes(
+    store: Store, operations: Operations
+) -> None:
     async def work(_: Job) -> Commit:
         def commit(tx: Transaction) -> Message:
             set_running(tx)
@@ -289,9 +293,7 @@ async def test_a_repeated_request_gets_the_same_operation_and_no_second_effect(o
 
 async def test_a_duplicate_in_flight_waits_for_the_same_operation(operations: Operations) -> None:
     gate = asyncio.Event()
-    both = [
-        asyncio.create_task(operations.run(call(), start("id"), target=TARGET, work=gated(gate))) for _ in range(2)
-    ]
+    both = [asyncio.create_task(operations.run(call(), start("id"), target=TARGET, work=gated(gate))) for _ in range(2)]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in both)
     gate.set()
@@ -354,7 +356,9 @@ async def test_request_ids_expire_by_time_served(store: Store, operations: Opera
     first = await operations.run(call(), start("id"), target=TARGET, work=quick)
     await store.compact()
     assert (await operations.run(call(), start("id"), target=TARGET, work=quick)).name == first.name
-    await store.write(lambda tx: tx.connection.execute("UPDATE requests SET served_seconds = served_seconds - 86401") and None)
+    await store.write(
+        lambda tx: tx.connection.execute("UPDATE requests SET served_seconds = served_seconds - 86401").rowcount
+    )
     await store.compact()
     assert (await operations.run(call(), start("id"), target=TARGET, work=quick)).name != first.name
 
@@ -477,7 +481,7 @@ async def test_drain_refuses_new_work_and_waits_for_the_old(store: Store) -> Non
     assert operations.get(running.name).done
 
 
-async def test_the_end_of_an_operation_waits_for_a_full_disk(store: Store, operations: Operations) -> None:
+async def test_the_end_of_an_operation_waits_for_a_full_disk(operations: Operations) -> None:
     gate = asyncio.Event()
     running = await operations.run(call(), start(inline_seconds=0), target=TARGET, work=gated(gate))
     broken = True
@@ -501,7 +505,7 @@ async def test_the_end_of_an_operation_waits_for_a_full_disk(store: Store, opera
 # The standard service.
 
 
-async def test_the_service_of_operations(store: Store, operations: Operations) -> None:
+async def test_the_service_of_operations(operations: Operations) -> None:
     service = OperationsService(operations)
     gate = asyncio.Event()
     done = await operations.run(call(), start(), target=TARGET, work=quick)
@@ -553,7 +557,9 @@ async def test_operations_of_others_are_hidden(operations: Operations) -> None:
     service = OperationsService(operations)
     done = await operations.run(call(), start(), target=TARGET, work=quick)
     listing = call("google.longrunning.Operations.ListOperations", roles=("admin@nodes/n1/domains/b",))
-    found = await service.list_operations(operations_pb2.ListOperationsRequest(name="nodes/n1/services/compute"), listing)
+    found = await service.list_operations(
+        operations_pb2.ListOperationsRequest(name="nodes/n1/services/compute"), listing
+    )
     assert not found.operations
     with pytest.raises(errors.PermissionMissing):
         await service.get_operation(

@@ -122,7 +122,11 @@ async def test_a_new_uid_under_an_old_name_is_a_delete_and_a_put(tmp_path: Path)
         first, second = domain("a"), domain("a")
         await put(store, first)
         await put(store, second)
-        assert [row[0] for row in store.reader.execute("SELECT sort FROM changes ORDER BY seq")] == ["put", "delete", "put"]
+        assert [row[0] for row in store.reader.execute("SELECT sort FROM changes ORDER BY seq")] == [
+            "put",
+            "delete",
+            "put",
+        ]
         assert store.get_by_uid("domain", first.uid) is None
 
 
@@ -251,7 +255,9 @@ async def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> No
         assert process.stdout is not None
         acknowledged = [process.stdout.readline().strip() for _ in range(300)]
         os.kill(process.pid, signal.SIGKILL)
-        acknowledged += [line.strip() for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        acknowledged += [
+            line.strip() for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")
+        ]
     async with open_store(path) as store:
         names = {row.name for row in store.list("domain")}
         assert set(acknowledged) <= names
@@ -376,7 +382,7 @@ async def test_the_log_never_goes_back_in_time(tmp_path: Path) -> None:
     async with open_store(tmp_path / "c.db") as store:
         await put(store, domain("a"))
         future = time.time_ns() + 10**12
-        await store.write(lambda tx: tx.connection.execute("UPDATE changes SET time_ns = ?", (future,)) and None)
+        await store.write(lambda tx: tx.connection.execute("UPDATE changes SET time_ns = ?", (future,)).rowcount)
     async with open_store(tmp_path / "c.db") as store:
         await put(store, domain("b"))
         assert store.last_ns == future

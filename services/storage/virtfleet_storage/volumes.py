@@ -28,7 +28,7 @@ from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, 
 from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, chains, lifecycle, observation, specs
-from virtfleet_storage.backends.api import Copying, Plan, Resizing, Wiping, facet
+from virtfleet_storage.backends.api import Facts, Plan, copying, resizing, wiping
 from virtfleet_storage.chains import Link
 from virtfleet_storage.claims import Claims
 from virtfleet_storage.observation import Sighting
@@ -101,7 +101,7 @@ class Volumes:
         volume.status.capacity_bytes = plan_.capacity_bytes
         volume.status.observed_generation = volume.generation
         if source is not None:
-            facet(place.open, Copying)
+            copying(place.open)
         claim = self._claims.claim(f"CreateVolume of {volume.name}")
 
         def check(tx: Transaction) -> str:
@@ -181,7 +181,7 @@ class Volumes:
                 job.progress(phase="copying", total_bytes=source.volume.status.allocation_bytes)
                 top = chains.top_layer(source.place, catalog.key_of(source.volume), source.volume.spec.format)
                 layers = [top, *chains.layers(list(source.chain))]
-                staged = await facet(place.open, Copying).copy(plan_, layers, progress_of(job))
+                staged = await copying(place.open).copy(plan_, layers, progress_of(job))
             undo.push_async_callback(staged.discard)
             undo.push_async_callback(staged.close)
             failpoints.reach("storage.volume.create.staged")
@@ -327,7 +327,7 @@ class Volumes:
             shrink = wanted < facts.capacity_bytes
             if shrink and not request.allow_shrink:
                 raise FieldConflict(f"{volume.name} has grown meanwhile", field="capacity_bytes")
-            await facet(place.open, Resizing).resize(
+            await resizing(place.open).resize(
                 key, format, wanted, chain=chains.layers(links), shrink=shrink, allocate=request.allocate
             )
             failpoints.reach("storage.volume.resize.done")
@@ -407,7 +407,7 @@ class Volumes:
         job.on_failure(lambda tx, _error: _wipe_incomplete(tx, name))
         job.progress(phase="overwriting", done_bytes=0, total_bytes=facts.physical_bytes)
         plan_ = specs.plan_again(volume, facts.header.backing)
-        await facet(place.open, Wiping).wipe(key, format, plan_, progress_of(job))
+        await wiping(place.open).wipe(key, format, plan_, progress_of(job))
         sighting = await self._sight(volume, place)
 
         def commit(tx: Transaction) -> Message:
@@ -500,8 +500,6 @@ def _refuse_written(tx: Transaction, name: str) -> None:
 
 
 def _link(origin: _Origin, plan_: Plan) -> Link:
-    from virtfleet_storage.backends.api import Facts
-
     status = origin.volume.status
     facts = Facts(
         catalog.key_of(origin.volume),

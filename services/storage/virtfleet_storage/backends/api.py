@@ -2,7 +2,7 @@
 
 A backend is one `PoolBackend`: it probes, makes and opens places. An open place is an `OpenPool` with the small required
 set (usage, scan, inspect, create, publish, delete) and any of the facets below; the capability report of a pool and every
-CAPABILITY_MISSING answer come from which facets its class has (`capabilities`, `facet`).
+CAPABILITY_MISSING answer come from which facets its class has (`capabilities`).
 
 A volume is known here by its key inside the pool (of a directory: the file's name). Everything is async, may be cancelled
 at each await, and says what holds after failure. A backend knows no store, no servicer and no other backend; it takes
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from virtfleet.storage.v1 import volume_pb2
 from virtfleet_service.errors import CapabilityMissing
@@ -382,8 +382,6 @@ FACETS: Mapping[str, tuple[type, str]] = MappingProxyType(
 )
 """Capability id → the facet that it stands for and its meaning."""
 
-FacetT = TypeVar("FacetT")
-
 
 def capabilities(pool_class: type[OpenPool], formats: Sequence[Format]) -> dict[str, str]:
     """Return the capabilities of a kind of pool, id → meaning, read off its class."""
@@ -394,16 +392,51 @@ def capabilities(pool_class: type[OpenPool], formats: Sequence[Format]) -> dict[
     return found
 
 
-def facet(pool: OpenPool, wanted: type[FacetT]) -> FacetT:
-    """Return the pool as one that can do something.
-
-    Raises:
-        CapabilityMissing: It cannot.
-    """
-    if isinstance(pool, wanted):
+def copying(pool: OpenPool) -> Copying:
+    """Return the pool as one that has the facet; CapabilityMissing: it has not."""
+    if isinstance(pool, Copying):
         return pool
+    raise _missing(pool, Copying)
+
+
+def resizing(pool: OpenPool) -> Resizing:
+    """Return the pool as one that has the facet; CapabilityMissing: it has not."""
+    if isinstance(pool, Resizing):
+        return pool
+    raise _missing(pool, Resizing)
+
+
+def wiping(pool: OpenPool) -> Wiping:
+    """Return the pool as one that has the facet; CapabilityMissing: it has not."""
+    if isinstance(pool, Wiping):
+        return pool
+    raise _missing(pool, Wiping)
+
+
+def uploading(pool: OpenPool) -> Uploading:
+    """Return the pool as one that has the facet; CapabilityMissing: it has not."""
+    if isinstance(pool, Uploading):
+        return pool
+    raise _missing(pool, Uploading)
+
+
+def downloading(pool: OpenPool) -> Downloading:
+    """Return the pool as one that has the facet; CapabilityMissing: it has not."""
+    if isinstance(pool, Downloading):
+        return pool
+    raise _missing(pool, Downloading)
+
+
+def granting(pool: OpenPool) -> Granting:
+    """Return the pool as one that has the facet; CapabilityMissing: it has not."""
+    if isinstance(pool, Granting):
+        return pool
+    raise _missing(pool, Granting)
+
+
+def _missing(pool: OpenPool, wanted: type) -> CapabilityMissing:
     capability = next((id for id, (kind, _) in FACETS.items() if kind is wanted), wanted.__name__)
-    raise CapabilityMissing(
+    return CapabilityMissing(
         f"pools of kind {pool.kind} cannot do that: {capability}", capability=capability, backend=pool.kind
     )
 

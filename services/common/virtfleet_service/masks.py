@@ -13,6 +13,7 @@ keep its value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PATHS_LIMIT: Final = 256
 DEPTH_LIMIT: Final = 32
+
+_QUOTED: Final = re.compile(r"`(?:[^`]|``)*`(?=\.|\Z)")
 
 # The head and the status belong to the server, whatever the annotations say.
 _OF_SERVER: Final = frozenset({"name", "uid", "generation", "etag", "create_time", "update_time", "status"})
@@ -82,7 +85,7 @@ def apply_update(
 
 
 def split_path(path: str) -> list[str]:
-    """Split a path at its dots; a segment in backquotes may hold any character but a backquote.
+    """Split a path at its dots; a segment in backquotes may hold any character, a backquote as two of them.
 
     Raises:
         MaskPathUnknown: It is empty, too deep, or a backquote is left open.
@@ -91,11 +94,11 @@ def split_path(path: str) -> list[str]:
     rest = path
     while True:
         if rest.startswith("`"):
-            end = rest.find("`", 1)
-            if end < 0 or (end + 1 < len(rest) and rest[end + 1] != "."):
+            quoted = _QUOTED.match(rest)
+            if quoted is None:
                 raise _unknown(path, "a backquote is left open")
-            segments.append(rest[: end + 1])
-            rest = rest[end + 1 :]
+            segments.append(quoted.group())
+            rest = rest[quoted.end() :]
             more = rest.startswith(".")
             rest = rest[1:]
         else:
@@ -250,7 +253,7 @@ class _Path:
                 self._message(target[key], source[key], index + 1)
 
     def _key(self, field: Field, segment: str) -> Any:  # noqa: ANN401  # maps have keys of several types
-        text = segment[1:-1] if segment.startswith("`") and segment.endswith("`") and len(segment) > 1 else segment
+        text = segment[1:-1].replace("``", "`") if _QUOTED.fullmatch(segment) else segment
         key = descriptors.key_of(field)
         if key.type == FieldDescriptor.TYPE_STRING:
             return text
@@ -365,7 +368,7 @@ def _is_filled(message: Message, field: Field) -> bool:
 def _quoted(key: object) -> str:
     text = str(key).lower() if isinstance(key, bool) else str(key)
     plain = text and all(character.isalnum() or character in "_-" for character in text)
-    return text if plain else f"`{text}`"
+    return text if plain else "`" + text.replace("`", "``") + "`"
 
 
 def _unknown(path: str, why: str) -> errors.MaskPathUnknown:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
@@ -50,6 +50,7 @@ SYNC_BYTES = 64 << 20
 """How much may be lost of a resumable upload when the power goes, and how often the disk is kept busy beside the network."""
 
 PIECE_LIMIT_BYTES = 1 << 20
+HOLE_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
@@ -241,14 +242,12 @@ class Uploads:
             piece = self._piece(stream, message)
             if not stream.begun:
                 await self._begin(stream, piece.offset)
-            self._accept(stream, piece)
-            if stream.writing is not None and stream.writing.done():
-                await self._written(stream)
-            if stream.writing is None:
-                self._write(stream)
-            elif stream.batch_bytes >= BATCH_BYTES:
-                await self._written(stream)
-                self._write(stream)
+            for part in _parts(piece):
+                self._accept(stream, part)
+                if stream.writing is not None and (stream.writing.done() or stream.batch_bytes >= BATCH_BYTES):
+                    await self._written(stream)
+                if stream.writing is None:
+                    self._write(stream)
         while stream.batch or stream.writing is not None:
             await self._written(stream)
             if stream.batch:
@@ -313,11 +312,12 @@ class Uploads:
             )
         stream.end += piece.length
         stream.batch.append(piece)
-        stream.batch_bytes += piece.length if piece.data is not None else 0
+        # A hole costs no memory, but its zeros are digested: a thread must not be busy with it for long.
+        stream.batch_bytes += piece.length if piece.data is not None else BATCH_BYTES
 
     def _write(self, stream: _Stream) -> None:
         batch, stream.batch, stream.batch_bytes = stream.batch, [], 0
-        stream.writing = asyncio.create_task(stream.staged.write(batch), name="store an upload")  # type: ignore[arg-type]  # a coroutine, by its protocol an awaitable
+        stream.writing = asyncio.create_task(stream.staged.write(batch), name="store an upload")
 
     async def _written(self, stream: _Stream) -> None:
         if stream.writing is not None:
@@ -455,6 +455,15 @@ class Uploads:
             catalog.put_volume(tx, current, cause=METHOD)
 
         await self._store.write(record)
+
+
+def _parts(piece: Piece) -> Iterator[Piece]:
+    """Cut a hole into parts of which each takes a moment only."""
+    if piece.data is not None:
+        yield piece
+        return
+    for offset in range(piece.offset, piece.offset + piece.length, HOLE_BYTES):
+        yield Piece(offset, min(HOLE_BYTES, piece.offset + piece.length - offset), None)
 
 
 def record_content(tx: Transaction, name: str, sighting: Sighting, digest: str, node: str) -> volume_pb2.Volume:

@@ -308,19 +308,16 @@ class Downloading(Protocol):
 class Granting(Protocol):
     """Can let guests reach a volume by its path."""
 
-    async def grant(
-        self, key: str, identity: str, grants: Sequence[Grant], restore: tuple[int, int, int] | None
-    ) -> tuple[int, int, int]:
+    async def present(self, key: str) -> tuple[int, int, int]:
+        """Return owner, group and mode of a volume that no guest has access to."""
+
+    async def grant(self, key: str, grants: Sequence[Grant], restore: tuple[int, int, int]) -> None:
         """Give exactly these guests access. Repeatable.
 
         Args:
             key: The volume.
-            identity: Which one; nothing is done to another.
             grants: All that hold it now.
-            restore: Owner, group and mode to go back to where no grant is an owner's; None: as they are.
-
-        Returns:
-            Owner, group and mode before the first grant, for `restore` of later calls.
+            restore: Owner, group and mode where no grant says another; what is left when there is none.
         """
 
 

@@ -330,23 +330,29 @@ class DirPool:
 
     # Granting.
 
-    async def grant(
-        self, key: str, identity: str, grants: Sequence[Grant], restore: tuple[int, int, int] | None
-    ) -> tuple[int, int, int]:
-        """Give guests access."""
+    async def present(self, key: str) -> tuple[int, int, int]:
+        """Return owner, group and mode of a file."""
 
-        def change() -> tuple[int, int, int]:
+        def look() -> tuple[int, int, int]:
             file = paths.open_file(self.area.pool, key)
             try:
-                if identity and paths.identity_of(os.fstat(file)) != identity:
-                    raise BackingMissing(f"file {key!r} has been replaced by another one", path=key)
-                before = access.present(file) if restore is None else restore
-                access.apply(file, grants, before)
-                return before
+                return access.present(file)
             finally:
                 os.close(file)
 
-        return await self.run(f"changing who may use {key}", change)
+        return await self.run(f"looking at {key}", look)
+
+    async def grant(self, key: str, grants: Sequence[Grant], restore: tuple[int, int, int]) -> None:
+        """Give guests access."""
+
+        def change() -> None:
+            file = paths.open_file(self.area.pool, key)
+            try:
+                access.apply(file, grants, restore)
+            finally:
+                os.close(file)
+
+        await self.run(f"changing who may use {key}", change)
 
     # Means.
 

@@ -1,0 +1,120 @@
+"""Keeps an eye on the pools: what the kernel tells of, what it does not, and places that come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.store import Store
+from virtfleet_storage import catalog, lifecycle
+from virtfleet_storage.places import Place, Places
+from virtfleet_storage.pools import Pools
+from virtfleet_storage.refresh import Refresher
+from virtfleet_storage.uploads import Uploads
+
+_log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 0.2
+"""After a first change, how long further ones are waited for: a copy makes hundreds."""
+
+EXPIRY_SECONDS = 60.0
+
+
+class Keeper:
+    """Owns the background tasks of the service, one per open pool and two for all.
+
+    Args:
+        store: The store.
+        places: The open pools.
+        pools: Opens those that come back.
+        refresher: Looks at them.
+        uploads: Drops what nobody goes on with.
+        rescan_seconds: How often each is looked at without a sign.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        places: Places,
+        pools: Pools,
+        refresher: Refresher,
+        uploads: Uploads,
+        *,
+        rescan_seconds: float,
+    ) -> None:
+        self._store = store
+        self._places = places
+        self._pools = pools
+        self._refresher = refresher
+        self._uploads = uploads
+        self._rescan_seconds = rescan_seconds
+
+    async def run(self) -> None:
+        """Keep an eye on all until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._every(self._rescan_seconds, self._reopen), name="reopen pools")
+            tasks.create_task(self._every(EXPIRY_SECONDS, self._uploads.expire), name="expire uploads")
+            kept: dict[str, tuple[Place, asyncio.Task[None]]] = {}
+            while True:
+                self._places.changed.clear()
+                present = {place.pool: place for place in self._places.all()}
+                for name, (place, task) in list(kept.items()):
+                    if present.get(name) is not place or task.done():
+                        task.cancel()
+                        del kept[name]
+                for name, place in present.items():
+                    if name not in kept:
+                        kept[name] = place, tasks.create_task(self._keep(place), name=f"keep {name}")
+                await self._places.changed.wait()
+
+    async def _keep(self, place: Place) -> None:
+        """Look at one place whenever it stirs, and now and then; ends when the place is gone."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                listening = tasks.create_task(self._listen(place))
+                try:
+                    while self._places.get(place.pool) is place:
+                        await self._look(place)
+                        await _signal(place.stir, self._rescan_seconds)
+                        if place.stir.is_set():
+                            await _signal(asyncio.Event(), SETTLE_SECONDS)
+                            place.stir.clear()
+                finally:
+                    listening.cancel()
+        except* VirtfleetError as group:
+            for error in group.exceptions:
+                _log.warning("%s: %s", place.pool, error)
+            await self._places.remove(place.pool)
+
+    async def _look(self, place: Place) -> None:
+        if self._places.get(place.pool) is place:
+            await self._refresher.refresh(place)
+
+    @staticmethod
+    async def _listen(place: Place) -> None:
+        async with place.open.changes() as changes:
+            async for _ in changes:
+                place.stir.set()
+
+    async def _reopen(self) -> None:
+        """Try again to open what should run and does not."""
+        for pool in catalog.pools(self._store.list(catalog.POOL)):
+            if pool.status.state == lifecycle.INACCESSIBLE and self._places.get(pool.name) is None:
+                await self._pools.try_open(pool.name)
+
+    @staticmethod
+    async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await _signal(asyncio.Event(), seconds)
+            await work()
+
+
+async def _signal(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, or for some time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

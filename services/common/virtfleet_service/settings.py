@@ -255,10 +255,12 @@ def _read_file(
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
-    own = document.pop(service, {})
+    # A service that is called as a setting (`node`) has no table of its own.
+    own = document.pop(service, {}) if (service,) not in known else {}
     for other in services:
         # Of others: their own settings are none of ours and need not be known here.
-        document.pop(other, None)
+        if (other,) not in known:
+            document.pop(other, None)
     found = _from_table(document, known, str(path))
     if not isinstance(own, dict):
         raise SettingsError(f"{service} in {path}: must be a table")

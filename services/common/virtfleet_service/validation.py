@@ -306,7 +306,7 @@ def _is_parent_of_item(violation: Violation) -> bool:
 def _names_something(field: FieldDescriptor, violation: Violation) -> bool:
     if field.GetOptions().HasExtension(_REFERENCE):
         return True
-    if field.name in ("name", "parent", "uid") or (field.name.endswith("_id") and field.name != "request_id"):
+    if field.name in ("name", "parent") or (field.name.endswith(("_id", "uid")) and field.name != "request_id"):
         return True
     # The keys of device maps are ids.
     return messages.map_value(field) is not None and violation.proto.for_key

@@ -98,12 +98,15 @@ class Attachments:
         self.calls: list[Call] = []
         self.remaining: list[float | None] = []
         self.fail: Exception | None = None
+        self.act: Callable[[Any, Call], Awaitable[None]] | None = None
 
-    async def attach_volume(self, _request: Message, call: Call) -> Message:
+    async def attach_volume(self, request: Message, call: Call) -> Message:
         self.calls.append(call)
         self.remaining.append(call.remaining())
         if self.fail is not None:
             raise self.fail
+        if self.act is not None:
+            await self.act(request, call)
         return attachment_pb2.AttachVolumeResponse(attachment_id="1")
 
 

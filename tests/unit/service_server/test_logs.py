@@ -1,0 +1,107 @@
+"""Log lines and the audit log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.unit.service_server.test_call import Transport, call_of
+from virtfleet_service import errors
+from virtfleet_service.call import CURRENT
+from virtfleet_service.logs import AuditLog, JsonFormatter
+
+
+def entry_of(record: logging.LogRecord) -> dict[str, object]:
+    line = JsonFormatter("compute", "n1").format(record)
+    assert "\n" not in line
+    found: dict[str, object] = json.loads(line)
+    return found
+
+
+def test_an_entry_carries_its_call() -> None:
+    call = call_of(Transport(None, traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+    call.resource = "nodes/n1"
+    record = logging.makeLogRecord({"msg": "two\nlines %s", "args": ("x",), "levelname": "INFO", "size": 3})
+    token = CURRENT.set(call)
+    try:
+        entry = entry_of(record)
+    finally:
+        CURRENT.reset(token)
+    assert entry["message"] == "two\nlines x"
+    assert entry["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert (entry["resource"], entry["subject"], entry["service"], entry["node"]) == (
+        "nodes/n1",
+        "carol",
+        "compute",
+        "n1",
+    )
+    assert entry["method"] == "virtfleet.compute.v1.DomainService.ListDomains"
+    assert entry["size"] == 3
+    assert "trace_id" not in entry_of(record)
+
+
+def test_an_exception_is_one_field() -> None:
+    try:
+        raise ValueError("bad")
+    except ValueError as error:
+        record = logging.makeLogRecord({"msg": "x", "exc_info": (type(error), error, error.__traceback__)})
+    assert "ValueError: bad" in str(entry_of(record)["exception"])
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_audit_log_is_appended_to_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "audit.log"
+    for number in range(2):
+        log = AuditLog(path)
+        log.open()
+        call = call_of(None)
+        call.resource = f"nodes/n1/domains/d{number}"
+        log.record(call, code="OK")
+        log.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [line["resource"] for line in lines(path)] == ["nodes/n1/domains/d0", "nodes/n1/domains/d1"]
+
+
+def test_what_a_caller_sends_stays_inside_its_line(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.log")
+    log.open()
+    log.refused("m", peer="p", subject='a"}\n{"event":"call', code="X", reason="", message="\ud800")
+    log.close()
+    assert len(lines(tmp_path / "audit.log")) == 1
+
+
+def test_a_full_log_makes_room(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path, limit_bytes=500)
+    log.open()
+    for _ in range(10):
+        log.record(call_of(None), code="OK")
+    log.close()
+    assert path.stat().st_size <= 500
+    assert (tmp_path / "audit.log.1").stat().st_size <= 500
+
+
+def test_mutations_wait_until_the_log_can_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.open()
+    log.check()
+    full = os.open("/dev/full", os.O_WRONLY)
+    good = log._descriptor
+    log._descriptor = full
+    log.record(call_of(None), code="OK")
+    with pytest.raises(errors.BackendUnreachable):
+        log.check()
+    log._descriptor = good
+    os.close(full)
+    log.check()
+    log.close()
+    assert [line["event"] for line in lines(path)] == ["audit_resumed"]

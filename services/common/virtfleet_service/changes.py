@@ -80,6 +80,10 @@ class ChangeCodec:
         self.event_class = self._class("Event")
         self.events_response_class = self._class("ListEventsResponse")
         self.type_by_kind_number = _kinds_by_number(self._enum("ResourceType"))
+        self.event_numbers: dict[str, int] = {
+            value.name.removeprefix("EVENT_TYPE_"): value.number for value in self._enum("EventType").values
+        }
+        """The numbers of the event types by their names without the prefix: `OPERATION_DONE`."""
         numbers = change.fields_by_name
         self._time, self._put, self._delete, self._event, self._moved_out, self._moved_in = (
             numbers[name].number for name in ("time", "put", "delete", "event", "moved_out", "moved_in")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import sqlite3
 import time
@@ -21,7 +22,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from virtfleet.type.v1 import operation_pb2
-from virtfleet_service import errors, journal, requests, resources
+from virtfleet_service import errors, failpoints, journal, requests, resources
 from virtfleet_service.journal import JournalEntry
 from virtfleet_service.store import Store, StoreUnwritable
 from virtfleet_service.transaction import Transaction
@@ -268,6 +269,7 @@ class Operations:
             raise error
         if existing:
             return self.get(existing)
+        failpoints.reach("operations.accepted")
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         job = Job(self, operation, cancellable=metadata.cancellable, deadline=deadline)
         self._jobs[operation.name] = job
@@ -308,6 +310,7 @@ class Operations:
                 if isinstance(error, TimeoutError) and limit.expired()
                 else _unexpected(job.operation_name, error)
             )
+        failpoints.reach("operations.worked")
         # What is decided is recorded even if somebody cancels now.
         job.cancellable = False
         self._hush(job)
@@ -340,6 +343,7 @@ class Operations:
             commit = outcome
             try:
                 await self._write(lambda tx: finish(tx, operation, metadata, commit(tx)))
+                failpoints.reach("operations.recorded")
                 return
             except errors.VirtfleetError as error:
                 outcome = error
@@ -493,6 +497,13 @@ def save(
         (operation.name, metadata.target, metadata.method, int(exclusive), body),
     )
     tx.log_operation(operation.name, metadata.target, body)
+    tx.tell(
+        "OPERATION_STARTED",
+        metadata.target,
+        metadata.target_uid,
+        reason=_verb(metadata),
+        message=f"{operation.name} started",
+    )
 
 
 def finish(
@@ -519,6 +530,11 @@ def fail(
         _record_failure(tx, operation.name, record, error)
     ended = operations_pb2.Operation(name=operation.name, done=True, error=error.to_status())
     _end(tx, ended, metadata)
+
+
+def _verb(metadata: operation_pb2.OperationMetadata) -> str:
+    """Return the method as a stable reason: `START_DOMAIN`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metadata.method.rpartition(".")[2]).upper()
 
 
 def _record_failure(tx: Transaction, name: str, record: OnFailure, error: errors.VirtfleetError) -> None:
@@ -552,6 +568,8 @@ def _end(
     )
     journal.clear(tx, ended.name)
     tx.log_operation(ended.name, final.target, body)
+    outcome = f"failed: {ended.error.message}" if ended.HasField("error") else "ended well"
+    tx.tell("OPERATION_DONE", final.target, final.target_uid, reason=_verb(final), message=f"{ended.name} {outcome}")
 
 
 def _refuse_conflict(tx: Transaction, target: str) -> None:

@@ -282,6 +282,15 @@ class Transaction:
 
         self._append(EVENT, self._codec.kind_of_name(resource), resource, uid, encode, number)
 
+    def tell(self, event_type: str, resource: str, uid: str, *, reason: str, message: str) -> None:
+        """Append an event of a type that every package has: `OPERATION_STARTED`, `OPERATION_DONE`.
+
+        A package that lacks the type is told nothing.
+        """
+        number = self._codec.event_numbers.get(event_type)
+        if number is not None:
+            self.event(self._codec.event_class(resource=resource, uid=uid, type=number, reason=reason, message=message))
+
     def log_operation(self, name: str, target: str, body: bytes) -> None:
         """Append the new state of an operation to the log; `target` stands in the place of the uid."""
         self._append(OPERATION, OPERATION, name, target, lambda _: body)

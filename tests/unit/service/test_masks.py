@@ -208,7 +208,7 @@ def test_members_of_a_oneof_displace_each_other() -> None:
         assert changed == ["spec.disks.root.empty", "spec.disks.root.volume"]
 
 
-texts = st.text(alphabet=st.characters(blacklist_categories=("Cs",)), max_size=12)
+texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12)
 ids = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 disks = st.builds(
     device_pb2.Disk,

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from tests.unit.service.rig import START, TEST_CAUSE, call, domain, open_store, put
 from virtfleet.common.v1 import operations_pb2 as common_pb2
-from virtfleet.compute.v1 import domain_pb2
+from virtfleet.compute.v1 import domain_pb2, watch_pb2
 from virtfleet.type.v1 import operation_pb2
 from virtfleet_service import errors, requests
 from virtfleet_service.longrunning import OperationsService, metadata_of
@@ -591,6 +591,22 @@ async def test_a_watcher_sees_start_progress_and_end_in_order(store: Store, oper
     listed = common_pb2.WatchOperationsResponse.FromString(await anext(snapshot))
     assert len(listed.operations) == 2
     await snapshot.aclose()  # type: ignore[attr-defined]  # an async generator
+
+
+async def test_starts_and_ends_are_events_of_the_target(store: Store, operations: Operations) -> None:
+    async def fails(_: Job) -> Commit:
+        raise errors.HypervisorFailed("it said no")
+
+    hub = WatchHub(store)
+    await operations.run(call(), start(), target=TARGET, target_uid="u", work=quick)
+    await operations.run(call(), start(), target=TARGET, target_uid="u", work=fails)
+    events = watch_pb2.ListEventsResponse.FromString(
+        hub.list_events(watch_pb2.ListEventsRequest(parent="nodes/n1"))
+    ).events
+    started, done = watch_pb2.EVENT_TYPE_OPERATION_STARTED, watch_pb2.EVENT_TYPE_OPERATION_DONE
+    assert [event.type for event in events] == [started, done, started, done]
+    assert {(event.resource, event.uid, event.reason) for event in events} == {(TARGET, "u", "START_DOMAIN")}
+    assert "failed: it said no" in events[3].message
 
 
 async def test_plan_is_done_and_recorded_nowhere(store: Store) -> None:

@@ -224,31 +224,6 @@ async def test_a_full_disk_is_an_error_with_nothing_half_done_and_the_service_go
         assert store.last_seq == seq + 1
 
 
-async def test_a_full_file_system_is_survived(tmp_path: Path) -> None:
-    mount = tmp_path / "small"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], check=True)
-    try:
-        async with open_store(mount / "c.db") as store:
-            acknowledged = []
-            refused = 0
-            for index in range(400):
-                one = domain(f"d{index}")
-                one.annotations["fill"] = "x" * 8000
-                try:
-                    await put(store, one)
-                    acknowledged.append(one.name)
-                except StoreUnwritable:
-                    refused += 1
-            assert acknowledged
-            assert refused
-            assert sorted(row.name for row in store.list("domain")) == sorted(acknowledged)
-        async with open_store(mount / "c.db") as store:
-            assert sorted(row.name for row in store.list("domain")) == sorted(acknowledged)
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
-
-
 async def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     with subprocess.Popen([sys.executable, "-c", CRASHER, str(path)], stdout=subprocess.PIPE, text=True) as process:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 
 import grpc
@@ -31,6 +32,7 @@ from virtfleet_service.errors import (
     Unauthenticated,
     VirtfleetError,
 )
+from virtfleet_service.telemetry import Meters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -145,6 +147,7 @@ class Forwarder(grpc.GenericRpcHandler):
         gate: Authenticates callers.
         own: Handlers of what the gateway answers itself, by path: its own methods, and node methods with the node `-`.
         cordoned: Tells whether a node takes no new domains.
+        meters: Count the calls that pass; None: nobody does.
     """
 
     def __init__(
@@ -154,12 +157,14 @@ class Forwarder(grpc.GenericRpcHandler):
         gate: Gate,
         own: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
         cordoned: Callable[[str], bool],
+        meters: Meters | None = None,
     ) -> None:
         self._table = table
         self._channels = channels
         self._gate = gate
         self._own = own
         self._cordoned = cordoned
+        self._meters = meters or Meters()
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
         self.open_calls = OpenCalls()
 
@@ -178,15 +183,34 @@ class Forwarder(grpc.GenericRpcHandler):
     def _make(self, route: Route) -> grpc.RpcMethodHandler[Any, Any]:
         own = self._own.get(route.path)
         if route.client_streaming:
-            behaviour = self._streaming(route)
+            behaviour = self._counted(route, self._streaming(route))
             return (
                 grpc.stream_stream_rpc_method_handler(behaviour)
                 if route.server_streaming
                 else grpc.stream_unary_rpc_method_handler(behaviour)
             )
         if route.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._unary_stream(route, own))
+            return grpc.unary_stream_rpc_method_handler(self._counted(route, self._unary_stream(route, own)))
         return grpc.unary_unary_rpc_method_handler(self._unary_unary(route, own))
+
+    def _counted(self, route: Route, behaviour: Any) -> Any:  # noqa: ANN401
+        """Count the streams of a method."""
+        meter = self._meters.method(route.full_name)
+
+        async def counted(request: object, context: Context) -> Any:  # noqa: ANN401
+            started = perf_counter()
+            code = "CANCELLED"
+            try:
+                reply = await behaviour(request, context)
+                code = "OK"
+                return reply
+            except grpc.aio.AbortError:
+                code = _code_name(context)
+                raise
+            finally:
+                meter.observe(code, perf_counter() - started)
+
+        return counted
 
     def _admit(self, route: Route, message: bytes, context: Context) -> tuple[Lane, list[Metadatum], Passport] | None:
         """Decide about a call from its first message; None: the gateway answers it itself.
@@ -242,29 +266,43 @@ class Forwarder(grpc.GenericRpcHandler):
     def _unary_unary(self, route: Route, own: grpc.RpcMethodHandler[Any, Any] | None) -> Any:  # noqa: ANN401
         path = route.path
 
+        meter = self._meters.method(path[1:].replace("/", "."))
+
         async def unary_unary(request: bytes, context: Context) -> bytes:
+            started = perf_counter()
+            code = "CANCELLED"
             try:
-                admitted = self._admit(route, request, context)
-                if admitted is None:
-                    return cast("bytes", await _answer_own(own, request, context))
-                lane, metadata, _ = admitted
-                if not lane.is_up():
-                    await lane.up(context.time_remaining())
-            except VirtfleetError as error:
-                await self._refuse(route, context, error)
-            start = lane.callable(path, client_streaming=False, server_streaming=False)
-            call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # a unary-unary one
-            try:
-                reply: bytes = await call  # type: ignore[misc]  # the same
-            except grpc.aio.AioRpcError as error:
-                await _pass_failure(context, lane, error)
-            initial = await call.initial_metadata()
-            if initial:
-                await context.send_initial_metadata(tuple(initial))
-            trailing = await call.trailing_metadata()
-            if trailing:
-                context.set_trailing_metadata(tuple(trailing))
-            return reply
+                try:
+                    admitted = self._admit(route, request, context)
+                    if admitted is None:
+                        # The pipeline counts it.
+                        code = ""
+                        return cast("bytes", await _answer_own(own, request, context))
+                    lane, metadata, _ = admitted
+                    if not lane.is_up():
+                        await lane.up(context.time_remaining())
+                except VirtfleetError as error:
+                    await self._refuse(route, context, error)
+                start = lane.callable(path, client_streaming=False, server_streaming=False)
+                call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # a unary-unary one
+                try:
+                    reply: bytes = await call  # type: ignore[misc]  # the same
+                except grpc.aio.AioRpcError as error:
+                    await _pass_failure(context, lane, error)
+                initial = await call.initial_metadata()
+                if initial:
+                    await context.send_initial_metadata(tuple(initial))
+                trailing = await call.trailing_metadata()
+                if trailing:
+                    context.set_trailing_metadata(tuple(trailing))
+                code = "OK"
+                return reply
+            except grpc.aio.AbortError:
+                code = code and _code_name(context)
+                raise
+            finally:
+                if code:
+                    meter.observe(code, perf_counter() - started)
 
         return unary_unary
 
@@ -326,6 +364,15 @@ class Forwarder(grpc.GenericRpcHandler):
                 await asyncio.wait((pump,))
 
         return streaming
+
+
+def _code_name(context: Context) -> str:
+    """Return the name of the status with which a call was ended."""
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else _CODE_NAMES.get(code, "UNKNOWN")
+
+
+_CODE_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def _no_fleet_form(route: Route, name: str) -> VirtfleetError:

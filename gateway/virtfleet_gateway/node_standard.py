@@ -141,8 +141,8 @@ class NodeStandard(grpc.GenericRpcHandler):
         """Answer each question from the first service that can, and the list of services from all of them."""
         lanes = [self._forwarder.lane(Target(node, part), bulk=False) for part in SERVICES]
         await asyncio.gather(*(lane.up(context.time_remaining()) for lane in lanes))
-        question: Any
-        while (question := await context.read()) is not grpc.aio.EOF:
+        read: Any = context.read
+        while (question := await read()) is not grpc.aio.EOF:
             answers = []
             for lane in lanes:
                 start: Any = lane.callable(path, client_streaming=True, server_streaming=True)

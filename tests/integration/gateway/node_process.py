@@ -6,7 +6,6 @@ python -m tests.integration.gateway.node_process STATE_DIR NODE COMPUTE_PORT STO
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -144,16 +143,20 @@ async def node(state: Path, name: str, ports: dict[str, int]) -> AsyncIterator[N
                 Store.open(state / f"{service}.db", package=f"virtfleet.{service}.v1", resource_types=TYPES[service])
             )
             hub = WatchHub(store)
-            serving = server.Server(settings, service=service, store_id=lambda store=store: store.store_id)
+            serving = server.Server(settings, service=service, store_id=store.store_id.__str__)
             serving.add(WATCHES[service].DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
             if service == "compute":
                 serving.add(domain_pb2.DESCRIPTOR.services_by_name["DomainService"], Domains(store, name))
                 serving.add(stats_pb2.DESCRIPTOR.services_by_name["StatsService"], Stats(store))
                 serving.add(console_pb2.DESCRIPTOR.services_by_name["ConsoleService"], Consoles())
-                await store.write(lambda tx: tx.put("host", _host(name), cause="observed") and None)
+                await _put_host(store, name)
             serving.on_drain(hub.close)
             await stack.enter_async_context(serving)
         yield
+
+
+async def _put_host(store: Store, name: str) -> None:
+    await store.write(lambda tx: tx.put("host", _host(name), cause="observed"))
 
 
 def _host(name: str) -> host_pb2.Host:
@@ -173,5 +176,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    asyncio.set_event_loop_policy(None)
     sys.exit(main())

@@ -136,10 +136,15 @@ class RealFleet:
         return node
 
     async def node(self, name: str) -> node_pb2.Node:
-        return await node_pb2_grpc.NodeServiceStub(self.channel).GetNode(node_pb2.GetNodeRequest(name=f"nodes/{name}"))
+        nodes = node_pb2_grpc.NodeServiceStub(self.channel)
+        found: node_pb2.Node = await nodes.GetNode(node_pb2.GetNodeRequest(name=f"nodes/{name}"))
+        return found
 
     async def wait_state(self, name: str, state: node_pb2.NodeState.ValueType, seconds: float = 15) -> node_pb2.Node:
-        return await eventually(lambda: self.node(name), lambda node: node.status.state == state, seconds)
+        found: node_pb2.Node = await eventually(
+            lambda: self.node(name), lambda node: bool(node.status.state == state), seconds
+        )
+        return found
 
 
 async def eventually(ask: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 10) -> Any:

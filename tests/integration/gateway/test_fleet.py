@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
-from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.longrunning import operations_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -97,6 +97,16 @@ class Watcher:
 
     def _take(self, response: compute_watch.WatchResourcesResponse) -> None:
         assert response.resume_token
+        self._take_changes(response)
+        self._take_status(response)
+        if response.HasField("snapshot_end"):
+            self.snapshot_ended = True
+        if response.HasField("bookmark") and response.bookmark.HasField("closing"):
+            self.closing = response.bookmark.closing.message
+        self.token = response.resume_token
+        self.news.set()
+
+    def _take_changes(self, response: compute_watch.WatchResourcesResponse) -> None:
         for change in response.changes:
             kind = change.WhichOneof("kind")
             if kind == "put":
@@ -110,6 +120,8 @@ class Watcher:
                 self.history.append(("delete", change.delete.name, 0))
             elif kind == "event":
                 self.events.append(change.event)
+
+    def _take_status(self, response: compute_watch.WatchResourcesResponse) -> None:
         if response.HasField("source_status"):
             node, state = response.source_status.node, response.source_status.state
             self.statuses.append((node, state))
@@ -119,12 +131,6 @@ class Watcher:
                 seen = self._resyncing.pop(node)
                 for name in [name for name in self.known if name.startswith(f"{node}/") and name not in seen]:
                     del self.known[name]
-        if response.HasField("snapshot_end"):
-            self.snapshot_ended = True
-        if response.HasField("bookmark") and response.bookmark.HasField("closing"):
-            self.closing = response.bookmark.closing.message
-        self.token = response.resume_token
-        self.news.set()
 
     async def until(self, good: Any, seconds: float = 15) -> None:
         async with asyncio.timeout(seconds):
@@ -207,10 +213,10 @@ async def test_a_frozen_node_is_not_ready_within_seconds_and_ready_again(fleet: 
     # Stats are asked of the nodes: the frozen one takes nothing of the other's time.
     stats = stats_pb2_grpc.StatsServiceStub(fleet.channel)
     started = time.monotonic()
-    answer = await stats.BatchGetDomainStats(stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-"), timeout=2)
+    counted = await stats.BatchGetDomainStats(stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-"), timeout=2)
     assert time.monotonic() - started < 2
-    assert [one.name for one in answer.stats] == ["nodes/n2/domains/b"]
-    assert [one.node for one in answer.unreachable] == ["nodes/n1"]
+    assert [one.name for one in counted.stats] == ["nodes/n2/domains/b"]
+    assert [one.node for one in counted.unreachable] == ["nodes/n1"]
 
     node = await fleet.wait_state("n1", node_pb2.NODE_STATE_NOT_READY, 10)
     assert time.monotonic() - frozen < 8
@@ -272,9 +278,12 @@ async def test_a_deleted_node_is_gone_and_its_certificates_too(fleet: RealFleet)
     last = node_pb2.Node()
     assert operation.response.Unpack(last)
     assert last.uid == node.uid
-    kept = await operations_pb2_grpc.OperationsStub(fleet.channel).GetOperation(
-        operations_pb2.GetOperationRequest(name=operation.name)
+    get = fleet.channel.unary_unary(
+        "/google.longrunning.Operations/GetOperation",
+        request_serializer=operations_pb2.GetOperationRequest.SerializeToString,
+        response_deserializer=operations_pb2.Operation.FromString,
     )
+    kept = await get(operations_pb2.GetOperationRequest(name=operation.name))
     assert kept.done
     assert operation.name.startswith("operations/")
     await watcher.until(lambda watch: ("nodes/n1", watch_pb2.SOURCE_STATE_LOST) in watch.statuses)
@@ -317,7 +326,7 @@ async def test_calls_reach_their_node_with_the_caller(fleet: RealFleet) -> None:
         domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"), metadata=(("x-virtfleet-caller-bin", b"\x0a\x05admin"),)
     )
     assert (await forged).display_name == "domain a"
-    console = console_pb2_grpc.ConsoleServiceStub(fleet.channel).OpenConsole()
+    console: Any = console_pb2_grpc.ConsoleServiceStub(fleet.channel).OpenConsole()
     await console.write(console_pb2.OpenConsoleRequest(name="nodes/n1/domains/a", data=b"one"))
     assert (await console.read()).data.data == b"one"
     await console.write(console_pb2.OpenConsoleRequest(data=b"two"))
@@ -330,11 +339,11 @@ async def test_roles_hold_at_the_gateway(fleet: RealFleet) -> None:
     await create(fleet, "n1", "a")
     async with fleet.connect(fleet.issue("eve", "viewer")) as channel:
         domains = domain_pb2_grpc.DomainServiceStub(channel)
-        assert await domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"))
+        assert (await domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"))).uid
         error = await failure(domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/n1/domains/a")))
         assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
         nodes = node_pb2_grpc.NodeServiceStub(channel)
-        assert await nodes.GetNode(node_pb2.GetNodeRequest(name="nodes/n1"))
+        assert (await nodes.GetNode(node_pb2.GetNodeRequest(name="nodes/n1"))).uid
         error = await failure(nodes.CordonNode(node_pb2.CordonNodeRequest(name="nodes/n1")))
         assert details_of(error)["reason"] == "PERMISSION_MISSING"
     async with fleet.connect(fleet.issue("nobody")) as channel:
@@ -352,7 +361,8 @@ async def test_methods_that_are_not_there(fleet: RealFleet) -> None:
         "/virtfleet.node.v1.AttachmentService/AttachVolume",
         "/no.such.Service/Method",
     ):
-        error = await failure(fleet.channel.unary_unary(path)(b"\x0a\x08nodes/n1"))
+        call: Any = fleet.channel.unary_unary(path)
+        error = await failure(call(b"\x0a\x08nodes/n1"))
         assert (error.code(), details_of(error)["reason"]) == (
             grpc.StatusCode.UNIMPLEMENTED,
             "METHOD_NOT_IMPLEMENTED",
@@ -479,6 +489,17 @@ async def test_single_and_batch_reads_over_all_nodes(fleet: RealFleet) -> None:
 
 
 # The watch over all nodes
+
+
+async def test_past_events_of_all_nodes(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    await create(fleet, "n2", "b")
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    for name in ("nodes/n1/domains/a", "nodes/n2/domains/b"):
+        await domains.StartDomain(domain_pb2.StartDomainRequest(name=name))
+    watch = compute_watch_grpc.WatchServiceStub(fleet.channel)
+    answer = await watch.ListEvents(compute_watch.ListEventsRequest(parent="nodes/-"))
+    assert [event.resource for event in answer.events] == ["nodes/n1/domains/a", "nodes/n2/domains/b"]
 
 
 async def test_the_watch_tells_all_nodes_in_order(fleet: RealFleet) -> None:

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+from google.longrunning import operations_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtfleet.compute.v1 import domain_pb2
+from virtfleet_gateway import wire
+from virtfleet_gateway.routing import OWN, Destination, Target, build_table, parse_stated, routing_name, target_of
+from virtfleet_service.errors import FieldConflict, NameMalformed
+from virtfleet_service.methods import facts_of, routing_number
+
+TABLE = build_table()
+GET = TABLE["/virtfleet.compute.v1.DomainService/GetDomain"]
+UPDATE = TABLE["/virtfleet.compute.v1.DomainService/UpdateDomain"]
+SERVER = TABLE["/virtfleet.common.v1.AdminService/GetServer"]
+LIST_OPERATIONS = TABLE["/google.longrunning.Operations/ListOperations"]
+
+
+def test_every_method_of_nodes_is_known_and_none_of_their_inner_ones() -> None:
+    packages = {route.descriptor.containing_service.file.package for route in TABLE.values()}
+    assert packages == {
+        "virtfleet.compute.v1",
+        "virtfleet.storage.v1",
+        "virtfleet.network.v1",
+        "virtfleet.common.v1",
+        "virtfleet.fleet.v1",
+        "google.longrunning",
+    }
+    assert not any("virtfleet.node.v1" in path for path in TABLE)
+
+
+def test_the_table_agrees_with_what_servers_read_from_the_descriptors() -> None:
+    for route in TABLE.values():
+        facts = facts_of(route.descriptor)
+        assert route.field_path == routing_number(route.descriptor.input_type), route.full_name
+        assert route.permission == facts.permission, route.full_name
+        assert route.mutates == facts.mutation, route.full_name
+
+
+def test_volume_data_has_a_lane_of_its_own_and_nothing_else() -> None:
+    assert {route.descriptor.name for route in TABLE.values() if route.bulk} == {"UploadVolume", "DownloadVolume"}
+    assert {route.descriptor.name for route in TABLE.values() if route.creates_domains} == {
+        "CreateDomain",
+        "BatchCreateDomains",
+    }
+
+
+def test_fleet_methods_are_the_gateways_own() -> None:
+    fleet = [
+        route for route in TABLE.values() if route.descriptor.containing_service.file.package == "virtfleet.fleet.v1"
+    ]
+    assert fleet
+    assert all(route.destination is Destination.GATEWAY for route in fleet)
+
+
+def test_names_are_read_from_where_the_method_has_them() -> None:
+    name = "nodes/n1/domains/web"
+    assert routing_name(GET, domain_pb2.GetDomainRequest(name=name).SerializeToString()) == name
+    update = domain_pb2.UpdateDomainRequest(domain=domain_pb2.Domain(name=name, uid="x"))
+    assert routing_name(UPDATE, update.SerializeToString()) == name
+    operations = operations_pb2.ListOperationsRequest(name="nodes/n2/services/storage", filter="nodes/n1/services/x")
+    assert routing_name(LIST_OPERATIONS, operations.SerializeToString()) == "nodes/n2/services/storage"
+    with pytest.raises(NameMalformed):
+        routing_name(GET, wire.delimited(1, b"nodes/n1/domains/a") * 2)
+    with pytest.raises(NameMalformed):
+        routing_name(GET, wire.delimited(1, b"a" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("nodes/n1/domains/web", Target("n1", "compute")),
+        ("nodes/n1", Target("n1", "compute")),
+        ("nodes/-/domains/web", Target("-", "compute")),
+        ("nodes/" + "a" * 63, Target("a" * 63, "compute")),
+    ],
+)
+def test_names_of_nodes(name: str, target: Target) -> None:
+    assert target_of(GET, name) == target
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "nodes",
+        "nodes/",
+        "nodes/-x",
+        "nodes/N",
+        "/nodes/n1",
+        "node/n1",
+        "nodes/n1 ",
+        "nodes/\uff4e1",
+        "nodes/" + "a" * 64,
+    ],
+)
+def test_what_is_no_name_of_a_node(name: str) -> None:
+    with pytest.raises(NameMalformed):
+        target_of(GET, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("", OWN),
+        ("operations/1", OWN),
+        ("gateways/g1", OWN),
+        ("nodes/n1/services/network", Target("n1", "network")),
+        ("nodes/n1/services/storage/operations/1", Target("n1", "storage")),
+        ("nodes/-/services/-", Target("-", "-")),
+    ],
+)
+def test_names_of_processes(name: str, target: Target) -> None:
+    assert target_of(SERVER, name) == target
+
+
+@pytest.mark.parametrize(
+    "name", ["nodes/n1", "nodes/n1/services", "nodes/n1/services/x", "nodes/-/services/compute-", "nodes/n1/services/-"]
+)
+def test_what_is_no_name_of_a_process(name: str) -> None:
+    with pytest.raises(NameMalformed):
+        target_of(SERVER, name)
+
+
+def test_the_metadata_may_say_the_same_and_nothing_else() -> None:
+    name = "nodes/n1/domains/web"
+    assert target_of(GET, name, "n1") == target_of(GET, name, "n1/compute") == Target("n1", "compute")
+    for stated in ("n2", "n1/storage", "n2/compute"):
+        with pytest.raises(FieldConflict):
+            target_of(GET, name, stated)
+    assert target_of(SERVER, "", "n1/compute") == Target("n1", "compute")
+    with pytest.raises(FieldConflict):
+        target_of(SERVER, "gateways/g1", "n1")
+
+
+@given(st.text(max_size=30))
+def test_stated_nodes_are_ids(text: str) -> None:
+    try:
+        target = parse_stated(text)
+    except NameMalformed:
+        return
+    assert text in (target.node, f"{target.node}/{target.service}")

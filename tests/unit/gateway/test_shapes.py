@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtfleet.compute.v1 import domain_pb2, watch_pb2
+from virtfleet.network.v1 import network_pb2
+from virtfleet.type.v1 import resource_pb2
+from virtfleet.type.v1 import watch_pb2 as type_watch
+from virtfleet_gateway.feed import Feed, decode_tokens, encode_tokens
+from virtfleet_gateway.index import Source
+from virtfleet_gateway.shapes import BASIC, MARKER_BOOKMARK, Entry, Shape, Sort
+from virtfleet_service.errors import PageTokenInvalid
+from virtfleet_service.views import apply_view
+
+COMPUTE = Shape("compute")
+FULL = resource_pb2.RESOURCE_VIEW_FULL
+
+
+def domain(name: str = "nodes/n1/domains/web") -> domain_pb2.Domain:
+    made = domain_pb2.Domain(name=name, uid="u1", display_name="Web", labels={"tier": "gold"}, generation=3)
+    made.spec.title = "asked"
+    made.status.state = domain_pb2.DOMAIN_STATE_RUNNING
+    made.status.active_spec.title = "runs"
+    made.status.resolved_spec.SetInParent()
+    made.status.observed_generation = 3
+    return made
+
+
+def test_a_response_is_taken_apart_and_put_together_unchanged() -> None:
+    response = watch_pb2.WatchResourcesResponse(resume_token="here")
+    put = response.changes.add()
+    put.time.FromSeconds(5)
+    put.put.cause = "virtfleet.compute.v1.DomainService.StartDomain"
+    put.put.old_generation = 2
+    put.put.domain.CopyFrom(domain())
+    response.changes.add().delete.CopyFrom(
+        type_watch.ResourceDelete(resource_type="domain", name="nodes/n1/domains/old", uid="u2", cause="x")
+    )
+    event = response.changes.add().event
+    event.resource, event.uid, event.type = "nodes/n1/domains/web", "u1", watch_pb2.EVENT_TYPE_DOMAIN_PANICKED
+    response.bookmark.SetInParent()
+    changes, token, marker, _ = COMPUTE.response(response.SerializeToString())
+    assert (token, marker) == ("here", MARKER_BOOKMARK)
+    assert [change.sort for change in changes] == [Sort.PUT, Sort.DELETE, Sort.EVENT]
+    assert [change.kind for change in changes] == ["domain", "domain", "domain"]
+    assert changes[2].event_type == watch_pb2.EVENT_TYPE_DOMAIN_PANICKED
+    again = [watch_pb2.Change.FromString(change.encode(FULL)) for change in changes]
+    assert again == list(response.changes)
+    basic = watch_pb2.Change.FromString(changes[0].encode(BASIC))
+    assert basic.put.domain == apply_view(domain(), BASIC)
+    assert basic.put.cause == put.put.cause
+    gone = watch_pb2.Change.FromString(COMPUTE.filtered(changes[0]))
+    assert (gone.delete.name, gone.delete.cause, gone.time.seconds) == ("nodes/n1/domains/web", "filter", 5)
+
+
+def test_both_halves_of_a_move_say_the_same() -> None:
+    out = watch_pb2.Change()
+    out.moved_out.CopyFrom(
+        type_watch.ResourceMovedOut(
+            resource_type="domain", name="nodes/n1/domains/a", uid="u", new_name="nodes/n2/domains/a"
+        )
+    )
+    into = watch_pb2.Change()
+    into.moved_in.CopyFrom(
+        type_watch.ResourceMovedIn(
+            resource_type="domain", name="nodes/n2/domains/a", uid="u", old_name="nodes/n1/domains/a"
+        )
+    )
+    told = []
+    for change in (out, into):
+        response = watch_pb2.WatchResourcesResponse(changes=[change])
+        (taken,), *_ = COMPUTE.response(response.SerializeToString())
+        told.append(watch_pb2.Change.FromString(taken.encode(FULL)).moved)
+    assert told[0] == told[1]
+    assert (told[0].old_name, told[0].new_name) == ("nodes/n1/domains/a", "nodes/n2/domains/a")
+
+
+@pytest.mark.parametrize("service", ["compute", "storage", "network"])
+def test_basic_views_are_those_of_the_services(service: str) -> None:
+    shape = Shape(service)
+    for kind in shape.kind_by_name.values():
+        message = kind.message(name="nodes/n1/things/x", uid="u")
+        for part in ("spec", "status"):
+            if part in message.DESCRIPTOR.fields_by_name:
+                getattr(message, part).SetInParent()
+        basic = kind.message.FromString(kind.basic(message.SerializeToString()))
+        assert basic == apply_view(message, BASIC), kind.name
+    network = network_pb2.Network(name="nodes/n1/networks/x")
+    network.status.active_spec.SetInParent()
+    if service == "network":
+        entry = Entry(shape.kind_by_name["network"], network.SerializeToString())
+        assert network_pb2.Network.FromString(entry.seen(BASIC)) == apply_view(network, BASIC)
+
+
+def test_a_node_speaks_of_its_own_resources_only() -> None:
+    source = Source("n1", COMPUTE)
+    response = watch_pb2.WatchResourcesResponse()
+    for name in ("nodes/n1/domains/a", "nodes/n2/domains/a", "nodes/n10/domains/a"):
+        response.changes.add().put.domain.CopyFrom(domain(name))
+    changes, *_ = COMPUTE.response(response.SerializeToString())
+    assert [change.name for change in source.apply(changes)] == ["nodes/n1/domains/a"]
+    assert source.names("domain") == ["nodes/n1/domains/a"]
+
+
+def test_a_verdict_is_formed_once_a_resource_and_filter() -> None:
+    entry = Entry(COMPUTE.kind_by_name["domain"], domain().SerializeToString())
+    asked: list[str] = []
+
+    def test(message: object) -> bool:
+        assert isinstance(message, domain_pb2.Domain)
+        asked.append(message.name)
+        return message.labels["tier"] == "gold"
+
+    assert entry.holds("x", test)
+    assert entry.holds("x", test)
+    assert len(asked) == 1
+
+
+node_names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+
+
+@given(st.dictionaries(node_names, st.text(min_size=1, max_size=80).filter(lambda text: "\0" not in text), max_size=8))
+def test_tokens_of_a_fleet_hold_those_of_its_nodes(tokens: dict[str, str]) -> None:
+    assert decode_tokens(encode_tokens(tokens)) == tokens
+
+
+@given(st.text(max_size=40))
+def test_what_is_no_token_is_refused(text: str) -> None:
+    try:
+        decode_tokens(text)
+    except PageTokenInvalid:
+        return
+    # A text that parses is one that could have been made.
+    assert encode_tokens(decode_tokens(text))
+
+
+def test_the_ring_forgets_the_oldest_and_knows_its_places() -> None:
+    feed = Feed(limit_changes=8)
+    for number in range(10):
+        feed.append("n1", f"t{number}")
+    assert feed.head == 10
+    assert feed.tail == 2
+    assert feed.locate("n1", "t0") is None
+    assert feed.locate("n1", "t9") == 10
+    assert feed.locate("n1", "t5") == 6
+    assert [item.token for item in feed.after(6)] == ["t6", "t7", "t8", "t9"]
+    feed.append("n1", "new", snapshot=[])
+    assert feed.locate("n1", "t9") is None
+    assert feed.locate("n1", "new") == 11
+    assert feed.locate("n2", "new") is None

@@ -260,12 +260,12 @@ class OperationFeed:
 
     def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str]:
         """Return a part of the snapshot, and the name after which it goes on; an empty name ends it."""
-        del kind, newest_seq
-        sql = "SELECT id, target, body FROM operations WHERE id > ? ORDER BY id LIMIT ?"
+        del kind
+        sql = "SELECT id, target, body FROM operations WHERE id > ? AND seq <= ? ORDER BY id LIMIT ?"
         found: list[bytes] = []
         used = count = 0
         last = after
-        with closing(self._store.reader.execute(sql, (after, _SNAPSHOT_ROWS))) as rows:
+        with closing(self._store.reader.execute(sql, (after, newest_seq, _SNAPSHOT_ROWS))) as rows:
             for name, target, body in rows:
                 count += 1
                 last = name

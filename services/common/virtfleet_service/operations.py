@@ -492,11 +492,12 @@ def save(
 ) -> None:
     """Record a new operation."""
     body = operation.SerializeToString()
+    seq = tx.log_operation(operation.name, metadata.target, body)
     tx.connection.execute(
-        "INSERT INTO operations VALUES (?, ?, ?, 0, ?, 0, ?)",
-        (operation.name, metadata.target, metadata.method, int(exclusive), body),
+        "INSERT INTO operations (id, target, method, done, exclusive, seq, end_ns, body)"
+        " VALUES (?, ?, ?, 0, ?, ?, 0, ?)",
+        (operation.name, metadata.target, metadata.method, int(exclusive), seq, body),
     )
-    tx.log_operation(operation.name, metadata.target, body)
     tx.tell(
         "OPERATION_STARTED",
         metadata.target,
@@ -563,11 +564,12 @@ def _end(
         final.progress_ratio = ratio
     ended.metadata.Pack(final)
     body = ended.SerializeToString()
+    seq = tx.log_operation(ended.name, final.target, body)
     tx.connection.execute(
-        "UPDATE operations SET done = 1, end_ns = ?, body = ? WHERE id = ?", (time.time_ns(), body, ended.name)
+        "UPDATE operations SET done = 1, end_ns = ?, seq = ?, body = ? WHERE id = ?",
+        (time.time_ns(), seq, body, ended.name),
     )
     journal.clear(tx, ended.name)
-    tx.log_operation(ended.name, final.target, body)
     outcome = f"failed: {ended.error.message}" if ended.HasField("error") else "ended well"
     tx.tell("OPERATION_DONE", final.target, final.target_uid, reason=_verb(final), message=f"{ended.name} {outcome}")
 

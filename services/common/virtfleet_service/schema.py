@@ -20,6 +20,7 @@ QUICK_CHECK_LIMIT_BYTES = 64 * 1024 * 1024
 """A larger file is not checked whole at each start: that would take longer than a service may take to come back."""
 
 STORE_ID_BYTES = 16
+JOURNAL_LIMIT_BYTES = 16 * 1024 * 1024
 
 
 class StoreError(Exception):
@@ -80,7 +81,8 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX changes_events ON changes (seq) WHERE sort = 'event'",
             (
                 "CREATE TABLE operations (id TEXT PRIMARY KEY, target TEXT NOT NULL, method TEXT NOT NULL,"
-                " done INTEGER NOT NULL, exclusive INTEGER NOT NULL, end_ns INTEGER NOT NULL, body BLOB NOT NULL)"
+                " done INTEGER NOT NULL, exclusive INTEGER NOT NULL, seq INTEGER NOT NULL, end_ns INTEGER NOT NULL,"
+                " body BLOB NOT NULL)"
             ),
             "CREATE INDEX operations_unfinished ON operations (target) WHERE done = 0",
             "CREATE INDEX operations_ended ON operations (end_ns) WHERE done = 1",
@@ -114,6 +116,8 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -2048")
+        # After a burst the log file shrinks again.
+        connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
     except sqlite3.DatabaseError as error:
         connection.close()
         raise _corrupt(path, error) from error

@@ -2,7 +2,7 @@
 
     server = Server(settings, service="compute", store_id=lambda: store.store_id)
     server.add(domain_pb2.DESCRIPTOR.services_by_name["DomainService"], Domains(...))
-    server.on_drain(hub.drain)
+    server.on_drain(hub.close)
     async with server:
         ...                     # serving
                                 # drained when the block ends
@@ -307,7 +307,8 @@ class Server:
         for path, inode in self._sockets:
             _remove_socket(path, inode)
         self._sockets.clear()
-        self.telemetry.stop()
+        # In a thread: it waits for a collector that may be away.
+        await asyncio.to_thread(self.telemetry.stop)
         self.audit.close()
 
     # Listeners.

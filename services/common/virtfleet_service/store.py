@@ -218,8 +218,10 @@ class Store:
                 yield store
             finally:
                 maintenance.cancel()
-                await asyncio.gather(maintenance, return_exceptions=True)
+                (ended,) = await asyncio.gather(maintenance, return_exceptions=True)
                 await store._close()
+                if isinstance(ended, Exception):
+                    _log.error("the maintenance of the store ended by an error", exc_info=ended)
 
     def on_commit(self, listener: Callable[[Sequence[Entry]], None]) -> None:
         """Have a function called on the event loop with the new entries of the log, before writers are told."""
@@ -317,8 +319,9 @@ class Store:
         self._closed = True
         self._queue.put(_Work(self._save_served, self._loop.create_future()))
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        # First, so that the writer is the last one out and folds the log into the file.
         self.reader.close()
+        await asyncio.to_thread(self._thread.join)
 
     def _write_all(self) -> None:
         """Is the writer's thread: takes all that waits and commits it at once, until told to end."""
@@ -361,6 +364,12 @@ class Store:
                 self._writer.execute("ROLLBACK")
             for work in batch:
                 work.error = work.error or self._unwritable(error)
+            return []
+        except Exception as error:  # noqa: BLE001  # the boundary of the thread: whoever waits must hear of it
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            for work in batch:
+                work.error = work.error or error
             return []
         self._written_seq, self._written_ns = transaction.last_seq, transaction.last_ns
         return transaction.entries

@@ -291,9 +291,9 @@ class Transaction:
         if number is not None:
             self.event(self._codec.event_class(resource=resource, uid=uid, type=number, reason=reason, message=message))
 
-    def log_operation(self, name: str, target: str, body: bytes) -> None:
-        """Append the new state of an operation to the log; `target` stands in the place of the uid."""
-        self._append(OPERATION, OPERATION, name, target, lambda _: body)
+    def log_operation(self, name: str, target: str, body: bytes) -> int:
+        """Append the new state of an operation to the log and return its number; `target` stands for the uid."""
+        return self._append(OPERATION, OPERATION, name, target, lambda _: body).seq
 
     def put_record(self, space: str, key: str, body: bytes) -> None:
         """Store a private record; nobody is told."""

@@ -615,3 +615,19 @@ async def test_plan_is_done_and_recorded_nowhere(store: Store) -> None:
     assert not planned.name
     assert planned.metadata.Is(operation_pb2.OperationMetadata.DESCRIPTOR)
     assert store.reader.execute("SELECT count(*) FROM operations").fetchone() == (0,)
+
+
+async def test_a_snapshot_of_operations_never_runs_ahead_of_the_log(store: Store, operations: Operations) -> None:
+    hub = WatchHub(store)
+    for _ in range(20):
+        stream = hub.stream_operations(common_pb2.WatchOperationsRequest())
+        running = asyncio.create_task(operations.run(call(), start(), target=TARGET, work=quick))
+        seen: dict[str, list[bool]] = {}
+        async with asyncio.timeout(5):
+            while not running.done() or not seen.get(running.result().name, [False])[-1]:
+                message = common_pb2.WatchOperationsResponse.FromString(await anext(stream))
+                for operation in message.operations:
+                    seen.setdefault(operation.name, []).append(operation.done)
+                await asyncio.sleep(0)
+        assert all(states == sorted(states) for states in seen.values())
+        await stream.aclose()  # type: ignore[attr-defined]  # an async generator

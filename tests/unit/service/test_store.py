@@ -370,6 +370,25 @@ async def test_a_closed_store_refuses(tmp_path: Path) -> None:
         await put(store, domain("a"))
 
 
+async def test_a_clean_end_leaves_one_file_that_can_be_copied(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db") as store:
+        await put(store, domain("a"))
+    assert not (tmp_path / "c.db-wal").exists()
+    shutil.copy(tmp_path / "c.db", tmp_path / "d.db")
+    async with open_store(tmp_path / "d.db") as store:
+        assert store.get("nodes/n1/domains/a") is not None
+
+
+async def test_a_fault_of_the_work_is_raised_to_its_caller(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db") as store:
+        with pytest.raises(AttributeError):
+            await store.write(lambda tx: tx.nothing)  # type: ignore[attr-defined]  # the fault
+        with pytest.raises(StoreUnwritable):
+            await store.write(lambda tx: tx.connection.execute("INSERT INTO nothing VALUES (1)").rowcount)
+        await put(store, domain("a"))
+        assert store.last_seq == 1
+
+
 async def test_kinds_must_be_in_the_package(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no field network"):
         async with Store.open(

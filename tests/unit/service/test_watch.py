@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -413,3 +414,71 @@ async def test_past_events_in_pages(store: Store) -> None:
     assert len(found.events) == 12
     with pytest.raises(errors.PageTokenInvalid):
         listed(page_size=10, page_token=first.next_page_token, filter="type = DOMAIN_REBOOTED")
+
+
+class Mirror:
+    """Keeps what a watch tells, over many short streams; holds it against the order of generations."""
+
+    def __init__(self, hub: WatchHub, filter_: str, chance: random.Random) -> None:
+        self._hub = hub
+        self._filter = filter_
+        self._chance = chance
+        self._newest: dict[str, int] = {}
+        self.seen: dict[str, domain_pb2.Domain] = {}
+        self.token = ""
+
+    def take(self, change: watch_pb2.Change) -> None:
+        if not change.HasField("put"):
+            self.seen.pop(change.delete.uid, None)
+            return
+        one = change.put.domain
+        assert one.generation >= self._newest.get(one.uid, 0)
+        self._newest[one.uid] = one.generation
+        self.seen[one.uid] = one
+
+    async def until(self, uid: str, pause: float) -> dict[str, domain_pb2.Domain]:
+        while uid not in self.seen:
+            start = {"resume_token": self.token} if self.token else {}
+            async with watching(self._hub, ask(filter=self._filter, **start)) as watcher:
+                for _ in range(self._chance.randrange(1, 12)):
+                    message = await watcher.read()
+                    for change in message.changes:
+                        self.take(change)
+                    self.token = message.resume_token
+                    if uid in self.seen:
+                        break
+                    await asyncio.sleep(pause)
+        return self.seen
+
+
+async def churn(store: Store, chance: random.Random) -> dict[str, domain_pb2.Domain]:
+    """Make, change and delete domains; return what there is in the end."""
+    held: dict[str, domain_pb2.Domain] = {}
+    for _ in range(300):
+        id_, env = f"d{chance.randrange(30)}", chance.choice(["prod", "test"])
+        if id_ not in held:
+            held[id_] = domain(id_, env=env)
+            await put(store, held[id_])
+        elif chance.random() < 0.2:
+            name = held.pop(id_).name
+            await store.write(lambda tx, name=name: tx.delete(name, cause="x"))  # type: ignore[misc]  # bound now
+        else:
+            await update(store, held[id_], env=env)
+    return held
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("filter_", ["", "labels.env = prod"])
+async def test_watchers_of_any_speed_end_with_what_the_store_has(store: Store, seed: int, filter_: str) -> None:
+    chance = random.Random(seed)
+    hub = WatchHub(store, ring_entries=20)
+    last = domain("last", env="prod")
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        watchers = [
+            group.create_task(Mirror(hub, filter_, chance).until(last.uid, pause)) for pause in (0, 0, 0.003, 0.03)
+        ]
+        held = await churn(store, chance)
+        await put(store, last)
+    expected = {one.uid: one for one in (*held.values(), last) if not filter_ or one.labels["env"] == "prod"}
+    for watcher in watchers:
+        assert watcher.result() == expected

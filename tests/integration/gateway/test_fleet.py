@@ -24,10 +24,12 @@ from virtfleet.common.v1 import admin_pb2, admin_pb2_grpc
 from virtfleet.compute.v1 import console_pb2, console_pb2_grpc, domain_pb2, domain_pb2_grpc, stats_pb2, stats_pb2_grpc
 from virtfleet.compute.v1 import watch_pb2 as compute_watch
 from virtfleet.compute.v1 import watch_pb2_grpc as compute_watch_grpc
-from virtfleet.fleet.v1 import node_pb2, node_pb2_grpc
+from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet.fleet.v1 import watch_pb2 as fleet_watch
 from virtfleet.fleet.v1 import watch_pb2_grpc as fleet_watch_grpc
 from virtfleet.type.v1 import resource_pb2, watch_pb2
+from virtfleet_gateway.authority import Authority, new_request
+from virtfleet_gateway.credentials import OwnCertificate
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -407,6 +409,60 @@ async def test_health_and_reflection_of_the_gateway_a_node_and_a_service(fleet: 
     one = await services(("x-virtfleet-node", "n1/storage"))
     assert "virtfleet.storage.v1.WatchService" in one
     assert "virtfleet.compute.v1.DomainService" not in one
+
+
+# Certificates
+
+
+async def test_a_new_certificate_of_the_gateway_drops_no_call(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    console: Any = console_pb2_grpc.ConsoleServiceStub(fleet.channel).OpenConsole()
+    await console.write(console_pb2.OpenConsoleRequest(name="nodes/n1/domains/a", data=b"one"))
+    assert (await console.read()).data.data == b"one"
+    watcher = Watcher(fleet)
+    await watcher.until(lambda watch: watch.snapshot_ended)
+    lanes = fleet.app.channels.node("n1")
+    assert lanes is not None
+    before = lanes["compute"].control
+    identity = fleet.folder / "gateway/identity"
+    serial = (identity / "gateway.crt").read_bytes()
+    (identity / "gateway.crt").unlink()
+    authority = Authority.load(fleet.folder / "authority")
+    OwnCertificate(authority, identity, "g1", ("localhost", "127.0.0.1"), lambda: None).ensure()
+    assert (identity / "gateway.crt").read_bytes() != serial
+    async with asyncio.timeout(10):
+        while lanes["compute"].control is before:
+            await asyncio.sleep(0.05)
+    await create(fleet, "n1", "b")
+    await watcher.until(lambda watch: "nodes/n1/domains/b" in watch.known)
+    await console.write(console_pb2.OpenConsoleRequest(data=b"two"))
+    assert (await console.read()).data.data == b"two"
+    console.cancel()
+    assert not watcher.statuses
+    await watcher.stop()
+
+
+async def test_a_revoked_user_loses_the_streams_that_pass_through(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    key, csr = new_request("mallory")
+    enrollment = enrollment_pb2_grpc.EnrollmentServiceStub(fleet.channel)
+    issued = await enrollment.IssueUserCertificate(
+        enrollment_pb2.IssueUserCertificateRequest(user="mallory", roles=["operator"], certificate_request=csr.decode())
+    )
+    ca = (fleet.folder / "authority/ca.crt").read_bytes()
+    chain = issued.certificate.certificate_chain.encode()
+    async with fleet.connect(grpc.ssl_channel_credentials(ca, key, chain)) as channel:
+        console: Any = console_pb2_grpc.ConsoleServiceStub(channel).OpenConsole()
+        await console.write(console_pb2.OpenConsoleRequest(name="nodes/n1/domains/a", data=b"one"))
+        assert (await console.read()).data.data == b"one"
+        revoked = time.monotonic()
+        await enrollment.RevokeCertificate(enrollment_pb2.RevokeCertificateRequest(name=issued.certificate.certificate))
+        error = await failure(asyncio.wait_for(console.read(), 10))
+        assert time.monotonic() - revoked < 5
+        assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.UNAUTHENTICATED, "CERTIFICATE_REVOKED")
+        domains = domain_pb2_grpc.DomainServiceStub(channel)
+        error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a")))
+        assert details_of(error)["reason"] == "CERTIFICATE_REVOKED"
 
 
 # Lists over all nodes

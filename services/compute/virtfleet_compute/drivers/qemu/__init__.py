@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-# from virtfleet_compute.drivers.qemu.driver import create
+from virtfleet_compute.drivers.qemu.driver import create
 
-# __all__ = ["create"]
+__all__ = ["create"]

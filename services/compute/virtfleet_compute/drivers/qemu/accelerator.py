@@ -1,8 +1,8 @@
 """Whether an accelerator runs guest code: it is given some, for a bounded time.
 
 That `/dev/kvm` opens says little: there are hosts where guests start under it and then have every instruction of their
-kernels emulated, a thousand times slower than without. So a guest of our own counts in ring 0 and tells when it is done.
-The answer is good for one boot of the host.
+kernels emulated, a thousand times slower than without. So a guest of our own counts in ring 0 and tells when it is
+done. The answer is good for one boot of the host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from virtfleet_compute.drivers.api import AcceleratorReport
-from virtfleet_compute.drivers.qemu.probe import Emulator
+from virtfleet_compute.drivers.qemu.probe import Emulator, write_record
 from virtfleet_service import process
 from virtfleet_service.errors import BackendFailed, OperationTimedOut
 
@@ -25,7 +25,7 @@ KVM_DEVICE = Path("/dev/kvm")
 TRIAL_SECONDS = 1.0
 """How long QEMU's start and the counting may take. On hardware that serves it is a tenth of that."""
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _TURNS = 20_000_000
 _EXIT_PORT = 0xF4
 _EXIT_VALUE = 0x2A
@@ -66,25 +66,36 @@ _TCG = AcceleratorReport("tcg", usable=True, reason="QEMU translates guest code"
 
 
 async def _kvm(emulator: Emulator, state_directory: Path) -> AcceleratorReport:
-    if not KVM_DEVICE.exists():
-        return AcceleratorReport("kvm", usable=False, reason=f"{KVM_DEVICE} does not exist")
-    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
-        return AcceleratorReport("kvm", usable=False, reason=f"{KVM_DEVICE} may not be opened")
-    stamp = [_BOOT_ID.read_text().strip(), emulator.binary, emulator.version]
+    obstacle = _obstacle()
+    if obstacle:
+        return AcceleratorReport("kvm", usable=False, reason=obstacle)
+    stamp = [_BOOT.read_text().strip(), emulator.binary, emulator.version]  # noqa: ASYNC240  # no disk behind it
     record = state_directory / "kvm.json"
+    kept = _read(record, stamp)
+    if kept is not None:
+        return kept
+    report = await try_out(emulator.binary, "kvm")
+    write_record(record, {"stamp": stamp, "usable": report.usable, "reason": report.reason})
+    return report
+
+
+def _obstacle() -> str:
+    if not KVM_DEVICE.exists():
+        return f"{KVM_DEVICE} does not exist"
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return f"{KVM_DEVICE} may not be opened"
+    return ""
+
+
+def _read(record: Path, stamp: list[str]) -> AcceleratorReport | None:
     try:
         value = json.loads(record.read_bytes())
         if value["stamp"] == stamp:
             return AcceleratorReport("kvm", usable=bool(value["usable"]), reason=str(value["reason"]))
     except (OSError, ValueError, KeyError, TypeError):
         # Whatever is wrong with the record: it can be tried again.
-        pass
-    report = await try_out(emulator.binary, "kvm")
-    state_directory.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_name(f"{record.name}.{os.getpid()}")
-    fresh.write_text(json.dumps({"stamp": stamp, "usable": report.usable, "reason": report.reason}))
-    fresh.replace(record)
-    return report
+        return None
+    return None
 
 
 async def try_out(binary: str, accelerator: str, seconds: float = TRIAL_SECONDS) -> AcceleratorReport:

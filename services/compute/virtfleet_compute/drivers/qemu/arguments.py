@@ -1,7 +1,7 @@
 """From a start plan to QEMU's arguments: pure, and the only place that knows QEMU's syntax.
 
-What callers chose stands either in JSON (`-blockdev`, `-device`, `-object`), where nothing needs to be escaped, or as an
-argument of its own that QEMU takes as it is (`-append`, `-kernel`). The forms with commas hold only names that this
+What callers chose stands either in JSON (`-blockdev`, `-device`, `-object`), where nothing needs to be escaped, or as
+an argument of its own that QEMU takes as it is (`-append`, `-kernel`). The forms with commas hold only names that this
 driver made or checked. Formats and backing files are always given, so QEMU never looks at bytes that a guest wrote to
 find out what they are.
 

@@ -27,7 +27,7 @@ FAMILIES = (
 """The first is the default: its devices can be plugged and unplugged without a bridge that had to be there before."""
 
 FREE_SLOTS = range(2, 0x1B)
-"""Slots of the root bus for devices of the spec. Slots 0, 1 and 0x1f are the machine's; the others are kept for controllers."""
+"""Slots of the root bus for devices of the spec; 0, 1 and 0x1f are the machine's, the others for controllers."""
 
 SCSI_SLOT = 0x1B
 SATA_SLOT = 0x1C

@@ -1,4 +1,4 @@
-"""What things of a guest are called at QEMU and at the launcher: functions of the device id, so that they are found again.
+"""What things of a guest are called at QEMU and at the launcher: functions of the device id, so they are found again.
 
 QEMU's node names have at most 31 characters, the launcher's names 32; device ids may be longer than what is left beside
 a prefix. Such a one is cut and completed by a digest. No device id has an underscore, so the two kinds never meet.

@@ -75,12 +75,17 @@ async def probe(binary: str, state_directory: Path) -> Emulator:
     if kept is not None:
         return kept
     emulator = await _ask(binary)
-    state_directory.mkdir(parents=True, exist_ok=True)
     fields = {**dataclasses.asdict(emulator), "cpu_features": sorted(emulator.cpu_features)}
-    fresh = record.with_name(f"{record.name}.{os.getpid()}")
-    fresh.write_text(json.dumps({"stamp": stamp, "emulator": fields}))
-    fresh.replace(record)
+    write_record(record, {"stamp": stamp, "emulator": fields})
     return emulator
+
+
+def write_record(record: Path, value: Mapping[str, object]) -> None:
+    """Write a small file of JSON that is there as a whole or not at all."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    fresh = record.with_name(f"{record.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(value))
+    fresh.replace(record)
 
 
 def _read(record: Path, stamp: list[object]) -> Emulator | None:

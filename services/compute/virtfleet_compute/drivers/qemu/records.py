@@ -2,8 +2,8 @@
 
 * With the process, in the launcher's run directory (`spec` of the spawn): what was started. It is there from before the
   first instruction, and goes with the process.
-* In the driver's own run directory: why the run is about to end (QEMU knows, its exit code does not tell), and what runs
-  after live changes.
+* In the driver's own run directory: why the run is about to end (QEMU knows, its exit code does not tell), and what
+  runs after live changes.
 """
 
 from __future__ import annotations
@@ -97,6 +97,10 @@ class Records:
         return End(
             domain_pb2.DomainState.ValueType(value["state"]), domain_pb2.DomainStateReason.ValueType(value["reason"])
         )
+
+    def drop_end(self, uid: str) -> None:
+        """Take back what `put_end` wrote down."""
+        (self._directory / uid / "end").unlink(missing_ok=True)
 
     def put_active(self, uid: str, runtime_id: str, spec: domain_spec_pb2.DomainSpec) -> None:
         """Write down what runs after a live change."""

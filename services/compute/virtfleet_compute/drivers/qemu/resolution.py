@@ -246,7 +246,7 @@ def _memory(resolved: domain_spec_pb2.DomainSpec) -> None:
 # Devices.
 
 
-def _disk(path: str, device_id: str, disk: device_pb2.Disk, family: Family, host: Host) -> None:
+def _disk(path: str, device_id: str, disk: device_pb2.Disk, family: Family, host: Host) -> None:  # noqa: C901  # a list
     source = disk.WhichOneof("source")
     if source is None:
         raise FieldRequired("a disk needs a volume, a path or no medium", field=f"{path}.volume")
@@ -315,7 +315,8 @@ def _interface(path: str, uid: str, device_id: str, interface: device_pb2.Interf
 def _ports(resolved: domain_spec_pb2.DomainSpec, before: domain_spec_pb2.DomainSpec) -> None:
     for console in resolved.consoles.values():
         console.target = console.target or device_pb2.CONSOLE_TARGET_VIRTIO
-    for port in (*resolved.serials.values(), *resolved.consoles.values()):
+    ports: list[device_pb2.Serial | device_pb2.Console] = [*resolved.serials.values(), *resolved.consoles.values()]
+    for port in ports:
         if not port.HasField("log_bytes"):
             port.log_bytes = DEFAULT_LOG_BYTES
     _number(

@@ -1,0 +1,41 @@
+"""All legs, in the order in which they run: what wants a fresh fleet comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from bench import calls
+from bench.figures import Figure
+from bench.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """Is one piece of a run.
+
+    Attributes:
+        name: Its name.
+        keys: The figures that it gives, the chief ones.
+        measure: Gives them.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    measure: Callable[[Stage], Awaitable[list[Figure]]]
+
+
+LEGS: tuple[Leg, ...] = (Leg("calls", calls.KEYS, calls.leg),)
+
+
+def chosen(names: list[str]) -> list[Leg]:
+    """Return the legs that have one of these names or give one of these figures; none: all.
+
+    Raises:
+        ValueError: There is no such leg and no such figure.
+    """
+    unknown = [name for name in names if not any(name == leg.name or name in leg.keys for leg in LEGS)]
+    if unknown:
+        known = ", ".join(f"{leg.name} ({', '.join(leg.keys)})" for leg in LEGS)
+        raise ValueError(f"no leg gives {', '.join(unknown)}; there are {known}")
+    return [leg for leg in LEGS if not names or leg.name in names or set(names) & set(leg.keys)]

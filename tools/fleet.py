@@ -31,7 +31,7 @@ from tools import devnet, leftovers, toml
 from tools.paths import ROOT
 from tools.supervisor import Program, Supervisor
 
-RUN = ROOT / ".run"
+RUN = Path(os.environ.get("VIRTFLEET_RUN") or ROOT / ".run")
 SERVICES = ("storage", "network", "compute")
 PORTS = {"compute": 7101, "storage": 7102, "network": 7103}
 READY_SECONDS = 30.0

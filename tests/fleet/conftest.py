@@ -1,0 +1,102 @@
+"""The fleet that these tests talk to, through the public API alone.
+
+By default `make up` of two nodes, all processes real, is started for the session and ended after it. With
+`VIRTFLEET_ADDRESS` (and
+the files beside it, as in `fleet.env`) set, the same tests run against that fleet.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf import empty_pb2
+
+from tools.paths import ROOT
+from virtfleet.compute.v1 import domain_pb2
+from virtfleet_client import Fleet, connect
+from virtfleet_client.errors import NotFound
+
+START_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Yield the variables of `fleet.env`."""
+    if os.environ.get("VIRTFLEET_ADDRESS"):
+        yield {key: value for key, value in os.environ.items() if key.startswith("VIRTFLEET_")}
+        return
+    run = tmp_path_factory.mktemp("run")
+    log = run / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools.up"],
+            cwd=ROOT,
+            env={**os.environ, "VIRTFLEET_RUN": str(run), "NODES": "2", "DRIVER": "test"},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        ends_at = time.monotonic() + START_SECONDS
+        while not (run / "fleet.env").exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < ends_at, log.read_text()
+            time.sleep(0.05)
+        lines = (run / "fleet.env").read_text().splitlines()
+        values = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+        yield {**values, "VIRTFLEET_RUN": str(run)}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+        assert code == 0, log.read_text()
+        assert "0 processes, 0 links, 0 namespaces, 0 mounts, 0 control groups and 0 files are left" in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def fleet(environment: dict[str, str]) -> Iterator[Fleet]:
+    """Yield a connection of an administrator to the gateway."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        with connect() as connection:
+            yield connection
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def nodes(environment: dict[str, str]) -> list[str]:
+    """Return the names of the nodes."""
+    return [f"nodes/{node}" for node in environment["VIRTFLEET_NODES"].split(",")]
+
+
+@pytest.fixture(scope="session")
+def run_folder(environment: dict[str, str]) -> Path:
+    """Return where the pid files of the fleet are."""
+    return Path(environment["VIRTFLEET_RUN"])
+
+
+@pytest.fixture
+def domain(fleet: Fleet, nodes: list[str]) -> Iterator[domain_pb2.Domain]:
+    """Yield a stopped domain of the in-memory driver on the first node, deleted afterwards."""
+    request = domain_pb2.CreateDomainRequest(parent=nodes[0], domain_id=f"d-{uuid.uuid4().hex[:8]}")
+    request.domain.spec.driver = "test"
+    request.domain.spec.memory.maximum_bytes = 64 << 20
+    request.domain.spec.serials["tty"].SetInParent()
+    made = fleet.wait(fleet.domains.CreateDomain(request), domain_pb2.Domain)
+    yield made
+    stop = domain_pb2.StopDomainRequest(name=made.name, mode=domain_pb2.STOP_MODE_FORCE)
+    try:
+        fleet.wait(fleet.domains.StopDomain(stop), domain_pb2.Domain)
+    except NotFound:
+        return
+    fleet.wait(fleet.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=made.name)), empty_pb2.Empty)

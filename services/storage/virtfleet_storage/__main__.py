@@ -16,7 +16,7 @@ def main() -> int:
     except settings.SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    logs.configure(chosen.log_level)
+    logs.configure(app.SERVICE, chosen.node, chosen.log_level)
     return server.main(lambda: app.running(chosen))
 
 

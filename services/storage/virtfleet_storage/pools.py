@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -424,11 +424,11 @@ class Pools:
 
     # After a crash.
 
-    def settlers(self) -> Mapping[str, Callable[[operations_pb2.Operation, list[JournalEntry]], Awaitable[Commit]]]:
+    def settlers(self) -> Mapping[str, Callable[[operations_pb2.Operation, Sequence[JournalEntry]], Awaitable[Commit]]]:
         """Return what ends the operations that a crash has left, by method."""
         return {f"{SERVICE}.CreatePool": self._settle_create, f"{SERVICE}.DeletePool": self._settle_delete}
 
-    async def _settle_create(self, operation: operations_pb2.Operation, journal: list[JournalEntry]) -> Commit:
+    async def _settle_create(self, operation: operations_pb2.Operation, journal: Sequence[JournalEntry]) -> Commit:
         metadata = metadata_of(operation)
         for entry in journal:
             path = entry.payload.decode()
@@ -446,7 +446,7 @@ class Pools:
             f"the service stopped while {metadata.target} was made; nothing of it is left", resource=metadata.target
         )
 
-    async def _settle_delete(self, operation: operations_pb2.Operation, _journal: list[JournalEntry]) -> Commit:
+    async def _settle_delete(self, operation: operations_pb2.Operation, _journal: Sequence[JournalEntry]) -> Commit:
         metadata = metadata_of(operation)
         return await self._delete(metadata.target)
 

@@ -29,6 +29,8 @@ class StorageSettings(ServiceSettings):
             SettingsError: A value cannot be used.
         """
         ServiceSettings.__post_init__(self)
+        if not self.node:
+            raise SettingsError("node: is required")
         if self.pools_root is not None and not self.pools_root.is_absolute():
             raise SettingsError("pools_root: must be an absolute path")
         if not 0.1 <= self.rescan_seconds <= 10:

@@ -366,6 +366,9 @@ class PoolBackend(Protocol):
             PathOutsidePool: A link is on the way.
         """
 
+    def close(self) -> None:
+        """Let go of what the kind itself holds, when all its pools are closed."""
+
 
 FACETS: Mapping[str, tuple[type, str]] = MappingProxyType(
     {

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from google.protobuf import empty_pb2, field_mask_pb2
+
+from tests.integration.storage.rig import PARENT, Client, Refused, Rig
+from virtfleet.storage.v1 import pool_pb2, watch_pb2
+from virtfleet.type.v1 import resource_pb2
+
+
+async def get(client: Client, id_: str) -> pool_pb2.Pool:
+    answer: pool_pb2.Pool = await client.call(
+        client.pools.GetPool, pool_pb2.GetPoolRequest(name=f"{PARENT}/pools/{id_}")
+    )
+    return answer
+
+
+async def until_state(client: Client, id_: str, state: int) -> pool_pb2.Pool:
+    async with asyncio.timeout(10):
+        while True:
+            pool = await get(client, id_)
+            if pool.status.state == state:
+                return pool
+            await asyncio.sleep(0.05)
+
+
+async def test_a_pool_is_made_started_stopped_and_forgotten(node: Rig) -> None:
+    client = node.client
+    pool = await client.pool("images", start=False)
+    assert pool.status.state == pool_pb2.POOL_STATE_INACTIVE
+    assert pool.status.target_path == str(node.root / "images")
+    assert (node.root / "images").stat().st_mode & 0o777 == 0o711
+    name = pool.name
+    pool = await client.do(client.pools.StartPool, pool_pb2.StartPoolRequest(name=name), pool_pb2.Pool)
+    assert pool.status.state == pool_pb2.POOL_STATE_RUNNING
+    pool = await client.do(client.pools.StartPool, pool_pb2.StartPoolRequest(name=name), pool_pb2.Pool)
+    pool = await client.refresh("images")
+    room = os.statvfs(node.root)
+    assert pool.status.capacity_bytes == room.f_blocks * room.f_frsize
+    assert abs(pool.status.available_bytes - room.f_bavail * room.f_frsize) < 1 << 30
+    pool = await client.do(client.pools.StopPool, pool_pb2.StopPoolRequest(name=name), pool_pb2.Pool)
+    assert pool.status.state == pool_pb2.POOL_STATE_INACTIVE
+    await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=name), empty_pb2.Empty)
+    assert not (node.root / "images").exists()
+    kinds = [event.type for event in await client.events()]
+    for wanted in (
+        watch_pb2.EVENT_TYPE_POOL_DEFINED,
+        watch_pb2.EVENT_TYPE_POOL_STARTED,
+        watch_pb2.EVENT_TYPE_POOL_REFRESHED,
+        watch_pb2.EVENT_TYPE_POOL_STOPPED,
+        watch_pb2.EVENT_TYPE_POOL_UNDEFINED,
+    ):
+        assert wanted in kinds
+
+
+async def test_data_stays_when_a_pool_is_forgotten(node: Rig) -> None:
+    client = node.client
+    pool = await client.pool("keep")
+    await client.volume("keep", "disk", capacity_bytes=4096)
+    await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=pool.name), empty_pb2.Empty)
+    assert sorted(path.name for path in (node.root / "keep").iterdir()) == ["disk"]
+    await client.pool("keep")
+    assert [volume.name for volume in await client.list("keep")] in ([], [f"{PARENT}/pools/keep/volumes/disk"])
+    await client.refresh("keep")
+    assert [volume.display_name for volume in await client.list("keep")] == ["disk"]
+
+
+async def test_a_path_of_the_callers_choice_needs_a_permission(node: Rig, tmp_path: Path) -> None:
+    operator = Client(node.socket("operator"))
+    try:
+        with pytest.raises(Refused) as refused:
+            await operator.pool("else", target_path=str(tmp_path / "else"))
+        assert refused.value.reason == "PERMISSION_MISSING"
+        assert refused.value.metadata["permission"] == "hostPaths.use"
+        assert not (tmp_path / "else").exists()
+        await operator.pool("own", target_path=str(node.root / "own"))
+    finally:
+        await operator.close()
+    pool = await node.client.pool("else", target_path=str(tmp_path / "else"))
+    assert pool.status.target_path == str(tmp_path / "else")
+    with pytest.raises(Refused) as refused:
+        await node.client.pool("twin", target_path=str(tmp_path / "else"))
+    assert refused.value.reason == "IDENTITY_IN_USE"
+
+
+@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "/a/./b", "/a/"])
+async def test_a_path_that_is_not_plain_is_refused(node: Rig, path: str) -> None:
+    with pytest.raises(Refused) as refused:
+        await node.client.pool("odd", target_path=path)
+    assert refused.value.reason == "NAME_MALFORMED"
+
+
+async def test_a_link_on_the_way_to_a_pool_is_refused(node: Rig, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(Refused) as refused:
+        await node.client.pool("odd", target_path=str(tmp_path / "link" / "pool"))
+    assert refused.value.reason == "PATH_OUTSIDE_POOL"
+    assert list((tmp_path / "real").iterdir()) == []
+    with pytest.raises(Refused) as refused:
+        await get(node.client, "odd")
+    assert refused.value.reason == "RESOURCE_NOT_FOUND"
+
+
+async def test_a_missing_parent_is_told(node: Rig, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        await node.client.pool("deep", target_path=str(tmp_path / "a" / "b"))
+    assert refused.value.reason == "BACKING_MISSING"
+
+
+async def test_the_same_id_twice_and_one_request_id(node: Rig) -> None:
+    client = node.client
+    request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="one", pool=pool_pb2.Pool(), request_id="r1")
+    first = await client.do(client.pools.CreatePool, request, pool_pb2.Pool)
+    again = await client.do(client.pools.CreatePool, request, pool_pb2.Pool)
+    assert first.uid == again.uid
+    request.request_id = "r2"
+    with pytest.raises(Refused) as refused:
+        await client.do(client.pools.CreatePool, request, pool_pb2.Pool)
+    assert refused.value.reason == "RESOURCE_EXISTS"
+
+
+async def test_validate_only_answers_the_plan_and_does_nothing(node: Rig) -> None:
+    client = node.client
+    request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="plan", pool=pool_pb2.Pool(), validate_only=True)
+    pool = await client.do(client.pools.CreatePool, request, pool_pb2.Pool)
+    assert pool.status.target_path == str(node.root / "plan")
+    assert not (node.root / "plan").exists()
+    assert list((await client.call(client.pools.ListPools, pool_pb2.ListPoolsRequest(parent=PARENT))).pools) == []
+
+
+async def test_an_update_changes_what_may_change(node: Rig) -> None:
+    client = node.client
+    pool = await client.pool("images")
+    pool.labels["tier"] = "fast"
+    pool.spec.autostart = resource_pb2.AUTOSTART_ALWAYS
+    request = pool_pb2.UpdatePoolRequest(
+        pool=pool, update_mask=field_mask_pb2.FieldMask(paths=["labels.tier", "spec.autostart"])
+    )
+    changed = await client.do(client.pools.UpdatePool, request, pool_pb2.Pool)
+    assert changed.generation == 2
+    assert changed.labels == {"tier": "fast"}
+    with pytest.raises(Refused) as refused:
+        await client.do(client.pools.UpdatePool, request, pool_pb2.Pool)
+    assert refused.value.reason == "ETAG_MISMATCH"
+    changed.spec.target_path = "/elsewhere"
+    request = pool_pb2.UpdatePoolRequest(
+        pool=changed, update_mask=field_mask_pb2.FieldMask(paths=["spec.target_path"])
+    )
+    with pytest.raises(Refused) as refused:
+        await client.do(client.pools.UpdatePool, request, pool_pb2.Pool)
+    assert refused.value.reason == "FIELD_CONFLICT"
+    made = await client.do(
+        client.pools.UpdatePool,
+        pool_pb2.UpdatePoolRequest(pool=pool_pb2.Pool(name=f"{PARENT}/pools/fresh"), allow_missing=True),
+        pool_pb2.Pool,
+    )
+    assert made.status.target_path == str(node.root / "fresh")
+
+
+async def test_a_directory_that_vanishes_makes_the_pool_inaccessible_and_nothing_is_forgotten(node: Rig) -> None:
+    client = node.client
+    await client.pool("images")
+    await client.volume("images", "disk", capacity_bytes=4096)
+    place = node.root / "images"
+    place.rename(node.root / "away")
+    pool = await until_state(client, "images", pool_pb2.POOL_STATE_INACCESSIBLE)
+    assert [one.type for one in pool.status.conditions] == ["Inaccessible"]
+    assert [volume.display_name or volume.name for volume in await client.list("images")] == [
+        f"{PARENT}/pools/images/volumes/disk"
+    ]
+    # An empty directory in its place is what an unmounted file system leaves: it must not be taken for the pool.
+    place.mkdir()
+    with pytest.raises(Refused) as refused:
+        await client.do(
+            client.pools.StartPool, pool_pb2.StartPoolRequest(name=f"{PARENT}/pools/images"), pool_pb2.Pool
+        )
+    assert refused.value.reason == "BACKING_MISSING"
+    assert len(await client.list("images")) == 1
+    with pytest.raises(Refused) as refused:
+        await client.volume("images", "other", capacity_bytes=1)
+    assert refused.value.reason == "WRONG_STATE"
+    place.rmdir()
+    (node.root / "away").rename(place)
+    pool = await until_state(client, "images", pool_pb2.POOL_STATE_RUNNING)
+    assert list(pool.status.conditions) == []
+    kinds = [event.type for event in await client.events()]
+    assert watch_pb2.EVENT_TYPE_BACKEND_LOST in kinds
+    assert watch_pb2.EVENT_TYPE_BACKEND_BACK in kinds
+
+
+async def test_pools_come_back_with_the_service(node: Rig) -> None:
+    await node.client.pool("runs")
+    await node.client.pool("rests", start=False)
+    state = node.base / "state" / "storage.db"
+    copy = Rig(node.base / "twin")
+    (node.base / "twin" / "state").mkdir(parents=True)
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{state}{suffix}", node.base / "twin" / "state" / f"storage.db{suffix}")
+    async with copy.running():
+        assert (await get(copy.client, "runs")).status.state == pool_pb2.POOL_STATE_RUNNING
+        assert (await get(copy.client, "rests")).status.state == pool_pb2.POOL_STATE_INACTIVE
+
+
+async def test_kinds_of_pools_are_told(node: Rig) -> None:
+    answer = await node.client.call(
+        node.client.pools.ListPoolBackends, pool_pb2.ListPoolBackendsRequest(parent=PARENT)
+    )
+    (kind,) = answer.pool_backends
+    assert kind.name == f"{PARENT}/poolBackends/dir"
+    assert kind.status.available
+    assert list(kind.status.volume_formats) == ["RAW", "QCOW2"]
+    assert "volume.upload" in {capability.id for capability in kind.status.capabilities}
+    assert kind.status.version.startswith("qemu-img ")

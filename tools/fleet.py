@@ -30,6 +30,8 @@ from pathlib import Path
 from tools import devnet, leftovers, toml
 from tools.paths import ROOT
 from tools.supervisor import Program, Supervisor
+from virtfleet.fleet.v1 import node_pb2
+from virtfleet_client import Credentials, connect_async
 
 RUN = Path(os.environ.get("VIRTFLEET_RUN") or ROOT / ".run")
 SERVICES = ("storage", "network", "compute")
@@ -136,6 +138,7 @@ class Fleet:
         self._remember()
         await self._start_gateway()
         await asyncio.gather(*(self._start_node(node) for node in self.nodes))
+        await self._wait_until_ready()
         self._write_environment()
 
     async def _start_authority(self) -> None:
@@ -300,6 +303,26 @@ class Fleet:
             "cgroup_parent": str(self.cgroup_parent or ""),
         }
         (self.run_folder / "fleet.json").write_text(json.dumps(content))
+
+    async def _wait_until_ready(self) -> None:
+        """Wait until the gateway sees every node ready.
+
+        Raises:
+            RuntimeError: One does not become ready; the text is what the gateway says of it.
+        """
+        files = self.credentials
+        credentials = Credentials(files["ca"], files["certificate"], files["key"])
+        ends_at = time.monotonic() + READY_SECONDS
+        async with connect_async(f"tls://{self.address}", credentials) as connection:
+            for node in self.nodes:
+                while True:
+                    seen = await connection.nodes.GetNode(node_pb2.GetNodeRequest(name=f"nodes/{node}"), timeout=10)
+                    if seen.status.state == node_pb2.NODE_STATE_READY:
+                        break
+                    if time.monotonic() > ends_at:
+                        raise RuntimeError(f"{node} does not become ready: {seen.status}")
+                    await asyncio.sleep(0.05)
+        self._say(f"{len(self.nodes)} nodes ready")
 
     async def _wait_for_port(self, address: str, name: str) -> None:
         ends_at = time.monotonic() + READY_SECONDS

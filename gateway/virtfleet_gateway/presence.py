@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 _GET_SERVER: Final = "/virtfleet.common.v1.AdminService/GetServer"
 _CALL_SECONDS: Final = 5.0
-_RETRY_SECONDS: Final = 0.5
+_RETRY_SECONDS: Final = 0.1
 _RETRY_LIMIT_SECONDS: Final = 5.0
 
 UNKNOWN: Final = node_pb2.SERVICE_STATE_UNSPECIFIED

@@ -1,29 +1,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-import pytest_asyncio
 from google.longrunning import operations_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from tests.integration.gateway.client import Watcher, create, failure, list_all, names
 from tests.integration.gateway.nodes import details_of
-from tests.integration.gateway.real import RealFleet, eventually, real_fleet
+from tests.integration.gateway.real import RealFleet, eventually
 from virtfleet.common.v1 import admin_pb2, admin_pb2_grpc
 from virtfleet.compute.v1 import console_pb2, console_pb2_grpc, domain_pb2, domain_pb2_grpc, stats_pb2, stats_pb2_grpc
-from virtfleet.compute.v1 import watch_pb2 as compute_watch
-from virtfleet.compute.v1 import watch_pb2_grpc as compute_watch_grpc
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet.fleet.v1 import watch_pb2 as fleet_watch
 from virtfleet.fleet.v1 import watch_pb2_grpc as fleet_watch_grpc
@@ -32,123 +27,6 @@ from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.credentials import OwnCertificate
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest_asyncio.fixture
-async def fleet() -> AsyncIterator[RealFleet]:
-    # A short path: the sockets of the processes lie in it.
-    with tempfile.TemporaryDirectory(prefix="vfg") as folder:
-        async with real_fleet(Path(folder)) as made:
-            yield made
-
-
-async def create(fleet: RealFleet, node: str, *ids: str, labels: dict[str, str] | None = None) -> None:
-    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
-    for id_ in ids:
-        domain = domain_pb2.Domain(display_name=f"domain {id_}", labels=labels or {})
-        domain.spec.title = "a title"
-        await domains.CreateDomain(domain_pb2.CreateDomainRequest(parent=f"nodes/{node}", domain_id=id_, domain=domain))
-
-
-async def list_all(fleet: RealFleet, **fields: Any) -> domain_pb2.ListDomainsResponse:
-    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
-    return await domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-", **fields))
-
-
-def names(answer: Any) -> list[str]:
-    return [domain.name for domain in answer.domains]
-
-
-async def failure(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
-
-
-class Watcher:
-    """Keeps what a client of the fleet's watch would know."""
-
-    def __init__(self, fleet: RealFleet, **fields: Any) -> None:
-        self.known: dict[str, domain_pb2.Domain] = {}
-        self.history: list[tuple[str, str, int]] = []
-        self.events: list[compute_watch.Event] = []
-        self.statuses: list[tuple[str, int]] = []
-        self.token = ""
-        self.snapshot_ended = False
-        self.closing = ""
-        self._resyncing: dict[str, set[str]] = {}
-        request = compute_watch.WatchResourcesRequest(
-            parent="nodes/-", resource_types=[compute_watch.RESOURCE_TYPE_DOMAIN], **fields
-        )
-        request.bookmark_interval.FromSeconds(1)
-        self.call = compute_watch_grpc.WatchServiceStub(fleet.channel).WatchResources(request)
-        self.news = asyncio.Event()
-        self.error: grpc.aio.AioRpcError | None = None
-        self.task = asyncio.ensure_future(self._run())
-
-    async def _run(self) -> None:
-        try:
-            async for response in self.call:
-                self._take(response)
-        except grpc.aio.AioRpcError as error:
-            self.error = error
-        except asyncio.CancelledError:
-            return
-        finally:
-            self.news.set()
-
-    def _take(self, response: compute_watch.WatchResourcesResponse) -> None:
-        assert response.resume_token
-        self._take_changes(response)
-        self._take_status(response)
-        if response.HasField("snapshot_end"):
-            self.snapshot_ended = True
-        if response.HasField("bookmark") and response.bookmark.HasField("closing"):
-            self.closing = response.bookmark.closing.message
-        self.token = response.resume_token
-        self.news.set()
-
-    def _take_changes(self, response: compute_watch.WatchResourcesResponse) -> None:
-        for change in response.changes:
-            kind = change.WhichOneof("kind")
-            if kind == "put":
-                domain = change.put.domain
-                self.known[domain.name] = domain
-                self.history.append(("put", domain.name, domain.generation))
-                for seen in self._resyncing.values():
-                    seen.add(domain.name)
-            elif kind == "delete":
-                self.known.pop(change.delete.name, None)
-                self.history.append(("delete", change.delete.name, 0))
-            elif kind == "event":
-                self.events.append(change.event)
-
-    def _take_status(self, response: compute_watch.WatchResourcesResponse) -> None:
-        if response.HasField("source_status"):
-            node, state = response.source_status.node, response.source_status.state
-            self.statuses.append((node, state))
-            if state == watch_pb2.SOURCE_STATE_RESYNCING:
-                self._resyncing[node] = set()
-            elif node in self._resyncing and state == watch_pb2.SOURCE_STATE_LIVE:
-                seen = self._resyncing.pop(node)
-                for name in [name for name in self.known if name.startswith(f"{node}/") and name not in seen]:
-                    del self.known[name]
-
-    async def until(self, good: Any, seconds: float = 15) -> None:
-        async with asyncio.timeout(seconds):
-            while not good(self):
-                assert self.error is None, self.error
-                self.news.clear()
-                if good(self):
-                    return
-                await self.news.wait()
-
-    async def stop(self) -> str:
-        self.call.cancel()
-        self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
-        return self.token
 
 
 # Nodes
@@ -542,161 +420,3 @@ async def test_single_and_batch_reads_over_all_nodes(fleet: RealFleet) -> None:
         stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-", names=["nodes/n2/domains/b"])
     )
     assert [one.name for one in some.stats] == ["nodes/n2/domains/b"]
-
-
-# The watch over all nodes
-
-
-async def test_past_events_of_all_nodes(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "a")
-    await create(fleet, "n2", "b")
-    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
-    for name in ("nodes/n1/domains/a", "nodes/n2/domains/b"):
-        await domains.StartDomain(domain_pb2.StartDomainRequest(name=name))
-    watch = compute_watch_grpc.WatchServiceStub(fleet.channel)
-    answer = await watch.ListEvents(compute_watch.ListEventsRequest(parent="nodes/-"))
-    assert [event.resource for event in answer.events] == ["nodes/n1/domains/a", "nodes/n2/domains/b"]
-
-
-async def test_the_watch_tells_all_nodes_in_order(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "old")
-    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 1)
-    watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.snapshot_ended)
-    assert list(watcher.known) == ["nodes/n1/domains/old"]
-    await asyncio.gather(create(fleet, "n1", "a", "b"), create(fleet, "n2", "c"))
-    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
-    for number in range(20):
-        domain = domain_pb2.Domain(name="nodes/n1/domains/a", labels={"n": str(number)})
-        await domains.UpdateDomain(domain_pb2.UpdateDomainRequest(domain=domain))
-    await domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/n1/domains/b"))
-    await watcher.until(
-        lambda watch: (
-            "nodes/n1/domains/b" not in watch.known
-            and "nodes/n2/domains/c" in watch.known
-            and watch.known.get("nodes/n1/domains/a", domain_pb2.Domain()).generation == 21
-        )
-    )
-    generations = [number for kind, name, number in watcher.history if name.endswith("/a") and kind == "put"]
-    assert generations == sorted(generations)
-    await watcher.stop()
-
-
-async def test_a_token_holds_across_a_gateway_that_starts_anew(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "a")
-    await create(fleet, "n2", "b", "gone")
-    watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 3)
-    token = await watcher.stop()
-    await fleet.stop_gateway()
-    # What happens while no gateway is there is told out of the nodes' own logs.
-    await fleet.start_gateway()
-    await create(fleet, "n1", "c")
-    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
-    await domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name="nodes/n2/domains/gone"))
-    await domains.StartDomain(domain_pb2.StartDomainRequest(name="nodes/n1/domains/a"))
-    resumed = Watcher(fleet, resume_token=token)
-    await resumed.until(
-        lambda watch: (
-            "nodes/n1/domains/c" in watch.known
-            and ("delete", "nodes/n2/domains/gone", 0) in watch.history
-            and watch.events
-        )
-    )
-    await create(fleet, "n1", "d")
-    await resumed.until(lambda watch: "nodes/n1/domains/d" in watch.known)
-    # Nothing but what the client had not been told, no gap, and no snapshot.
-    assert set(resumed.known) == {"nodes/n1/domains/c", "nodes/n1/domains/d"}
-    assert watch_pb2.SOURCE_STATE_RESYNCING not in [state for _, state in resumed.statuses]
-    assert len(resumed.events) == 1
-    puts = [name for kind, name, _ in resumed.history if kind == "put"]
-    assert len(puts) == len(set(puts))
-    await resumed.stop()
-
-
-async def test_a_token_that_a_node_does_not_know_any_more_is_told_as_resyncing(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "a")
-    await create(fleet, "n2", "b")
-    watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 2)
-    token = await watcher.stop()
-    # The node loses its store: the same node, another history.
-    node = fleet.nodes["n1"]
-    await node.end()
-    await fleet.wait_state("n1", node_pb2.NODE_STATE_NOT_READY)
-    for file in node.state.glob("compute.db*"):
-        file.unlink()
-    await node.start()
-    await fleet.wait_state("n1", node_pb2.NODE_STATE_READY, 30)
-    await create(fleet, "n1", "fresh")
-    resumed = Watcher(fleet, resume_token=token)
-    await resumed.until(
-        lambda watch: (
-            ("nodes/n1", watch_pb2.SOURCE_STATE_RESYNCING) in watch.statuses
-            and ("nodes/n1", watch_pb2.SOURCE_STATE_LIVE) in watch.statuses
-            and "nodes/n1/domains/fresh" in watch.known
-        )
-    )
-    assert not any(node == "nodes/n2" for node, _ in resumed.statuses)
-    assert set(resumed.known) == {"nodes/n1/domains/fresh"}
-    await resumed.stop()
-
-
-async def test_a_snapshot_that_was_cut_begins_anew(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "a")
-    await create(fleet, "n2", "b")
-    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 2)
-    watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.token and not watch.snapshot_ended)
-    token = await watcher.stop()
-    resumed = Watcher(fleet, resume_token=token)
-    await resumed.until(lambda watch: len(watch.known) == 2)
-    await resumed.until(lambda watch: ("nodes/n2", watch_pb2.SOURCE_STATE_LIVE) in watch.statuses)
-    await resumed.stop()
-
-
-async def test_filters_and_views_of_a_watch(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "gold", labels={"tier": "gold"})
-    await create(fleet, "n2", "iron", labels={"tier": "iron"})
-    await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 2)
-    watcher = Watcher(fleet, filter='labels.tier="gold"', view=resource_pb2.RESOURCE_VIEW_BASIC)
-    await watcher.until(lambda watch: watch.snapshot_ended)
-    assert list(watcher.known) == ["nodes/n1/domains/gold"]
-    assert not watcher.known["nodes/n1/domains/gold"].HasField("spec")
-    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
-    for name, tier in (("nodes/n2/domains/iron", "gold"), ("nodes/n1/domains/gold", "iron")):
-        domain = domain_pb2.Domain(name=name, labels={"tier": tier})
-        await domains.UpdateDomain(domain_pb2.UpdateDomainRequest(domain=domain))
-    await watcher.until(lambda watch: list(watch.known) == ["nodes/n2/domains/iron"])
-    assert ("delete", "nodes/n1/domains/gold", 0) in watcher.history
-    await watcher.stop()
-    error = await failure(Watcher(fleet, filter="spec.").call.read())
-    assert details_of(error)["reason"] == "FILTER_SYNTAX"
-    error = await failure(Watcher(fleet, resume_token="rubbish").call.read())
-    assert details_of(error)["reason"] == "PAGE_TOKEN_INVALID"
-
-
-async def test_a_list_says_where_a_watch_goes_on(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "a")
-    answer = await eventually(lambda: list_all(fleet), lambda answer: len(answer.domains) == 1)
-    await create(fleet, "n2", "b")
-    watcher = Watcher(fleet, resume_token=answer.resume_token)
-    await watcher.until(lambda watch: "nodes/n2/domains/b" in watch.known)
-    assert list(watcher.known) == ["nodes/n2/domains/b"]
-    await watcher.stop()
-
-
-async def test_a_gateway_that_drains_ends_watches_with_a_token(fleet: RealFleet) -> None:
-    await create(fleet, "n1", "a")
-    watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.snapshot_ended and "nodes/n1/domains/a" in watch.known)
-    await fleet.stop_gateway()
-    async with asyncio.timeout(10):
-        await watcher.task
-    assert watcher.closing
-    await fleet.start_gateway()
-    await create(fleet, "n1", "b")
-    resumed = Watcher(fleet, resume_token=watcher.token)
-    await resumed.until(lambda watch: "nodes/n1/domains/b" in watch.known)
-    assert list(resumed.known) == ["nodes/n1/domains/b"]
-    await resumed.stop()

@@ -9,7 +9,8 @@
     │                        WouldOverwrite SubnetOverlap AmbiguousName UidMismatch NotCancellable DeletionProtected
     ├── Aborted              EtagMismatch OperationConflict ChangeRolledBack
     ├── OutOfRange           ResumeTokenCompacted RangeBeyondEnd
-    ├── ResourceExhausted    PoolFull NodeMemoryShort AddressesExhausted QuotaExceeded RateLimited SlowReader MessageTooLarge
+    ├── ResourceExhausted    PoolFull NodeMemoryShort AddressesExhausted QuotaExceeded RateLimited SlowReader
+    MessageTooLarge
     ├── PermissionDenied     PermissionMissing ReadOnlySocket PathOutsidePool
     ├── Unauthenticated      CredentialsInvalid CertificateRevoked JoinTokenInvalid
     ├── Unimplemented        CapabilityMissing MethodNotImplemented

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
-import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -22,15 +20,16 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from virtfleet.type.v1 import operation_pb2
-from virtfleet_service import errors, failpoints, journal, requests, resources
+from virtfleet_service import errors, failpoints, journal, operation_records, requests, resources
 from virtfleet_service.journal import JournalEntry
+from virtfleet_service.operation_records import OnFailure
 from virtfleet_service.store import Store, StoreUnwritable
 from virtfleet_service.transaction import Transaction
 
 if TYPE_CHECKING:
     from virtfleet_service.call import Call
 
-__all__ = ["Commit", "Job", "JournalEntry", "Operations", "Work", "plan"]
+__all__ = ["Commit", "Handler", "Intent", "Job", "JournalEntry", "OnFailure", "Operations", "Work", "plan"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +46,6 @@ Commit = Callable[[Transaction], Message]
 
 Work = Callable[["Job"], Awaitable[Commit]]
 Intent = Callable[[Transaction], "str | None"]
-OnFailure = Callable[[Transaction, errors.VirtfleetError], None]
 Handler = Callable[[operations_pb2.Operation, Sequence[JournalEntry]], Awaitable[Commit]]
 
 
@@ -250,10 +248,10 @@ class Operations:
 
         def prepare(tx: Transaction) -> None:
             if exclusive and metadata.target:
-                _refuse_conflict(tx, metadata.target)
+                operation_records.refuse_conflict(tx, metadata.target)
             metadata.target_uid = (intent(tx) if intent is not None else None) or metadata.target_uid
             operation.metadata.Pack(metadata)
-            save(tx, operation, metadata, exclusive=exclusive)
+            operation_records.save(tx, operation, metadata, exclusive=exclusive)
             if key is not None:
                 requests.remember_operation(tx, key, operation.name)
 
@@ -342,7 +340,7 @@ class Operations:
         if not isinstance(outcome, errors.VirtfleetError):
             commit = outcome
             try:
-                await self._write(lambda tx: finish(tx, operation, metadata, commit(tx)))
+                await self._write(lambda tx: operation_records.finish(tx, operation, metadata, commit(tx)))
                 failpoints.reach("operations.recorded")
                 return
             except errors.VirtfleetError as error:
@@ -350,7 +348,7 @@ class Operations:
             except Exception as error:  # noqa: BLE001  # the boundary of the commit of an operation
                 outcome = _unexpected(operation.name, error)
         failure = outcome
-        await self._write(lambda tx: fail(tx, operation, metadata, failure, job.failures))
+        await self._write(lambda tx: operation_records.fail(tx, operation, metadata, failure, job.failures))
 
     async def _write(self, work: Callable[[Transaction], None]) -> None:
         """Write what has happened; while the disk refuses, try again: the effect stands and must not be forgotten."""
@@ -457,7 +455,7 @@ class Operations:
                 )
             async with asyncio.timeout(seconds):
                 commit = await handler(operation, journal.read(self.store.reader, operation.name))
-            await self._write(lambda tx: finish(tx, operation, metadata, commit(tx)))
+            await self._write(lambda tx: operation_records.finish(tx, operation, metadata, commit(tx)))
             return
         except errors.VirtfleetError as error:
             failure = error
@@ -467,7 +465,7 @@ class Operations:
             )
         except Exception as error:  # noqa: BLE001  # the boundary of a settlement
             failure = _unexpected(operation.name, error)
-        await self._write(lambda tx: fail(tx, operation, metadata, failure, ()))
+        await self._write(lambda tx: operation_records.fail(tx, operation, metadata, failure, ()))
 
     @staticmethod
     def plan(message: Message) -> operations_pb2.Operation:
@@ -481,112 +479,6 @@ def plan(message: Message) -> operations_pb2.Operation:
     operation.response.Pack(message)
     operation.metadata.Pack(operation_pb2.OperationMetadata(phase="validated"))
     return operation
-
-
-def save(
-    tx: Transaction,
-    operation: operations_pb2.Operation,
-    metadata: operation_pb2.OperationMetadata,
-    *,
-    exclusive: bool = True,
-) -> None:
-    """Record a new operation."""
-    body = operation.SerializeToString()
-    seq = tx.log_operation(operation.name, metadata.target, body)
-    tx.connection.execute(
-        "INSERT INTO operations (id, target, method, done, exclusive, seq, end_ns, body)"
-        " VALUES (?, ?, ?, 0, ?, ?, 0, ?)",
-        (operation.name, metadata.target, metadata.method, int(exclusive), seq, body),
-    )
-    tx.tell(
-        "OPERATION_STARTED",
-        metadata.target,
-        metadata.target_uid,
-        reason=_verb(metadata),
-        message=f"{operation.name} started",
-    )
-
-
-def finish(
-    tx: Transaction,
-    operation: operations_pb2.Operation,
-    metadata: operation_pb2.OperationMetadata,
-    response: Message,
-) -> None:
-    """Record that an operation has ended well."""
-    ended = operations_pb2.Operation(name=operation.name, done=True)
-    ended.response.Pack(response)
-    _end(tx, ended, metadata, ratio=1.0)
-
-
-def fail(
-    tx: Transaction,
-    operation: operations_pb2.Operation,
-    metadata: operation_pb2.OperationMetadata,
-    error: errors.VirtfleetError,
-    records: Sequence[OnFailure],
-) -> None:
-    """Record that an operation has failed, and the state after it."""
-    for record in reversed(records):
-        _record_failure(tx, operation.name, record, error)
-    ended = operations_pb2.Operation(name=operation.name, done=True, error=error.to_status())
-    _end(tx, ended, metadata)
-
-
-def _verb(metadata: operation_pb2.OperationMetadata) -> str:
-    """Return the method as a stable reason: `START_DOMAIN`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metadata.method.rpartition(".")[2]).upper()
-
-
-def _record_failure(tx: Transaction, name: str, record: OnFailure, error: errors.VirtfleetError) -> None:
-    try:
-        tx.attempt(lambda part: record(part, error))
-    except (StoreUnwritable, sqlite3.Error):
-        raise
-    except Exception:  # noqa: BLE001  # the boundary of a record made after a failure
-        # The operation must end all the same; what could not be recorded is left to reconciliation.
-        _log.exception("the state after the failure of %s could not be recorded", name)
-
-
-def _end(
-    tx: Transaction,
-    ended: operations_pb2.Operation,
-    metadata: operation_pb2.OperationMetadata,
-    *,
-    ratio: float | None = None,
-) -> None:
-    final = operation_pb2.OperationMetadata()
-    final.CopyFrom(metadata)
-    final.cancellable = False
-    final.ClearField("remaining")
-    final.end_time.CopyFrom(resources.now())
-    if ratio is not None:
-        final.progress_ratio = ratio
-    ended.metadata.Pack(final)
-    body = ended.SerializeToString()
-    seq = tx.log_operation(ended.name, final.target, body)
-    tx.connection.execute(
-        "UPDATE operations SET done = 1, end_ns = ?, seq = ?, body = ? WHERE id = ?",
-        (time.time_ns(), seq, body, ended.name),
-    )
-    journal.clear(tx, ended.name)
-    outcome = f"failed: {ended.error.message}" if ended.HasField("error") else "ended well"
-    tx.tell("OPERATION_DONE", final.target, final.target_uid, reason=_verb(final), message=f"{ended.name} {outcome}")
-
-
-def _refuse_conflict(tx: Transaction, target: str) -> None:
-    found = tx.connection.execute(
-        "SELECT id, method FROM operations WHERE target = ? AND done = 0 AND exclusive = 1", (target,)
-    ).fetchone()
-    if found is not None:
-        name, method = found
-        raise errors.OperationConflict(
-            f"{name} ({method.rpartition('.')[2]}) runs on {target}: wait for it or cancel it",
-            resource=target,
-            retry_delay_seconds=1.0,
-            operation=name,
-            method=method,
-        )
 
 
 def _inline_wait_seconds(call: Call, request: Message) -> float:

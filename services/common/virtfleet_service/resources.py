@@ -37,19 +37,19 @@ def create_head(resource: Message, name: str, *, call: object = None, uid: str |
     del call
     check_annotations(resource)
     resource.name = name  # type: ignore[attr-defined]  # the head is the same in every resource
-    resource.uid = uid or str(uuid.uuid4())  # type: ignore[attr-defined]
-    resource.generation = 1  # type: ignore[attr-defined]
-    resource.etag = etag_of(resource)  # type: ignore[attr-defined]
+    resource.uid = uid or str(uuid.uuid4())  # type: ignore[attr-defined]  # of every head
+    resource.generation = 1  # type: ignore[attr-defined]  # of every head
+    resource.etag = etag_of(resource)  # type: ignore[attr-defined]  # of every head
     now = time.time_ns()
-    resource.create_time.FromNanoseconds(now)  # type: ignore[attr-defined]
-    resource.update_time.FromNanoseconds(now)  # type: ignore[attr-defined]
+    resource.create_time.FromNanoseconds(now)  # type: ignore[attr-defined]  # of every head
+    resource.update_time.FromNanoseconds(now)  # type: ignore[attr-defined]  # of every head
 
 
 def touch(resource: Message) -> None:
     """Count a stored change of display_name, labels, annotations or spec: next generation, its etag, its time."""
     resource.generation += 1  # type: ignore[attr-defined]  # the head is the same in every resource
-    resource.etag = etag_of(resource)  # type: ignore[attr-defined]
-    resource.update_time.FromNanoseconds(time.time_ns())  # type: ignore[attr-defined]
+    resource.etag = etag_of(resource)  # type: ignore[attr-defined]  # of every head
+    resource.update_time.FromNanoseconds(time.time_ns())  # type: ignore[attr-defined]  # of every head
 
 
 def etag_of(resource: Message) -> str:
@@ -65,8 +65,8 @@ def check_preconditions(resource: Message, etag: str = "", expected_uid: str = "
         EtagMismatch: The resource has changed since the caller read it.
     """
     name: str = resource.name  # type: ignore[attr-defined]  # the head is the same in every resource
-    uid: str = resource.uid  # type: ignore[attr-defined]
-    current: str = resource.etag  # type: ignore[attr-defined]
+    uid: str = resource.uid  # type: ignore[attr-defined]  # of every head
+    current: str = resource.etag  # type: ignore[attr-defined]  # of every head
     if expected_uid and expected_uid != uid:
         raise errors.UidMismatch(
             f"{name} has the uid {uid} now, not {expected_uid}", resource=name, uid=uid, expected_uid=expected_uid

@@ -268,16 +268,16 @@ class Transaction:
         filled = type(event)()
         filled.CopyFrom(event)
         resource: str = filled.resource  # type: ignore[attr-defined]  # fields 1 to 6 of every Event
-        row = None if filled.uid else self.get(resource)  # type: ignore[attr-defined]
+        row = None if filled.uid else self.get(resource)  # type: ignore[attr-defined]  # of every Event
         if row is not None:
-            filled.uid = row.uid  # type: ignore[attr-defined]
-        uid: str = filled.uid  # type: ignore[attr-defined]
-        number: int = filled.type  # type: ignore[attr-defined]
+            filled.uid = row.uid  # type: ignore[attr-defined]  # of every Event
+        uid: str = filled.uid  # type: ignore[attr-defined]  # of every Event
+        number: int = filled.type  # type: ignore[attr-defined]  # of every Event
         has_time = filled.HasField("time")
 
         def encode(ns: int) -> bytes:
             if not has_time:
-                filled.time.FromNanoseconds(ns)  # type: ignore[attr-defined]
+                filled.time.FromNanoseconds(ns)  # type: ignore[attr-defined]  # of every Event
             return self._codec.event(ns, filled.SerializeToString())
 
         self._append(EVENT, self._codec.kind_of_name(resource), resource, uid, encode, number)

@@ -137,7 +137,7 @@ class WatchHub:
     def _resource_feed(self, request: Message, call: Call | None) -> ResourceFeed:
         codec = self.store.codec
         numbers: Sequence[int] = request.resource_types  # type: ignore[attr-defined]  # the shape of every watch request
-        text: str = request.filter  # type: ignore[attr-defined]
+        text: str = request.filter  # type: ignore[attr-defined]  # of every request
         kinds = frozenset(codec.type_by_kind_number.get(number, "") for number in numbers)
         watched = [of for kind, of in codec.resource_types.items() if not kinds or kind in kinds]
         by_class = {of.DESCRIPTOR.full_name: filters.compile_filter(text, of) for of in watched} if text.strip() else {}
@@ -145,10 +145,10 @@ class WatchHub:
             self.store,
             self._decoder,
             kinds=kinds,
-            event_types=frozenset(request.event_types),  # type: ignore[attr-defined]
+            event_types=frozenset(request.event_types),  # type: ignore[attr-defined]  # of every request
             matches=(lambda message: by_class[message.DESCRIPTOR.full_name](message)) if by_class else None,
             filter_text=text,
-            view=request.view,  # type: ignore[attr-defined]
+            view=request.view,  # type: ignore[attr-defined]  # of every request
             sees=None if call is None or call.sees_all else call.may_see,
         )
 
@@ -364,7 +364,7 @@ class WatchHub:
         """
         codec = self.store.codec
         text: str = request.filter  # type: ignore[attr-defined]  # the shape of every such request
-        page_token: str = request.page_token  # type: ignore[attr-defined]
+        page_token: str = request.page_token  # type: ignore[attr-defined]  # of every request
         size = paging.page_size_of(request)
         matches = filters.compile_filter(text, codec.event_class) if text else None
         sees = None if call is None or call.sees_all else call.may_see
@@ -382,21 +382,21 @@ class WatchHub:
             (after, until.seq),
         )
         for number, (seq, name, body) in enumerate(rows):
-            full = len(response.events) == size or used > paging.PAGE_LIMIT_BYTES  # type: ignore[attr-defined]
+            full = len(response.events) == size or used > paging.PAGE_LIMIT_BYTES  # type: ignore[attr-defined]  # of every request
             if full or (number % 32 == 31 and time.monotonic() > deadline):
                 more = True
                 break
             last = seq
             event = codec.event_in(body)
             if (sees is None or sees(name)) and (matches is None or matches(event)):
-                response.events.append(event)  # type: ignore[attr-defined]
+                response.events.append(event)  # type: ignore[attr-defined]  # of every request
                 used += len(body)
         rows.close()
         if more:
             place = _EVENTS_PLACE.pack(last, until.seq, until.time_ns)
-            response.next_page_token = tokens.seal(self.store.token_key, binding, place)  # type: ignore[attr-defined]
+            response.next_page_token = tokens.seal(self.store.token_key, binding, place)  # type: ignore[attr-defined]  # of every request
         resume = ResumeToken(self.store.store_id, until.seq, until.time_ns)
-        response.resume_token = resume.encode()  # type: ignore[attr-defined]
+        response.resume_token = resume.encode()  # type: ignore[attr-defined]  # of every request
         return response.SerializeToString()
 
 

@@ -6,21 +6,15 @@ from pathlib import Path
 
 import pytest
 from google.longrunning import operations_pb2
-from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
 from tests.unit.service.rig import START, TEST_CAUSE, call, domain, open_store, put
-from virtfleet.common.v1 import operations_pb2 as common_pb2
-from virtfleet.compute.v1 import domain_pb2, watch_pb2
-from virtfleet.type.v1 import operation_pb2
+from tests.unit.service.work import TARGET, ended, gated, quick, reason_of, set_running, start, state
+from virtfleet.compute.v1 import domain_pb2
 from virtfleet_service import errors, requests
-from virtfleet_service.longrunning import OperationsService, metadata_of
+from virtfleet_service.longrunning import metadata_of
 from virtfleet_service.operations import Commit, Job, Operations
 from virtfleet_service.store import Store, StoreUnwritable, Transaction
-from virtfleet_service.watch import WatchHub
-
-TARGET = "nodes/n1/domains/a"
-UPDATE_LABELS = "virtfleet.compute.v1.DomainService.UpdateDomain"
 
 
 @pytest.fixture
@@ -34,51 +28,6 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 async def operations(store: Store) -> AsyncIterator[Operations]:
     async with Operations(store, service="compute", node="n1").running(drain_seconds=1) as running:
         yield running
-
-
-def start(
-    request_id: str = "", *, inline_seconds: float | None = None, etag: str = ""
-) -> domain_pb2.StartDomainRequest:
-    request = domain_pb2.StartDomainRequest(name=TARGET, request_id=request_id, etag=etag)
-    if inline_seconds is not None:
-        request.inline_wait.FromNanoseconds(int(inline_seconds * 1e9))
-    return request
-
-
-def set_running(tx: Transaction) -> Message:
-    current = domain_pb2.Domain.FromString(tx.need(TARGET).body)
-    current.status.state = domain_pb2.DOMAIN_STATE_RUNNING
-    tx.put("domain", current, cause=START)
-    return current
-
-
-async def quick(job: Job) -> Commit:
-    job.progress(phase="starting", ratio=0.5)
-    return set_running
-
-
-def gated(gate: asyncio.Event, entered: asyncio.Event | None = None) -> Callable[[Job], Awaitable[Commit]]:
-    async def work(job: Job) -> Commit:
-        job.progress(phase="waiting", done_bytes=10, total_bytes=40)
-        if entered is not None:
-            entered.set()
-        await gate.wait()
-        return set_running
-
-    return work
-
-
-def state(store: Store) -> int:
-    return domain_pb2.Domain.FromString(store.need(TARGET).body).status.state
-
-
-def reason_of(operation: operations_pb2.Operation) -> str:
-    return requests.error_of(operation.error).reason
-
-
-async def ended(operations: Operations, name: str) -> operations_pb2.Operation:
-    async with asyncio.timeout(5):
-        return await operations.wait(name, 5)
 
 
 async def test_quick_work_is_done_in_the_first_reply(store: Store, operations: Operations) -> None:
@@ -419,7 +368,7 @@ async def test_settlement_finishes_with_the_journal(tmp_path: Path) -> None:
 
     async def handler(operation: operations_pb2.Operation, entries: object) -> Commit:
         assert operation.name == name
-        seen.extend((entry.step, entry.payload) for entry in entries)  # type: ignore[attr-defined]
+        seen.extend((entry.step, entry.payload) for entry in entries)  # type: ignore[attr-defined]  # keywords of any field
         return set_running
 
     async with open_store(tmp_path / "x.db") as store:
@@ -500,134 +449,3 @@ async def test_the_end_of_an_operation_waits_for_a_full_disk(operations: Operati
     assert not waiting.done
     broken = False
     assert (await ended(operations, waiting.name)).HasField("response")
-
-
-# The standard service.
-
-
-async def test_the_service_of_operations(operations: Operations) -> None:
-    service = OperationsService(operations)
-    gate = asyncio.Event()
-    done = await operations.run(call(), start(), target=TARGET, work=quick)
-    running = await operations.run(call(), start(inline_seconds=0), target=TARGET, work=gated(gate))
-    listing = call("google.longrunning.Operations.ListOperations")
-
-    async def names(filter_: str = "", **rest: object) -> list[str]:
-        request = operations_pb2.ListOperationsRequest(name="nodes/n1/services/compute", filter=filter_, **rest)  # type: ignore[arg-type]
-        return [operation.name for operation in (await service.list_operations(request, listing)).operations]
-
-    assert await names() == [done.name, running.name]
-    assert await names("done = true") == [done.name]
-    assert await names(f'done = false AND target = "{TARGET}" AND phase = waiting') == [running.name]
-    assert await names('target = "nodes/n1/domains/z"') == []
-    first = await service.list_operations(
-        operations_pb2.ListOperationsRequest(name="nodes/n1/services/compute", page_size=1), listing
-    )
-    assert len(first.operations) == 1
-    assert await names(page_token=first.next_page_token) == [running.name]
-    with pytest.raises(errors.PageTokenInvalid):
-        await names("done = true", page_token=first.next_page_token)
-    with pytest.raises(errors.NameMalformed):
-        await service.list_operations(operations_pb2.ListOperationsRequest(name="nodes/n1/services/storage"), listing)
-
-    got = await service.get_operation(
-        operations_pb2.GetOperationRequest(name=running.name), call("google.longrunning.Operations.GetOperation")
-    )
-    assert metadata_of(got).phase == "waiting"
-    deleting = call("google.longrunning.Operations.DeleteOperation")
-    with pytest.raises(errors.WrongState):
-        await service.delete_operation(operations_pb2.DeleteOperationRequest(name=running.name), deleting)
-    await service.delete_operation(operations_pb2.DeleteOperationRequest(name=done.name), deleting)
-    with pytest.raises(errors.ResourceNotFound):
-        await service.delete_operation(operations_pb2.DeleteOperationRequest(name=done.name), deleting)
-    waiting = operations_pb2.WaitOperationRequest(name=running.name)
-    waiting.timeout.FromMilliseconds(10)
-    wait_call = call("google.longrunning.Operations.WaitOperation")
-    assert not (await service.wait_operation(waiting, wait_call)).done
-    cancel = call("google.longrunning.Operations.CancelOperation")
-    assert (
-        await service.cancel_operation(operations_pb2.CancelOperationRequest(name=running.name), cancel)
-        == empty_pb2.Empty()
-    )
-    waiting.timeout.FromSeconds(5)
-    assert reason_of(await service.wait_operation(waiting, wait_call)) == "OPERATION_CANCELLED"
-
-
-async def test_operations_of_others_are_hidden(operations: Operations) -> None:
-    service = OperationsService(operations)
-    done = await operations.run(call(), start(), target=TARGET, work=quick)
-    listing = call("google.longrunning.Operations.ListOperations", roles=("admin@nodes/n1/domains/b",))
-    found = await service.list_operations(
-        operations_pb2.ListOperationsRequest(name="nodes/n1/services/compute"), listing
-    )
-    assert not found.operations
-    with pytest.raises(errors.PermissionMissing):
-        await service.get_operation(
-            operations_pb2.GetOperationRequest(name=done.name),
-            call("google.longrunning.Operations.GetOperation", roles=("admin@nodes/n1/domains/b",)),
-        )
-
-
-async def test_a_watcher_sees_start_progress_and_end_in_order(store: Store, operations: Operations) -> None:
-    hub = WatchHub(store)
-    await operations.run(call(), start(), target="nodes/n1/domains/z", work=quick)
-    stream = hub.stream_operations(common_pb2.WatchOperationsRequest(target=TARGET))
-    first = common_pb2.WatchOperationsResponse.FromString(await anext(stream))
-    assert first.WhichOneof("marker") == "snapshot_end"
-    gate = asyncio.Event()
-    running = await operations.run(call(), start(inline_seconds=0), target=TARGET, work=gated(gate))
-    seen: list[operations_pb2.Operation] = []
-    async with asyncio.timeout(5):
-        while len(seen) < 2:
-            seen += common_pb2.WatchOperationsResponse.FromString(await anext(stream)).operations
-        gate.set()
-        while not seen[-1].done:
-            seen += common_pb2.WatchOperationsResponse.FromString(await anext(stream)).operations
-    assert {operation.name for operation in seen} == {running.name}
-    assert [metadata_of(operation).phase for operation in seen] == ["", "waiting", "waiting"]
-    assert [operation.done for operation in seen] == [False, False, True]
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator
-    snapshot = hub.stream_operations(common_pb2.WatchOperationsRequest())
-    listed = common_pb2.WatchOperationsResponse.FromString(await anext(snapshot))
-    assert len(listed.operations) == 2
-    await snapshot.aclose()  # type: ignore[attr-defined]  # an async generator
-
-
-async def test_starts_and_ends_are_events_of_the_target(store: Store, operations: Operations) -> None:
-    async def fails(_: Job) -> Commit:
-        raise errors.HypervisorFailed("it said no")
-
-    hub = WatchHub(store)
-    await operations.run(call(), start(), target=TARGET, target_uid="u", work=quick)
-    await operations.run(call(), start(), target=TARGET, target_uid="u", work=fails)
-    events = watch_pb2.ListEventsResponse.FromString(
-        hub.list_events(watch_pb2.ListEventsRequest(parent="nodes/n1"))
-    ).events
-    started, done = watch_pb2.EVENT_TYPE_OPERATION_STARTED, watch_pb2.EVENT_TYPE_OPERATION_DONE
-    assert [event.type for event in events] == [started, done, started, done]
-    assert {(event.resource, event.uid, event.reason) for event in events} == {(TARGET, "u", "START_DOMAIN")}
-    assert "failed: it said no" in events[3].message
-
-
-async def test_plan_is_done_and_recorded_nowhere(store: Store) -> None:
-    planned = Operations.plan(domain("x"))
-    assert planned.done
-    assert not planned.name
-    assert planned.metadata.Is(operation_pb2.OperationMetadata.DESCRIPTOR)
-    assert store.reader.execute("SELECT count(*) FROM operations").fetchone() == (0,)
-
-
-async def test_a_snapshot_of_operations_never_runs_ahead_of_the_log(store: Store, operations: Operations) -> None:
-    hub = WatchHub(store)
-    for _ in range(20):
-        stream = hub.stream_operations(common_pb2.WatchOperationsRequest())
-        running = asyncio.create_task(operations.run(call(), start(), target=TARGET, work=quick))
-        seen: dict[str, list[bool]] = {}
-        async with asyncio.timeout(5):
-            while not running.done() or not seen.get(running.result().name, [False])[-1]:
-                message = common_pb2.WatchOperationsResponse.FromString(await anext(stream))
-                for operation in message.operations:
-                    seen.setdefault(operation.name, []).append(operation.done)
-                await asyncio.sleep(0)
-        assert all(states == sorted(states) for states in seen.values())
-        await stream.aclose()  # type: ignore[attr-defined]  # an async generator

@@ -26,7 +26,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 def ask(**fields: object) -> domain_pb2.ListDomainsRequest:
-    return domain_pb2.ListDomainsRequest(parent="nodes/n1", **fields)  # type: ignore[arg-type]
+    return domain_pb2.ListDomainsRequest(parent="nodes/n1", **fields)  # type: ignore[arg-type]  # keywords of any field
 
 
 def listed(store: Store, **fields: object) -> domain_pb2.ListDomainsResponse:

@@ -27,7 +27,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 def ask(**fields: object) -> watch_pb2.WatchResourcesRequest:
-    return watch_pb2.WatchResourcesRequest(parent="nodes/n1", **fields)  # type: ignore[arg-type]
+    return watch_pb2.WatchResourcesRequest(parent="nodes/n1", **fields)  # type: ignore[arg-type]  # keywords of any field
 
 
 def names(changes: list[watch_pb2.Change]) -> list[str]:
@@ -53,7 +53,7 @@ async def update(store: Store, one: domain_pb2.Domain, **labels: str) -> None:
 
 
 def event(name: str, kind: int = watch_pb2.EVENT_TYPE_DOMAIN_REBOOTED) -> watch_pb2.Event:
-    return watch_pb2.Event(resource=name, type=kind, reason="X")  # type: ignore[arg-type]
+    return watch_pb2.Event(resource=name, type=kind, reason="X")  # type: ignore[arg-type]  # keywords of any field
 
 
 async def tell(store: Store, *events: watch_pb2.Event) -> None:
@@ -394,10 +394,10 @@ async def test_past_events_in_pages(store: Store) -> None:
     hub = WatchHub(store)
     for index in range(25):
         await put(store, domain(f"d{index}"))
-        await store.write(lambda tx, index=index: tx.event(event(f"nodes/n1/domains/d{index % 2}")))  # type: ignore[misc]
+        await store.write(lambda tx, index=index: tx.event(event(f"nodes/n1/domains/d{index % 2}")))  # type: ignore[misc]  # keywords of any field
 
     def listed(**fields: object) -> watch_pb2.ListEventsResponse:
-        request = watch_pb2.ListEventsRequest(parent="nodes/n1", **fields)  # type: ignore[arg-type]
+        request = watch_pb2.ListEventsRequest(parent="nodes/n1", **fields)  # type: ignore[arg-type]  # keywords of any field
         return watch_pb2.ListEventsResponse.FromString(hub.list_events(request))
 
     first = listed(page_size=10)

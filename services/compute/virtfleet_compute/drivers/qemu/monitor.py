@@ -37,6 +37,8 @@ class Monitor:
         self._on_event = on_event
         self._on_lost = on_lost
         self._watcher: asyncio.Task[None] | None = None
+        self._hanging_up: asyncio.Task[None] | None = None
+        self._closing = False
 
     @classmethod
     async def connect(
@@ -91,8 +93,15 @@ class Monitor:
 
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
-        await self._hang_up()
-        self._on_lost(self)
+        await self._hung_up()
+        if not self._closing:
+            self._on_lost(self)
+
+    async def _hung_up(self) -> None:
+        # Once: the library does not like to be told twice.
+        if self._hanging_up is None:
+            self._hanging_up = asyncio.create_task(self._hang_up(), name="qmp hang-up")
+        await asyncio.shield(self._hanging_up)
 
     async def _hang_up(self) -> None:
         from qemu.qmp import QMPError
@@ -126,8 +135,7 @@ class Monitor:
 
     async def close(self) -> None:
         """Hang up. The guest notices nothing. May be called again."""
+        self._closing = True
+        await self._hung_up()
         if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-            self._watcher = None
-        await self._hang_up()
+            await self._watcher

@@ -270,9 +270,12 @@ def _disk(path: str, device_id: str, disk: device_pb2.Disk, family: Family, host
         raise CapabilityMissing(
             "this QEMU was built without io_uring", field=f"{path}.io", capability="disk.io.io_uring"
         )
-    for name, default in (("detect_zeroes", False), ("read_only", cdrom), ("shareable", False)):
-        if not disk.HasField(name):
-            setattr(disk, name, default)
+    if not disk.HasField("detect_zeroes"):
+        disk.detect_zeroes = False
+    if not disk.HasField("read_only"):
+        disk.read_only = cdrom
+    if not disk.HasField("shareable"):
+        disk.shareable = False
     if cdrom and not disk.read_only:
         raise FieldConflict("a CD-ROM is read-only", field=f"{path}.read_only")
     if disk.read_only and not cdrom and disk.bus in (device_pb2.DISK_BUS_IDE, device_pb2.DISK_BUS_SATA):

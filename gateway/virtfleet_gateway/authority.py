@@ -143,9 +143,7 @@ class Authority:
             lifetime=lifetime,
         )
 
-    def issue_gateway(
-        self, request_pem: bytes, name: str, hosts: Iterable[str], lifetime: dt.timedelta
-    ) -> Certificate:
+    def issue_gateway(self, request_pem: bytes, name: str, hosts: Iterable[str], lifetime: dt.timedelta) -> Certificate:
         """Sign the certificate of a gateway that clients reach under `hosts` (DNS names and IP addresses).
 
         Raises:
@@ -167,9 +165,7 @@ class Authority:
             lifetime=lifetime,
         )
 
-    def issue_user(
-        self, request_pem: bytes, name: str, roles: Sequence[str], lifetime: dt.timedelta
-    ) -> Certificate:
+    def issue_user(self, request_pem: bytes, name: str, roles: Sequence[str], lifetime: dt.timedelta) -> Certificate:
         """Sign the certificate of a person or controller, with its roles; for calling only.
 
         Raises:

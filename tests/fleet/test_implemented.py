@@ -129,7 +129,8 @@ def standard(fleet: Fleet, node: str) -> Iterator[tuple[str, grpc.RpcError | Non
 
 
 def test_every_method_of_the_api_is_built(fleet: Fleet, nodes: list[str]) -> None:
-    built, missing = [], []
+    built: list[str] = []
+    missing: list[str] = []
     for method in methods():
         name = f"{method.containing_service.full_name}/{method.name}"
         (built if is_built(call(fleet.channel, method, nodes[0])) else missing).append(name)

@@ -17,6 +17,7 @@ from virtfleet_gateway.app import App, running
 from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.settings import FleetSettings
 from virtfleet_service import enrollment
+from virtfleet_service.denial import Denials
 from virtfleet_service.enrollment import Fleet, JoinToken, Membership
 from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, JoinTokenInvalid
 
@@ -130,9 +131,7 @@ async def test_a_member_renews_its_certificate_and_hears_of_a_revocation(
             enrollment_pb2.RevokeCertificateRequest(name=f"certificates/c{old.serial_number:x}", reason="test")
         )
         await asyncio.wait_for(changes.get(), 10)
-        denials = enrollment.Denials.load(
-            folder / "denied", x509.load_pem_x509_certificates((folder / "ca.crt").read_bytes())
-        )
+        denials = Denials.load(folder / "denied", x509.load_pem_x509_certificates((folder / "ca.crt").read_bytes()))
         identity = "spiffe://virtfleet.dev/node/n1/compute"
         assert denials.denies(f"{old.serial_number:x}", identity, old.not_valid_before_utc)
         assert not denials.denies(f"{after.serial_number:x}", identity, after.not_valid_before_utc)

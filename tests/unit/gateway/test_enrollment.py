@@ -8,14 +8,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2
 from virtfleet_gateway import authority as authorities
 from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.enrollment import Enrollment, Terms
+from virtfleet_service.authorization import Authorizer
+from virtfleet_service.call import Call, Caller
 from virtfleet_service.denial import Denials, public_key_sha256
 from virtfleet_service.enrollment import take_trust_bundle
 from virtfleet_service.errors import DocumentInvalid, FieldConflict, JoinTokenInvalid, NameMalformed
+from virtfleet_service.methods import FOREIGN_RULES, facts_of
 from virtfleet_service.store import Store
 
 
@@ -44,22 +48,12 @@ class Desk:
         return Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self.authority.certificate_pem)])
 
 
-class _Caller:
-    subject = "spiffe://virtfleet.dev/user/admin"
-    roles = ("admin",)
-
-
-class _Method:
-    full_name = "/virtfleet.fleet.v1.EnrollmentService/CreateJoinToken"
-
-
-class _Call:
-    caller = _Caller()
-    method = _Method()
-    peer = None
-
-
-CALL = _Call()
+_SERVICE = enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"]
+CALL = Call(
+    facts_of(_SERVICE.methods_by_name["CreateJoinToken"], FOREIGN_RULES),
+    Caller("spiffe://virtfleet.dev/user/admin", ("admin",), "tls"),
+    Authorizer(),
+)
 
 
 @pytest.fixture
@@ -272,7 +266,7 @@ def test_a_users_certificate_carries_roles_and_cannot_serve(tmp_path: Path) -> N
     authority = Authority.create(tmp_path / "ca")
     issued = authority.issue_user(new_request("x")[1], "alice", ["viewer", "operator"], dt.timedelta(days=1))
     leaf = x509.load_pem_x509_certificate(issued.pem)
-    organisations = [str(part.value) for part in leaf.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATION_NAME)]
+    organisations = [str(part.value) for part in leaf.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     assert organisations == [f"{authorities.ROLE_PREFIX}viewer", f"{authorities.ROLE_PREFIX}operator"]
     usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert list(usage) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]

@@ -118,7 +118,7 @@ class NodeStandard(grpc.GenericRpcHandler):
             status = await self._health_of(node, service)
             return bytes(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
         if path == f"{HEALTH}List":
-            answer = health_pb2.HealthListResponse()  # type: ignore[attr-defined]  # the stubs are older than the protocol
+            answer = health_pb2.HealthListResponse()
             states = await asyncio.gather(*(self._one(node, part) for part in SERVICES))
             for part, status in zip(SERVICES, states, strict=True):
                 answer.statuses[part].status = cast("Any", status)

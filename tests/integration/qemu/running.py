@@ -56,8 +56,6 @@ class Node:
                 settings=self.settings,
             )
         )
-        # The trial of KVM costs a second, and has a test of its own.
-        (self.folder / "state").mkdir(exist_ok=True)
         await self.driver.probe()
         await self.stack.enter_async_context(self.driver.running())
         await self.driver.list()

@@ -57,8 +57,10 @@ def counting_firmware() -> bytes:
     return bytes(rom)
 
 
-async def accelerators(emulator: Emulator, state_directory: Path) -> tuple[AcceleratorReport, ...]:
-    """Return what drives guests here, the best first."""
+async def accelerators(emulator: Emulator, state_directory: Path, only: str = "") -> tuple[AcceleratorReport, ...]:
+    """Return what drives guests here, the best first. What the settings exclude is not tried."""
+    if only == "tcg":
+        return (AcceleratorReport("kvm", usable=False, reason="not tried: the settings ask for tcg"), _TCG)
     return (await _kvm(emulator, state_directory), _TCG)
 
 

@@ -90,7 +90,9 @@ class QemuDriver:
                 "the QEMU driver needs the node's launcher", driver=self.driver_id, cause="no launcher_socket is set"
             )
         emulator = await probe.probe(self._binary, self._environment.state_directory)
-        self._accelerators = await accelerator.accelerators(emulator, self._environment.state_directory)
+        self._accelerators = await accelerator.accelerators(
+            emulator, self._environment.state_directory, self._settings.accelerator
+        )
         self._emulator = emulator
         try:
             launcher = await self._launcher.capabilities()

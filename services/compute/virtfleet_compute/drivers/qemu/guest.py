@@ -165,7 +165,12 @@ class Guest:
             self._panicked(reaction)
         elif status == "watchdog":
             self._watchdog(reaction)
-        keeps_reason = state == self.state == PAUSED and status == "paused"
+        # Who paused it is known better here than there, if anything is known.
+        keeps_reason = (
+            state == self.state == PAUSED
+            and status == "paused"
+            and self.reason != _R.DOMAIN_STATE_REASON_STARTING
+        )
         if not keeps_reason and (state, reason) != (self.state, self.reason):
             self.state, self.reason = state, reason
             reaction.changed = True

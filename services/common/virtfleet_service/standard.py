@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
-from grpc_channelz.v1 import channelz_pb2  # type: ignore[import-untyped]  # ships no annotations
-from grpc_channelz.v1.channelz import ChannelzServicer  # type: ignore[import-untyped]  # ships no annotations
-from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]  # annotates messages only
-from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]  # annotates messages only
+from grpc_channelz.v1 import channelz_pb2
+from grpc_channelz.v1.channelz import ChannelzServicer
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from virtfleet_service.errors import InvalidArgument, ResourceNotFound, Unexpected
 

@@ -194,6 +194,10 @@ def put_volume(tx: Transaction, volume: volume_pb2.Volume, *, cause: str) -> boo
     _remember(tx, PATHS, volume.status.path, volume.name)
     chain = volume.status.backing_chain
     below = volume_at(tx, chain[0].path) if chain else None
+    if below is None and volume.spec.backing.volume:
+        # While the chain is broken, what was asked for still says what must not be thrown away.
+        node = names.node_of(volume.name)
+        below = get_volume(tx, names.absolute(volume.spec.backing.volume, node))
     _set_backing(tx, volume, below.uid if below is not None else "")
     return tx.put(VOLUME, volume, cause=cause)
 

@@ -175,10 +175,11 @@ class Uploads:
         await asyncio.shield(asyncio.ensure_future(self._settle_stream(stream)))
 
     async def _settle_stream(self, stream: _Stream) -> None:
-        await asyncio.gather(
-            *(task for task in (stream.writing, stream.syncing) if task is not None), return_exceptions=True
-        )
+        tasks = [task for task in (stream.writing, stream.syncing) if task is not None]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         staged, session = stream.staged, stream.session
+        if session is not None and stream.batch and not any(outcomes):
+            await staged.write(stream.batch)
         if session is None:
             await staged.discard()
         elif catalog.get_upload(self._store, stream.volume.uid, session.upload_id) is None:

@@ -152,9 +152,7 @@ class Client:
 
         return await self.send(messages())
 
-    async def send(
-        self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest]
-    ) -> volume_pb2.UploadVolumeResponse:
+    async def send(self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest]) -> volume_pb2.UploadVolumeResponse:
         try:
             answer: volume_pb2.UploadVolumeResponse = await self.volumes.UploadVolume(messages, timeout=60)
             return answer
@@ -274,9 +272,7 @@ class Rig:
             mode=attachment_pb2.AttachmentMode.ValueType(mode),
             run_as_uid=uid,
         )
-        return await self.peer.call(
-            "AttachmentService.AttachVolume", request, attachment_pb2.AttachVolumeResponse
-        )
+        return await self.peer.call("AttachmentService.AttachVolume", request, attachment_pb2.AttachVolumeResponse)
 
     async def release(self, volume: str, attachment_id: str) -> None:
         await self.peer.call(

@@ -149,9 +149,7 @@ async def test_an_update_changes_what_may_change(node: Rig) -> None:
         await client.do(client.pools.UpdatePool, request, pool_pb2.Pool)
     assert refused.value.reason == "ETAG_MISMATCH"
     changed.spec.target_path = "/elsewhere"
-    request = pool_pb2.UpdatePoolRequest(
-        pool=changed, update_mask=field_mask_pb2.FieldMask(paths=["spec.target_path"])
-    )
+    request = pool_pb2.UpdatePoolRequest(pool=changed, update_mask=field_mask_pb2.FieldMask(paths=["spec.target_path"]))
     with pytest.raises(Refused) as refused:
         await client.do(client.pools.UpdatePool, request, pool_pb2.Pool)
     assert refused.value.reason == "FIELD_CONFLICT"
@@ -177,9 +175,7 @@ async def test_a_directory_that_vanishes_makes_the_pool_inaccessible_and_nothing
     # An empty directory in its place is what an unmounted file system leaves: it must not be taken for the pool.
     place.mkdir()
     with pytest.raises(Refused) as refused:
-        await client.do(
-            client.pools.StartPool, pool_pb2.StartPoolRequest(name=f"{PARENT}/pools/images"), pool_pb2.Pool
-        )
+        await client.do(client.pools.StartPool, pool_pb2.StartPoolRequest(name=f"{PARENT}/pools/images"), pool_pb2.Pool)
     assert refused.value.reason == "BACKING_MISSING"
     assert len(await client.list("images")) == 1
     with pytest.raises(Refused) as refused:
@@ -208,9 +204,7 @@ async def test_pools_come_back_with_the_service(node: Rig) -> None:
 
 
 async def test_kinds_of_pools_are_told(node: Rig) -> None:
-    answer = await node.client.call(
-        node.client.pools.ListPoolBackends, pool_pb2.ListPoolBackendsRequest(parent=PARENT)
-    )
+    answer = await node.client.call(node.client.pools.ListPoolBackends, pool_pb2.ListPoolBackendsRequest(parent=PARENT))
     (kind,) = answer.pool_backends
     assert kind.name == f"{PARENT}/poolBackends/dir"
     assert kind.status.available

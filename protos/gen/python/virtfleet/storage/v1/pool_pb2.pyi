@@ -254,7 +254,9 @@ class DirBackend(message.Message):
 
 @typing.final
 class PoolStatus(message.Message):
-    """Is what the service sees of a pool. Sizes are those of the last look, at most 10 s old while the pool runs."""
+    """Is what the service sees of a pool. The place is looked at every few seconds while the pool runs; its sizes are told again when they have changed by a thousandth of the
+    capacity, and to the byte by RefreshPool.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 

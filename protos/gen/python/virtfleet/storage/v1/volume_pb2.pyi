@@ -31,7 +31,7 @@ class _VolumeFormat:
 class _VolumeFormatEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_VolumeFormat.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     VOLUME_FORMAT_UNSPECIFIED: _VolumeFormat.ValueType  # 0
-    """The server decides: RAW; QCOW2 where there is a backing volume."""
+    """The server decides: that of the source of a copy, QCOW2 where there is a backing volume, else RAW."""
     VOLUME_FORMAT_RAW: _VolumeFormat.ValueType  # 1
     """The bytes that the guest sees."""
     VOLUME_FORMAT_QCOW2: _VolumeFormat.ValueType  # 2
@@ -41,7 +41,7 @@ class VolumeFormat(_VolumeFormat, metaclass=_VolumeFormatEnumTypeWrapper):
     """Names how the bytes of a volume are laid out."""
 
 VOLUME_FORMAT_UNSPECIFIED: VolumeFormat.ValueType  # 0
-"""The server decides: RAW; QCOW2 where there is a backing volume."""
+"""The server decides: that of the source of a copy, QCOW2 where there is a backing volume, else RAW."""
 VOLUME_FORMAT_RAW: VolumeFormat.ValueType  # 1
 """The bytes that the guest sees."""
 VOLUME_FORMAT_QCOW2: VolumeFormat.ValueType  # 2

@@ -64,7 +64,7 @@ class VolumeServiceStub:
     """Replaces the content of a volume by what the client sends: afterwards the volume has its old content or all of the new, never a mixture. The first message carries
     `name` and `start`, each later one `chunk`; chunks follow each other without a gap. With an `upload_id` a cut stream is kept for 24 h: a further call with the same id
     and start goes on behind `received_bytes` of Volume.status.uploads; one without chunks asks how much that is. The digest is checked before anything is replaced.
-    FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN, WRONG_STATE · DATA_LOSS CHECKSUM_MISMATCH (of a chunk, or of all: the upload is discarded), IMAGE_CORRUPT (not of the
+    FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN, WRONG_STATE · DATA_LOSS CHECKSUM_MISMATCH (of a chunk: the upload goes on behind the chunk before; of all: it is discarded), IMAGE_CORRUPT (not of the
     volume's format) · PERMISSION_DENIED PATH_OUTSIDE_POOL (an image that points at other files) · RESOURCE_EXHAUSTED POOL_FULL · OUT_OF_RANGE RANGE_BEYOND_END (a gap:
     metadata `received_bytes`) · ABORTED OPERATION_CONFLICT (another upload of the volume runs), ETAG_MISMATCH.
     """
@@ -108,7 +108,7 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """Replaces the content of a volume by what the client sends: afterwards the volume has its old content or all of the new, never a mixture. The first message carries
     `name` and `start`, each later one `chunk`; chunks follow each other without a gap. With an `upload_id` a cut stream is kept for 24 h: a further call with the same id
     and start goes on behind `received_bytes` of Volume.status.uploads; one without chunks asks how much that is. The digest is checked before anything is replaced.
-    FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN, WRONG_STATE · DATA_LOSS CHECKSUM_MISMATCH (of a chunk, or of all: the upload is discarded), IMAGE_CORRUPT (not of the
+    FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN, WRONG_STATE · DATA_LOSS CHECKSUM_MISMATCH (of a chunk: the upload goes on behind the chunk before; of all: it is discarded), IMAGE_CORRUPT (not of the
     volume's format) · PERMISSION_DENIED PATH_OUTSIDE_POOL (an image that points at other files) · RESOURCE_EXHAUSTED POOL_FULL · OUT_OF_RANGE RANGE_BEYOND_END (a gap:
     metadata `received_bytes`) · ABORTED OPERATION_CONFLICT (another upload of the volume runs), ETAG_MISMATCH.
     """
@@ -203,7 +203,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Replaces the content of a volume by what the client sends: afterwards the volume has its old content or all of the new, never a mixture. The first message carries
         `name` and `start`, each later one `chunk`; chunks follow each other without a gap. With an `upload_id` a cut stream is kept for 24 h: a further call with the same id
         and start goes on behind `received_bytes` of Volume.status.uploads; one without chunks asks how much that is. The digest is checked before anything is replaced.
-        FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN, WRONG_STATE · DATA_LOSS CHECKSUM_MISMATCH (of a chunk, or of all: the upload is discarded), IMAGE_CORRUPT (not of the
+        FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN, WRONG_STATE · DATA_LOSS CHECKSUM_MISMATCH (of a chunk: the upload goes on behind the chunk before; of all: it is discarded), IMAGE_CORRUPT (not of the
         volume's format) · PERMISSION_DENIED PATH_OUTSIDE_POOL (an image that points at other files) · RESOURCE_EXHAUSTED POOL_FULL · OUT_OF_RANGE RANGE_BEYOND_END (a gap:
         metadata `received_bytes`) · ABORTED OPERATION_CONFLICT (another upload of the volume runs), ETAG_MISMATCH.
         """

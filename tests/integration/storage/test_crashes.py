@@ -1,0 +1,267 @@
+"""The service is killed between intent, effect and commit, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2
+
+from tests.integration.storage.rig import MIB, PARENT, Process, Rig, chunks, first_message, info, sha256
+from virtfleet.storage.v1 import pool_pb2, volume_pb2
+
+DISK = "pools/images/volumes/disk"
+VARIABLE = "VIRTFLEET_FAILPOINT"
+
+
+@pytest.fixture
+async def base() -> AsyncIterator[Rig]:
+    with tempfile.TemporaryDirectory(prefix=f"vf-storage-{os.getpid()}-") as folder:
+        Path(folder).chmod(0o711)
+        yield Rig(Path(folder))
+
+
+async def prepare(base: Rig) -> None:
+    """Make a pool with a volume of known content, with a service that ends in order."""
+    process = Process(base)
+    await process.start()
+    try:
+        async with base.clients():
+            await base.client.pool("images")
+            await base.client.volume("images", "disk", capacity_bytes=MIB)
+            await base.client.upload(DISK, b"o" * MIB)
+    finally:
+        assert await process.stop() == 0
+
+
+async def killed_at(base: Rig, failpoint: str, act: object) -> None:
+    """Start the service with an armed failpoint and have it die in a call."""
+    process = Process(base, **{VARIABLE: failpoint})
+    await process.start()
+    try:
+        async with base.clients():
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await act()  # type: ignore[operator]
+            assert error.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
+        assert await asyncio.wait_for(process.process.wait(), 5) == -9
+    finally:
+        await process.kill()
+
+
+async def ended(base: Rig) -> list[operations_pb2.Operation]:
+    """Return the operations, all of which must have ended."""
+    answer = await base.client.call(
+        base.client.operations.ListOperations,
+        operations_pb2.ListOperationsRequest(name=f"{PARENT}/services/storage"),
+    )
+    assert all(operation.done for operation in answer.operations)
+    return list(answer.operations)
+
+
+def files(base: Rig) -> list[str]:
+    return sorted(path.name for path in (base.root / "images").iterdir())
+
+
+def staged(base: Rig) -> list[str]:
+    return sorted(path.name for path in (base.root / "images" / ".virtfleet").iterdir() if path.name != "pool")
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "made"), [("storage.volume.create.staged", False), ("storage.volume.create.published", True)]
+)
+async def test_a_volume_is_made_or_not(base: Rig, failpoint: str, made: bool) -> None:  # noqa: FBT001
+    await prepare(base)
+    request = volume_pb2.CreateVolumeRequest(
+        parent=f"{PARENT}/pools/images",
+        volume_id="new",
+        volume=volume_pb2.Volume(spec=volume_pb2.VolumeSpec(capacity_bytes=MIB, format=2)),
+    )
+    await killed_at(base, failpoint, lambda: base.client.volumes.CreateVolume(request, timeout=10))
+    async with base.running():
+        failed = [operation.error.code for operation in await ended(base) if operation.HasField("error")]
+        assert failed == ([] if made else [10])
+        assert files(base) == [".virtfleet", "disk", *(["new"] if made else [])]
+        assert staged(base) == []
+        names = [volume.name.rpartition("/")[2] for volume in await base.client.list("images")]
+        assert names == ["disk", *(["new"] if made else [])]
+        if made:
+            volume = await base.client.get("pools/images/volumes/new")
+            assert volume.spec.format == volume_pb2.VOLUME_FORMAT_QCOW2
+            assert volume.status.state == volume_pb2.VOLUME_STATE_READY
+            assert volume.display_name == ""
+
+
+async def test_a_deletion_is_finished(base: Rig) -> None:
+    await prepare(base)
+    request = volume_pb2.DeleteVolumeRequest(name=f"{PARENT}/{DISK}")
+    await killed_at(
+        base, "storage.volume.delete.removed", lambda: base.client.volumes.DeleteVolume(request, timeout=10)
+    )
+    async with base.running():
+        assert not [operation for operation in await ended(base) if operation.HasField("error")]
+        assert await base.client.list("images") == []
+        assert files(base) == [".virtfleet"]
+
+
+async def test_a_resize_that_happened_is_recorded(base: Rig) -> None:
+    await prepare(base)
+    request = volume_pb2.ResizeVolumeRequest(name=f"{PARENT}/{DISK}", capacity_bytes=2 * MIB)
+    await killed_at(
+        base, "storage.volume.resize.done", lambda: base.client.volumes.ResizeVolume(request, timeout=10)
+    )
+    async with base.running():
+        assert not [operation for operation in await ended(base) if operation.HasField("error")]
+        volume = await base.client.get(DISK)
+        assert volume.spec.capacity_bytes == volume.status.capacity_bytes == 2 * MIB
+
+
+@pytest.mark.parametrize("failpoint", ["storage.pool.create.built", "storage.pool.create.done"])
+async def test_a_pool_is_not_half_made(base: Rig, failpoint: str) -> None:
+    await prepare(base)
+    request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="fresh", pool=pool_pb2.Pool(), start=True)
+    await killed_at(base, failpoint, lambda: base.client.pools.CreatePool(request, timeout=10))
+    async with base.running():
+        assert [operation.error.code for operation in await ended(base) if operation.HasField("error")] == [10]
+        assert sorted(path.name for path in base.root.iterdir()) == ["images"]
+        await base.client.pool("fresh")
+
+
+async def test_a_pool_is_forgotten_in_the_end(base: Rig) -> None:
+    await prepare(base)
+    request = pool_pb2.DeletePoolRequest(name=f"{PARENT}/pools/images")
+    await killed_at(
+        base, "storage.pool.delete.retired", lambda: base.client.pools.DeletePool(request, timeout=10)
+    )
+    async with base.running():
+        assert not [operation for operation in await ended(base) if operation.HasField("error")]
+        assert files(base) == ["disk"]
+        answer = await base.client.call(
+            base.client.pools.ListPools, pool_pb2.ListPoolsRequest(parent=PARENT)
+        )
+        assert list(answer.pools) == []
+
+
+@pytest.mark.parametrize("upload_id", ["", "u1"])
+@pytest.mark.parametrize(
+    ("failpoint", "replaced"), [("storage.upload.intended", False), ("storage.upload.replaced", True)]
+)
+async def test_an_upload_replaces_all_or_nothing(
+    base: Rig,
+    failpoint: str,
+    replaced: bool,  # noqa: FBT001
+    upload_id: str,
+) -> None:
+    await prepare(base)
+    data = os.urandom(3 * MIB)
+
+    async def act() -> None:
+        async def messages() -> AsyncIterator[volume_pb2.UploadVolumeRequest]:
+            yield first_message(DISK, data, upload_id=upload_id)
+            for message in chunks(data, 0, len(data), MIB):
+                yield message
+
+        await base.client.volumes.UploadVolume(messages(), timeout=10)
+
+    await killed_at(base, failpoint, act)
+    async with base.running():
+        volume = await base.client.get(DISK)
+        content = (base.root / "images" / "disk").read_bytes()
+        if replaced:
+            assert content == data
+            assert volume.status.digest == sha256(data)
+            assert volume.spec.capacity_bytes == len(data)
+            assert staged(base) == []
+            return
+        assert content == b"o" * MIB
+        assert volume.status.digest == sha256(b"o" * MIB)
+        assert len(staged(base)) == len(volume.status.uploads) == (1 if upload_id else 0)
+        answer = await base.client.upload(DISK, data, upload_id=upload_id, offset=0)
+        assert answer.complete
+        assert staged(base) == []
+
+
+async def test_an_upload_is_killed_in_the_middle_and_goes_on(base: Rig) -> None:
+    await prepare(base)
+    data = os.urandom(160 * MIB)
+    process = Process(base)
+    await process.start()
+    try:
+        async with base.clients():
+            stream = base.client.volumes.UploadVolume(timeout=60)
+            await stream.write(first_message(DISK, data, upload_id="big"))
+            for message in chunks(data, 0, 150 * MIB, MIB):
+                await stream.write(message)
+            async with asyncio.timeout(20):
+                while not (uploads := (await base.client.get(DISK)).status.uploads) or not uploads[0].received_bytes:
+                    await asyncio.sleep(0.02)
+            await process.kill()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stream
+    finally:
+        await process.kill()
+    async with base.running():
+        (upload,) = (await base.client.get(DISK)).status.uploads
+        assert upload.received_bytes >= 64 * MIB
+        assert (base.root / "images" / "disk").read_bytes() == b"o" * MIB
+        answer = await base.client.upload(DISK, data, upload_id="big", offset=upload.received_bytes)
+        assert answer.complete
+        assert (base.root / "images" / "disk").read_bytes() == data
+        assert staged(base) == []
+
+
+@pytest.mark.parametrize("failpoint", ["storage.attach.recorded", "storage.release.recorded"])
+async def test_access_to_files_follows_the_records(base: Rig, failpoint: str) -> None:
+    await prepare(base)
+    path = base.root / "images" / "disk"
+    domain = "11111111-2222-3333-4444-555555555555"
+
+    async def act() -> None:
+        answer = await base.attach(DISK, domain_uid=domain, uid=23456)
+        await base.release(DISK, answer.attachment_id)
+
+    process = Process(base, **{VARIABLE: failpoint})
+    await process.start()
+    try:
+        async with base.clients():
+            with pytest.raises(Exception, match="peer|storage|socket|reach|connect|UNAVAILABLE|Socket"):
+                await act()
+    finally:
+        await process.kill()
+    async with base.running():
+        held = (await base.client.get(DISK)).status.attachments
+        assert len(held) == (1 if failpoint == "storage.attach.recorded" else 0)
+        assert path.stat().st_uid == (23456 if held else os.getuid())
+        for one in held:
+            await base.release(DISK, one.attachment_id)
+        assert path.stat().st_uid == os.getuid()
+
+
+async def test_a_wipe_that_was_interrupted_is_told(base: Rig) -> None:
+    await prepare(base)
+    process = Process(base)
+    await process.start()
+    try:
+        async with base.clients():
+            await base.client.volume(
+                "images", "big", capacity_bytes=1024 * MIB, preallocation=volume_pb2.PREALLOCATION_FULL
+            )
+            request = volume_pb2.WipeVolumeRequest(name=f"{PARENT}/pools/images/volumes/big")
+            request.inline_wait.nanos = 1
+            operation = await base.client.call(base.client.volumes.WipeVolume, request)
+            assert not operation.done
+            await process.kill()
+    finally:
+        await process.kill()
+    async with base.running():
+        (failed,) = [one for one in await ended(base) if one.HasField("error")]
+        assert failed.name == operation.name
+        volume = await base.client.get("pools/images/volumes/big")
+        reasons = {one.type for one in volume.status.conditions}
+        assert reasons in ({"WipeIncomplete"}, set())
+        assert (await info(base.root / "images" / "big", "raw"))["virtual-size"] == 1024 * MIB
+        await base.client.delete("pools/images/volumes/big")

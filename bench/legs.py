@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import calls
+from bench import calls, cycles, start
 from bench.figures import Figure
 from bench.stage import Stage
 
@@ -25,7 +25,11 @@ class Leg:
     measure: Callable[[Stage], Awaitable[list[Figure]]]
 
 
-LEGS: tuple[Leg, ...] = (Leg("calls", calls.KEYS, calls.leg),)
+LEGS: tuple[Leg, ...] = (
+    Leg("calls", calls.KEYS, calls.leg),
+    Leg("start", start.KEYS, start.leg),
+    Leg("cycles", cycles.KEYS, cycles.leg),
+)
 
 
 def chosen(names: list[str]) -> list[Leg]:

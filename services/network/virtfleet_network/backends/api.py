@@ -104,13 +104,14 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Is a link that was recorded before it was made, and belongs to nothing now.
+    """Names the owner of links that should not be there.
 
-    `mac_address` is set for the bridge of a network and empty for the link of a port.
+    For a network `interface_name` and `mac_address` are those of its bridge; for a port both are empty, and every link
+    with its mark is meant that no plan has.
     """
 
     uid: str
-    interface_name: str
+    interface_name: str = ""
     mac_address: str = ""
 
 

@@ -27,8 +27,8 @@ class BackendContext:
     launcher: LauncherClient
     dnsmasq: Path
     nft: Path
-    dnsmasq_uid: int
-    """The numeric user of dnsmasq; 0: that of the launcher."""
+    dnsmasq_uid: int | None = None
+    """The numeric user of dnsmasq; None: the last one of the launcher's range."""
 
 
 BUILT_IN: Mapping[str, str] = {

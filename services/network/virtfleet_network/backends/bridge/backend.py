@@ -54,6 +54,7 @@ CAPABILITIES = frozenset(
     }
 )
 _CAP_NET_ADMIN = 12
+_ONLY_FOR_DNSMASQ = frozenset({"DNSMASQ_MISSING", "STATE_DIR_UNREACHABLE", "LAUNCHER_UNREACHABLE"})
 
 
 def create(context: BackendContext) -> BridgeBackend:
@@ -145,7 +146,7 @@ class BridgeBackend:
             return BackendReport(CAPABILITIES, "NOT_PERMITTED", "the service lacks CAP_NET_ADMIN")
         if not self._context.nft.exists():
             return BackendReport(CAPABILITIES, "NFT_MISSING", f"{self._context.nft} is missing: install nftables")
-        cause, problem = self._daemons.problem() if self._daemons is not None else ("", "")
+        cause, problem = await self._daemons.problem() if self._daemons is not None else ("", "")
         return BackendReport(CAPABILITIES, cause, problem)
 
     def missing_capability(self, spec: network_pb2.NetworkSpec) -> str:
@@ -183,7 +184,7 @@ class BridgeBackend:
     async def _check_parts(self, plan: NetworkPlan) -> None:
         report = await self.probe()
         needs_daemon = bool(plan.spec.subnets)
-        if report.cause and (needs_daemon or report.cause not in ("DNSMASQ_MISSING", "STATE_DIR_UNREACHABLE")):
+        if report.cause and (needs_daemon or report.cause not in _ONLY_FOR_DNSMASQ):
             raise DriverBroken(f"{plan.name} cannot run here: {report.problem}", resource=plan.name, cause=report.cause)
 
     async def start(self, plan: NetworkPlan) -> None:
@@ -251,13 +252,15 @@ class BridgeBackend:
                 raise BackendFailed("the network does not run", network_uid=network_uid)
             if not os.access("/dev/net/tun", os.F_OK):
                 raise DriverBroken("the node has no /dev/net/tun", cause="TUN_MISSING")
+            # Known before it is made, so that nobody takes it for a leftover.
+            self._taps[link.interface_name] = network_uid
             try:
                 await self._netlink.call(links.make_tap, link, bridge_settings(plan))
             except BaseException:
+                del self._taps[link.interface_name]
                 # The thread may still be at it; what is asked of it next comes after.
                 await self._netlink.call(links.delete_links, {link.interface_name: link.port_uid})
                 raise
-            self._taps[link.interface_name] = network_uid
             self._plans[network_uid] = dataclasses.replace(plan, links={**plan.links, link.port_uid: link})
 
     async def unplug(self, network_uid: str, link: PortLink) -> None:
@@ -300,9 +303,9 @@ class BridgeBackend:
             if item.mac_address:
                 await self._need_daemons().stop(item.uid)
                 await self._netlink.call(links.delete_bridge, item.interface_name, item.uid, item.mac_address)
-        taps = {item.interface_name: item.uid for item in leftovers if not item.mac_address}
-        if taps:
-            await self._removals.call(links.delete_links, taps)
+        ports = frozenset(item.uid for item in leftovers if not item.mac_address)
+        if ports:
+            await self._removals.call(links.delete_links_of, ports, frozenset(self._taps))
 
     async def repair(self) -> Sequence[Drift]:
         """Hold links, rules, forwarding and dnsmasq against the plans."""

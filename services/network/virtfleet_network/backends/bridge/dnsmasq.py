@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-CAPABILITIES = ("NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE")
+CAPABILITIES = ("net_admin", "net_raw", "net_bind_service")
 READY_SECONDS = 10.0
 TERM_SECONDS = 2.0
 RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -71,17 +71,18 @@ class Daemons:
         launcher: The launcher of the node.
         executable: dnsmasq.
         directory: Below which each has a directory of its own.
-        uid: The numeric user and group it runs as; 0: those of the launcher.
+        uid: The numeric user and group it runs as; None: the last one that the launcher may give.
         listener: Is told of leases and deaths.
     """
 
     def __init__(
-        self, launcher: LauncherClient, executable: Path, directory: Path, uid: int, listener: Listener
+        self, launcher: LauncherClient, executable: Path, directory: Path, uid: int | None, listener: Listener
     ) -> None:
         self._launcher = launcher
         self._executable = executable
         self._directory = directory
-        self._uid = uid
+        self._wanted_uid = uid
+        self._uid = 0
         self._listener = listener
         self._daemons: dict[str, _Daemon] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,8 +105,18 @@ class Daemons:
         if self._inotify is not None:
             await self._inotify.close()
 
-    def problem(self) -> tuple[str, str]:
+    async def problem(self) -> tuple[str, str]:
         """Return what keeps dnsmasq from running here, as a cause and a sentence; empty: nothing is known."""
+        try:
+            capabilities = await self._launcher.capabilities()
+        except LauncherError as error:
+            return "LAUNCHER_UNREACHABLE", f"the launcher does not answer: {error.message}"
+        wanted = capabilities.uids[1] if self._wanted_uid is None else self._wanted_uid
+        # Where the launcher can have no other user, everything runs as it does.
+        self._uid = 0 if capabilities.single_user else wanted
+        return await asyncio.to_thread(self._problem_of_files)
+
+    def _problem_of_files(self) -> tuple[str, str]:
         if not self._executable.exists():
             return "DNSMASQ_MISSING", f"{self._executable} is missing: install dnsmasq-base"
         if self._uid:
@@ -135,9 +146,12 @@ class Daemons:
         if not is_needed(plan.spec):
             await self.stop(plan.uid)
             return False
-        cause, problem = self.problem()
-        if problem:
-            raise DriverBroken(problem, cause=cause)
+        if plan.uid not in self._daemons:
+            cause, problem = await self.problem()
+            if cause == "LAUNCHER_UNREACHABLE":
+                raise BackendUnreachable(problem, retry_delay_seconds=1.0, service="launcher")
+            if problem:
+                raise DriverBroken(problem, cause=cause)
         daemon = self._daemons.setdefault(plan.uid, _Daemon(plan, incarnation))
         daemon.plan, daemon.incarnation = plan, incarnation
         async with daemon.lock:

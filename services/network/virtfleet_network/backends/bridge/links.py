@@ -34,6 +34,7 @@ __all__ = [
     "bridge_differences",
     "delete_bridge",
     "delete_links",
+    "delete_links_of",
     "ensure_links",
     "make_bridge",
     "make_tap",
@@ -297,6 +298,13 @@ def delete_links(ipr: IPRoute, owners: Mapping[str, str]) -> None:
             ipr.link("set", index=link.index, group=group)
     with _gone_is_fine():
         ipr.link("del", group=group)
+
+
+def delete_links_of(ipr: IPRoute, port_uids: frozenset[str], keep: frozenset[str]) -> None:
+    """Remove the links that carry the mark of one of these ports, except those with a name to keep."""
+    marks = {ALIAS_PREFIX + uid: uid for uid in port_uids}
+    found = take_snapshot(ipr).links.values()
+    delete_links(ipr, {link.name: marks[link.alias] for link in found if link.alias in marks and link.name not in keep})
 
 
 def ensure_links(

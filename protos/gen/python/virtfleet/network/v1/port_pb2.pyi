@@ -312,22 +312,26 @@ class TapPlug(message.Message):
     INTERFACE_NAME_FIELD_NUMBER: builtins.int
     BRIDGE_NAME_FIELD_NUMBER: builtins.int
     MTU_BYTES_FIELD_NUMBER: builtins.int
+    RUN_AS_UID_FIELD_NUMBER: builtins.int
     interface_name: builtins.str
     """The name of the tap."""
     bridge_name: builtins.str
     """The name of the bridge."""
     mtu_bytes: builtins.int
     """The MTU in bytes."""
+    run_as_uid: builtins.int
+    """The numeric user that may attach to it."""
     def __init__(
         self,
         *,
         interface_name: builtins.str = ...,
         bridge_name: builtins.str = ...,
         mtu_bytes: builtins.int = ...,
+        run_as_uid: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["bridge_name", b"bridge_name", "interface_name", b"interface_name", "mtu_bytes", b"mtu_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bridge_name", b"bridge_name", "interface_name", b"interface_name", "mtu_bytes", b"mtu_bytes", "run_as_uid", b"run_as_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.integration.launcher.running import UID, Launcher
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import (
+    Console,
     ConsoleOutput,
     ConsoleSession,
     DomainObservation,
@@ -85,6 +87,22 @@ class Node:
                         return event
                 await self.news.wait()
 
+    async def status(self, uid: str, wanted: set[str]) -> None:
+        """Ask a guest's QEMU by ourselves until it says one of these; no driver may hold its monitor."""
+        line_ = await self.launcher.client().open_socket(f"qemu-{uid}", "qmp")
+        reader, writer = await asyncio.open_unix_connection(sock=line_)
+        writer.write(b'{"execute": "qmp_capabilities"}\n')
+        async with asyncio.timeout(10):
+            while True:
+                writer.write(b'{"execute": "query-status", "id": 1}\n')
+                while (answer := json.loads(await reader.readline())).get("id") != 1:
+                    pass
+                if answer["return"]["status"] in wanted:
+                    break
+                await asyncio.sleep(0.02)
+        writer.close()
+        await writer.wait_closed()
+
     async def plan(
         self,
         spec: domain_spec_pb2.DomainSpec,
@@ -148,6 +166,22 @@ async def line(session: ConsoleSession, pattern: str, seconds: float = 20) -> re
                         if found := re.fullmatch(pattern, whole.strip()):
                             return found
     raise AssertionError(f"no line {pattern!r}; the console said:\n{text}")
+
+
+async def console_text(made: Node, domain: DomainRef, until: bytes, seconds: float = 10) -> bytes:
+    """Return all that a guest has put out once that is part of it."""
+    facet = made.driver.facet(Console)
+    assert facet is not None
+    session = await facet.open_console(domain, "tty", writable=False, force=False, epoch="", offset=0)
+    text = b""
+    async with asyncio.timeout(seconds):
+        async for item in session.output():
+            if isinstance(item, ConsoleOutput):
+                text += item.data
+            if text.endswith(until + b"\n"):
+                break
+    await session.close()
+    return text
 
 
 def alive(pid: int) -> bool:

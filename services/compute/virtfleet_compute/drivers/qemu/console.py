@@ -52,7 +52,7 @@ class Session:
         self._follow = follow
         self._stale = stale
         self._taken_over = False
-        self._reading = False
+        self._coming: asyncio.Future[launcher.ConsoleData | launcher.ConsoleGap | None] | None = None
         self._leaving = asyncio.Event()
 
     async def output(self) -> AsyncIterator[ConsoleItem]:
@@ -82,12 +82,11 @@ class Session:
         The launcher's client takes a line that is closed under it for a launcher that died, and attaches again; so it
         is cancelled first.
         """
-        self._reading = True
         chunks = aiter(self._console)
         leaving = asyncio.create_task(self._leaving.wait())
         try:
             while True:
-                coming = asyncio.ensure_future(anext(chunks, None))
+                coming = self._coming = asyncio.ensure_future(anext(chunks, None))
                 try:
                     await asyncio.wait((coming, leaving), return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -133,7 +132,8 @@ class Session:
     async def close(self) -> None:
         """Leave."""
         self._leave()
-        if not self._reading:
+        # Somebody who waits for output closes it himself, once he has been let go.
+        if self._coming is None or self._coming.done():
             await self._console.close()
 
     def _leave(self) -> None:

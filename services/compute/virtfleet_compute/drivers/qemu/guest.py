@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -29,6 +30,9 @@ PAUSED: Final = DomainState.DOMAIN_STATE_PAUSED
 SHUT_OFF: Final = DomainState.DOMAIN_STATE_SHUT_OFF
 CRASHED: Final = DomainState.DOMAIN_STATE_CRASHED
 SLEEPING: Final = DomainState.DOMAIN_STATE_SLEEPING
+
+FIRMWARE_SECONDS = 2.0
+"""How long after a reset the firmware may reset once more by itself."""
 
 _R = DomainStateReason
 _STOP = domain_spec_pb2.EXIT_ACTION_STOP
@@ -125,6 +129,10 @@ class Guest:
     """Whether QEMU was told to ask the guest for its use of memory."""
     why_running: Reason | None = None
     _why_paused: Reason | None = None
+    _firmware_until: float = 0.0
+    """Until when a reset is one of the firmware's own."""
+    _firmware_next: bool = False
+    """Whether the firmware has its turn when the guest goes on."""
 
     @property
     def active(self) -> bool:
@@ -223,6 +231,9 @@ class Guest:
     def _running(self, reaction: Reaction, reason: Reason) -> None:
         self._why_paused = None
         self.booting_again = False
+        if self._firmware_next:
+            self._firmware_next = False
+            self._firmware_until = time.monotonic() + FIRMWARE_SECONDS
         # QEMU tries again what failed.
         self.errors.clear()
         self._become(reaction, RUNNING, self.why_running or reason)
@@ -234,7 +245,8 @@ class Guest:
         if why == "guest-shutdown":
             self._ended_itself(reaction, on_exit.power_off, _R.DOMAIN_STATE_REASON_GUEST_SHUTDOWN)
         elif why in ("guest-reset", "subsystem-reset"):
-            action = _RESTART if self.reboot_wanted else on_exit.reboot
+            goes_on = self.reboot_wanted or time.monotonic() < self._firmware_until
+            action = _RESTART if goes_on else on_exit.reboot
             self._ended_itself(reaction, action, _R.DOMAIN_STATE_REASON_GUEST_REBOOT_STOP)
         elif why == "guest-panic":
             self._panicked(reaction)
@@ -246,10 +258,15 @@ class Guest:
             self.end = End(SHUT_OFF, reason)
             reaction.follow = Follow.END
         elif action == _RESTART:
-            self.booting_again = True
-            reaction.follow = Follow.BOOT_AGAIN
+            self._boot_again(reaction)
         else:
             self._why_paused = reason
+
+    def _boot_again(self, reaction: Reaction) -> None:
+        # QEMU may tell one reset twice.
+        if not self.booting_again:
+            self.booting_again = True
+            reaction.follow = Follow.BOOT_AGAIN
 
     def _panicked(self, reaction: Reaction) -> None:
         action = self.spec.on_exit.crash
@@ -257,8 +274,7 @@ class Guest:
         if action == _PRESERVE:
             self._why_paused = reason
         elif action == _RESTART and not self.stop_wanted:
-            self.booting_again = True
-            reaction.follow = Follow.BOOT_AGAIN
+            self._boot_again(reaction)
         else:
             self.end = End(CRASHED, reason)
             reaction.follow = Follow.END
@@ -274,11 +290,20 @@ class Guest:
         self.was_reset.set()
         self.stop_wanted = False
         self.reboot_wanted = False
-        by_guest = bool(data.get("guest")) or self.booting_again
-        told = Told(EventKind.REBOOTED, "GUEST_REBOOT", "the guest boots again") if by_guest else None
-        reaction.told.append(told or Told(EventKind.REBOOTED, "RESET", "the guest was reset"))
+        now = time.monotonic()
+        if now < self._firmware_until:
+            # SeaBIOS finds itself changed in memory after a reset, restores itself and resets once more.
+            self._firmware_until = 0.0
+            return
         if self.state == RUNNING:
+            self._firmware_until = now + FIRMWARE_SECONDS
             self._become(reaction, RUNNING, _R.DOMAIN_STATE_REASON_REBOOTED)
+        else:
+            self._firmware_next = True
+        if data.get("guest") or self.booting_again:
+            reaction.told.append(Told(EventKind.REBOOTED, "GUEST_REBOOT", "the guest boots again"))
+        else:
+            reaction.told.append(Told(EventKind.REBOOTED, "RESET", "the guest was reset"))
 
     def _io_error(self, reaction: Reaction, data: Mapping[str, Any]) -> None:
         node = str(data.get("node-name", ""))

@@ -251,9 +251,13 @@ class Guests:
 
     async def boot_again(self, guest: Guest) -> None:
         """Reset a guest that has stopped by itself, and let it go on in the same run."""
-        await self.reset(guest)
-        guest.why_running = DomainStateReason.DOMAIN_STATE_REASON_REBOOTED
-        await self.ask(guest, "cont")
+        try:
+            await self.reset(guest)
+            guest.why_running = DomainStateReason.DOMAIN_STATE_REASON_REBOOTED
+            await self.ask(guest, "cont")
+        except BaseException:
+            guest.booting_again = False
+            raise
 
     async def reset(self, guest: Guest) -> None:
         """Reset a guest, also one whose reboots are to stop it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_compute.admission import Admission
-from virtfleet_compute.drivers.api import DomainRef, Driver
+from virtfleet_compute.drivers.api import DomainRef, Driver, Facet
 from virtfleet_compute.holds import Holds
 from virtfleet_compute.hypervisors import Hypervisors
 from virtfleet_compute.settings import ComputeSettings
@@ -69,6 +69,15 @@ class Context:
             DriverBroken: It cannot run.
         """
         return self.hypervisors.get(domain.status.resolved_spec.driver)
+
+    def facet(self, domain: domain_pb2.Domain, kind: type[Facet]) -> Facet:
+        """Return a facet of the driver of a domain.
+
+        Raises:
+            CapabilityMissing: The driver lacks it.
+            DriverBroken: The driver cannot run.
+        """
+        return self.hypervisors.facet(domain.status.resolved_spec.driver, kind)
 
     def counted(self, domain: domain_pb2.Domain) -> bool:
         """Tell whether the guest of a domain takes memory of this node."""

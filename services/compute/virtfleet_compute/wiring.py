@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -115,6 +115,8 @@ class Wiring:
         self.storage = storage
         self.network = network
         self.timeout_seconds = timeout_seconds
+        self.unswept: Mapping[str, asyncio.Event] = {"storage": asyncio.Event(), "network": asyncio.Event()}
+        """Set where a peer could not be told to give something back; the sweep does it when the peer answers."""
 
     # A start and its end.
 
@@ -144,8 +146,27 @@ class Wiring:
             BackendUnreachable: One of them is away.
         """
         uses = volume_uses(spec, self._node)
+        undo.push_async_callback(self.disconnect, domain, uses, list(ports.values()))
+        return await self._connect(domain, spec, uses, ports, run_as_uid, call)
+
+    async def look(self, domain: DomainRef, spec: DomainSpec, ports: dict[str, str], run_as_uid: int) -> Connections:
+        """Ask again for the connections of a guest that runs: both peers answer with what there is.
+
+        Raises:
+            VirtfleetError: What storage or network answered.
+        """
+        return await self._connect(domain, spec, volume_uses(spec, self._node), ports, run_as_uid, None)
+
+    async def _connect(
+        self,
+        domain: DomainRef,
+        spec: DomainSpec,
+        uses: Sequence[VolumeUse],
+        ports: dict[str, str],
+        run_as_uid: int,
+        call: Call | None,
+    ) -> Connections:
         found = Connections()
-        undo.push_async_callback(self.disconnect, domain, uses, list(ports.values()), call)
         for key, disk in spec.disks.items():
             if disk.WhichOneof("source") == "host_path":
                 found.disks[key] = FileConnection(disk.host_path, _FORMATS[disk.format])
@@ -155,15 +176,20 @@ class Wiring:
         )
         return found
 
-    async def disconnect(
-        self, domain: DomainRef, uses: Sequence[VolumeUse], ports: Sequence[str], call: Call | None = None
-    ) -> None:
-        """Give back what a guest had. Never raises: what a peer that is away still holds, reconciliation gives back."""
-        del call  # The service gives back what it holds, whatever the caller may do by now.
-        works = [self._release(domain, use) for use in uses] + [self._unplug(domain, port) for port in ports]
-        for result in await asyncio.gather(*works, return_exceptions=True):
+    async def disconnect(self, domain: DomainRef, uses: Sequence[VolumeUse], ports: Sequence[str]) -> None:
+        """Give back what a guest had, as the service itself: whatever the caller may do by now.
+
+        Never raises for a peer: what one that is away still holds, the sweep gives back.
+        """
+        works = [self._release(domain, use) for use in uses] + [self.unplug(domain, port) for port in ports]
+        peers = ["storage"] * len(uses) + ["network"] * len(ports)
+        await self._give_back(domain, works, peers)
+
+    async def _give_back(self, domain: DomainRef, works: Sequence[Awaitable[None]], peers: Sequence[str]) -> None:
+        for peer, result in zip(peers, await asyncio.gather(*works, return_exceptions=True), strict=True):
             if isinstance(result, VirtfleetError):
-                _log.warning("%s keeps something for now: %s", domain.name, result)
+                _log.warning("%s of %s keeps something for now: %s", peer, domain.name, result)
+                self.unswept[peer].set()
             elif isinstance(result, BaseException):
                 raise result
 
@@ -202,7 +228,16 @@ class Wiring:
             found.disks[use.device_id] = connection
 
     async def _release(self, domain: DomainRef, use: VolumeUse) -> None:
-        request = attachment_pb2.ReleaseVolumeRequest(name=use.volume, attachment_id=f"{domain.uid}:{use.device_id}")
+        await self.release(attachment_pb2.Attachment(volume=use.volume, attachment_id=f"{domain.uid}:{use.device_id}"))
+
+    async def release(self, attachment: attachment_pb2.Attachment) -> None:
+        """Give a volume back. Succeeds if it is not attached.
+
+        Raises:
+            VirtfleetError: What storage answered.
+            BackendUnreachable: It is away.
+        """
+        request = attachment_pb2.ReleaseVolumeRequest(name=attachment.volume, attachment_id=attachment.attachment_id)
         await self.storage.call(
             "AttachmentService.ReleaseVolume",
             request,
@@ -230,7 +265,13 @@ class Wiring:
         )
         found.addresses[device_id] = tuple(answer.addresses)
 
-    async def _unplug(self, domain: DomainRef, port: str) -> None:
+    async def unplug(self, domain: DomainRef, port: str) -> None:
+        """Remove the link of a port. Succeeds if there is none.
+
+        Raises:
+            VirtfleetError: What network answered.
+            BackendUnreachable: It is away.
+        """
         await self.network.call(
             "PlugService.UnplugPort",
             plug_pb2.UnplugPortRequest(name=port, domain_uid=domain.uid),
@@ -276,22 +317,23 @@ class Wiring:
         return await _all([one(device_id) for device_id in device_ids])
 
     async def unreserve(self, domain: DomainRef, ports: Sequence[str]) -> None:
-        """Remove ports that cards owned. Never raises: what remains, reconciliation removes."""
+        """Remove ports that cards owned. Never raises for a peer: what remains, the sweep removes."""
+        await self._give_back(domain, [self.give_up(domain, port) for port in ports], ["network"] * len(ports))
 
-        async def one(port: str) -> None:
-            await self._unplug(domain, port)
-            await self.network.call(
-                "PlugService.UnreservePort",
-                plug_pb2.UnreservePortRequest(name=port, domain_uid=domain.uid),
-                plug_pb2.UnreservePortResponse,
-                timeout_seconds=self.timeout_seconds,
-            )
+    async def give_up(self, domain: DomainRef, port: str) -> None:
+        """Remove a port that a card owned, with its link. Succeeds if there is none.
 
-        for result in await asyncio.gather(*map(one, ports), return_exceptions=True):
-            if isinstance(result, VirtfleetError):
-                _log.warning("a port of %s stays for now: %s", domain.name, result)
-            elif isinstance(result, BaseException):
-                raise result
+        Raises:
+            VirtfleetError: What network answered.
+            BackendUnreachable: It is away.
+        """
+        await self.unplug(domain, port)
+        await self.network.call(
+            "PlugService.UnreservePort",
+            plug_pb2.UnreservePortRequest(name=port, domain_uid=domain.uid),
+            plug_pb2.UnreservePortResponse,
+            timeout_seconds=self.timeout_seconds,
+        )
 
     # What the peers hold.
 

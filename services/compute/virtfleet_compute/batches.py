@@ -1,0 +1,425 @@
+"""Many domains in one call: one operation, one result per item, no item in the way of another."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from virtfleet.compute.v1 import domain_pb2
+from virtfleet.type.v1 import operation_pb2
+from virtfleet_compute import lifecycle, records, statuses
+from virtfleet_compute.context import Context, ref, refuse_batched
+from virtfleet_compute.creation import Creation, Draft
+from virtfleet_compute.domains import Domains
+from virtfleet_compute.guests import Guests
+from virtfleet_compute.holds import Hold
+from virtfleet_compute.lifecycle import Outcome, Verb
+from virtfleet_compute.power import Power, record_end, record_failed_start, record_start
+from virtfleet_service import names, requests, resources
+from virtfleet_service.errors import (
+    FieldConflict,
+    OperationConflict,
+    VirtfleetError,
+)
+from virtfleet_service.operations import Commit, Job
+from virtfleet_service.store import Transaction
+
+if TYPE_CHECKING:
+    from virtfleet_service.call import Call
+
+RESPONSE_LIMIT_BYTES = 1024 * 1024
+"""Results of more than this carry domains of view BASIC; of more than this even so, none."""
+
+DEFINE_SLICE = 250
+"""How many plain definitions share one transaction: others may write in between."""
+
+_Response = TypeVar(
+    "_Response",
+    domain_pb2.BatchCreateDomainsResponse,
+    domain_pb2.BatchStartDomainsResponse,
+    domain_pb2.BatchStopDomainsResponse,
+    domain_pb2.BatchDeleteDomainsResponse,
+)
+
+
+_Item = TypeVar("_Item", domain_pb2.StartDomainRequest, domain_pb2.StopDomainRequest, domain_pb2.DeleteDomainRequest)
+
+
+class _BatchRequest(Protocol):
+    parent: str
+    max_parallel: int
+    validate_only: bool
+
+
+class _Results:
+    """Collects the results of a batch and shows how many there are."""
+
+    def __init__(self, item_names: Sequence[str], job: Job | None) -> None:
+        self._results = [domain_pb2.DomainResult(name=name) for name in item_names]
+        self._job = job
+        self._detail = operation_pb2.BatchDetail(total_count=len(item_names))
+        self._show()
+
+    def done(self, index: int, domain: domain_pb2.Domain | None) -> None:
+        """Take in the result of an item that has ended well."""
+        self._results[index].status.SetInParent()
+        if domain is not None:
+            self._results[index].domain.CopyFrom(domain)
+        self._detail.succeeded_count += 1
+        self._show()
+
+    def failed(self, index: int, error: VirtfleetError) -> None:
+        """Take in the failure of an item."""
+        self._results[index].status.CopyFrom(error.to_status())
+        self._detail.failed_count += 1
+        self._show()
+
+    def _show(self) -> None:
+        if self._job is None:
+            return
+        self._job.metadata.batch.CopyFrom(self._detail)
+        ended = self._detail.succeeded_count + self._detail.failed_count
+        self._job.progress(ratio=ended / max(self._detail.total_count, 1))
+
+    def response(self, of: type[_Response]) -> _Response:
+        """Return the response, with as much of the domains as fits."""
+        whole = of(results=self._results)
+        if whole.ByteSize() <= RESPONSE_LIMIT_BYTES:
+            return whole
+        for result in self._results:
+            if result.HasField("domain"):
+                basic = statuses.basic(result.domain)
+                result.domain.CopyFrom(basic)
+        basic_response = of(results=self._results)
+        if basic_response.ByteSize() <= RESPONSE_LIMIT_BYTES:
+            return basic_response
+        for result in self._results:
+            result.ClearField("domain")
+        return of(results=self._results)
+
+
+class _Defining:
+    """Stores some plain definitions in one transaction, each in a part of its own."""
+
+    def __init__(self, context: Context, creation: Creation, drafts: Sequence[Draft], method: str) -> None:
+        self._context = context
+        self._creation = creation
+        self._drafts = drafts
+        self._method = method
+
+    def __call__(self, tx: Transaction) -> list[VirtfleetError | None]:
+        """Store them; returns the failure of each, or None."""
+        return [self._attempt(tx, draft) for draft in self._drafts]
+
+    def _attempt(self, tx: Transaction, draft: Draft) -> VirtfleetError | None:
+        try:
+            tx.attempt(lambda part: self._store(part, draft))
+        except VirtfleetError as error:
+            return error
+        return None
+
+    def _store(self, tx: Transaction, draft: Draft) -> None:
+        refuse_batched(self._context, draft.domain.name)
+        self._creation.accept(tx, draft, lasting=False)
+        self._creation.record(tx, draft, None, self._method)
+
+
+class Batches:
+    """Does the batch methods of DomainService."""
+
+    def __init__(self, context: Context, guests: Guests, creation: Creation, domains: Domains, power: Power) -> None:
+        self._context = context
+        self._guests = guests
+        self._creation = creation
+        self._domains = domains
+        self._power = power
+
+    # Create.
+
+    async def create(self, request: domain_pb2.BatchCreateDomainsRequest, call: Call) -> operations_pb2.Operation:
+        """Make many domains: see `BatchCreateDomains`."""
+        for index, item in enumerate(request.requests):
+            _check_item(item, index)
+            if item.parent not in ("", request.parent):
+                raise FieldConflict(
+                    "an item has another parent than its batch", field=f"requests[{index}].parent", parent=item.parent
+                )
+        item_names = [f"{request.parent}/domains/{item.domain_id}" for item in request.requests]
+        _check_twins(item_names)
+        drafts: list[Draft | VirtfleetError] = []
+        for item in request.requests:
+            try:
+                drafts.append(await self._creation.draft(item, call))
+            except VirtfleetError as error:
+                drafts.append(error)
+        if request.validate_only:
+            return self._context.operations.plan(self._planned(item_names, drafts))
+        method = requests.method_name(call)
+
+        async def work(job: Job) -> Commit:
+            results = _Results(item_names, job)
+            await self._define_simple(drafts, results, method)
+            others = [index for index, draft in enumerate(drafts) if isinstance(draft, Draft) and not draft.simple]
+
+            async def make(index: int) -> None:
+                draft = drafts[index]
+                assert isinstance(draft, Draft)  # noqa: S101  # chosen so
+                results.done(index, await self._make(draft, call, job, index, method))
+
+            await self._each(job, others, [item_names[index] for index in others], request, results, make)
+            return lambda _tx: results.response(domain_pb2.BatchCreateDomainsResponse)
+
+        return await self._run(call, request, work)
+
+    def _planned(
+        self, item_names: list[str], drafts: list[Draft | VirtfleetError]
+    ) -> domain_pb2.BatchCreateDomainsResponse:
+        results = _Results(item_names, None)
+        for index, draft in enumerate(drafts):
+            if isinstance(draft, Draft):
+                results.done(index, draft.domain)
+            else:
+                results.failed(index, draft)
+        return results.response(domain_pb2.BatchCreateDomainsResponse)
+
+    async def _define_simple(self, drafts: list[Draft | VirtfleetError], results: _Results, method: str) -> None:
+        """Store all definitions that need nobody's help, in few transactions."""
+        context, creation = self._context, self._creation
+        simple: list[tuple[int, Draft]] = []
+        for index, draft in enumerate(drafts):
+            if isinstance(draft, VirtfleetError):
+                results.failed(index, draft)
+            elif draft.simple:
+                simple.append((index, draft))
+
+        for start in range(0, len(simple), DEFINE_SLICE):
+            part = simple[start : start + DEFINE_SLICE]
+            for _, draft in part:
+                domain = draft.domain
+                driver = context.driver(domain)
+                await driver.define(ref(domain), domain.status.resolved_spec)
+            store = _Defining(context, creation, [draft for _, draft in part], method)
+            outcomes = await context.store.write(store)
+            for (index, draft), error in zip(part, outcomes, strict=True):
+                if error is None:
+                    results.done(index, draft.domain)
+                else:
+                    results.failed(index, error)
+
+    async def _make(self, draft: Draft, call: Call, job: Job, index: int, method: str) -> domain_pb2.Domain:
+        """Make one domain that needs volumes, ports or a start."""
+        context, creation = self._context, self._creation
+        async with context.holds.held(draft.domain.uid) as hold:
+            await context.store.write(lambda tx: creation.accept(tx, draft))
+            try:
+                async with AsyncExitStack() as undo:
+                    run = await creation.make(draft, call, undo, lambda _: None, f"{job.operation_name}/{index}")
+                    hold.seen = run.observation if run is not None else None
+                    undo.pop_all()
+            except BaseException:
+                await asyncio.shield(context.store.write(lambda tx: creation.forget(tx, draft.creating)))
+                raise
+            return await asyncio.shield(context.store.write(lambda tx: creation.record(tx, draft, run, method)))
+
+    # Start, stop, delete.
+
+    async def start(self, request: domain_pb2.BatchStartDomainsRequest, call: Call) -> operations_pb2.Operation:
+        """Start many domains: see `BatchStartDomains`."""
+        method = requests.method_name(call)
+
+        async def one(item: domain_pb2.StartDomainRequest, domain: domain_pb2.Domain, hold: Hold) -> domain_pb2.Domain:
+            runtime_id = str(uuid.uuid4())
+            starting = records.Starting(domain.name, runtime_id)
+            store = self._context.store
+            await store.write(lambda tx: tx.put_record(records.START, domain.uid, starting.encode()))
+            try:
+                async with AsyncExitStack() as undo:
+                    run = await self._guests.start(domain, call, undo, runtime_id=runtime_id, paused=item.paused)
+                    hold.seen = run.observation
+                    undo.pop_all()
+            except VirtfleetError as error:
+                failure = error
+                await store.write(lambda tx: record_failed_start(tx, domain, failure, method))
+                raise
+            except asyncio.CancelledError:
+                await asyncio.shield(store.write(lambda tx: tx.delete_record(records.START, domain.uid)))
+                raise
+            return await asyncio.shield(store.write(lambda tx: record_start(tx, domain.name, run, method)))
+
+        return await self._verbs(request, request.requests, call, Verb.START, one, domain_pb2.BatchStartDomainsResponse)
+
+    async def stop(self, request: domain_pb2.BatchStopDomainsRequest, call: Call) -> operations_pb2.Operation:
+        """Stop many domains: see `BatchStopDomains`."""
+        method = requests.method_name(call)
+
+        async def one(item: domain_pb2.StopDomainRequest, domain: domain_pb2.Domain, hold: Hold) -> domain_pb2.Domain:
+            mode = item.mode or domain_pb2.STOP_MODE_GRACEFUL_THEN_FORCE
+            observation = await self._guests.end(domain, mode, self._power.grace_seconds(item))
+            hold.seen = observation
+            await self._guests.let_go(domain)
+            return await asyncio.shield(
+                self._context.store.write(lambda tx: record_end(tx, domain, observation, method))
+            )
+
+        return await self._verbs(request, request.requests, call, Verb.STOP, one, domain_pb2.BatchStopDomainsResponse)
+
+    async def delete(self, request: domain_pb2.BatchDeleteDomainsRequest, call: Call) -> operations_pb2.Operation:
+        """Delete many domains: see `BatchDeleteDomains`."""
+        method = requests.method_name(call)
+
+        async def one(item: domain_pb2.DeleteDomainRequest, domain: domain_pb2.Domain, hold: Hold) -> None:
+            self._domains.check_delete(domain, item)
+            if item.delete_volumes:
+                for volume in self._domains.volumes_of(domain.uid):
+                    call.authorize(volume, "volumes.delete")
+            await self._domains.take_down(
+                domain, hold, cause=method, delete_volumes=item.delete_volumes, stop=item.stop, call=call
+            )
+            await asyncio.shield(self._context.store.write(lambda tx: self._domains.record_delete(tx, domain, method)))
+
+        return await self._verbs(request, request.requests, call, None, one, domain_pb2.BatchDeleteDomainsResponse)
+
+    async def _verbs(  # what differs between the three batches of verbs
+        self,
+        request: _BatchRequest,
+        items: Sequence[_Item],
+        call: Call,
+        verb: Verb | None,
+        act: Callable[[_Item, domain_pb2.Domain, Hold], Awaitable[domain_pb2.Domain | None]],
+        of: type[_Response],
+    ) -> operations_pb2.Operation:
+        context = self._context
+        for index, item in enumerate(items):
+            _check_item(item, index)
+            if names.parent_of(item.name) != request.parent:
+                raise FieldConflict(
+                    "an item is of another parent than its batch", field=f"requests[{index}].name", name=item.name
+                )
+        item_names = [item.name for item in items]
+        _check_twins(item_names)
+
+        async def one(index: int) -> domain_pb2.Domain | None:
+            item = items[index]
+            if getattr(item, "allow_missing", False) and context.store.get(item.name) is None:
+                return None
+            domain = context.domain(item.name)
+            async with context.holds.held(domain.uid) as hold:
+                domain = context.domain(item.name)
+                resources.check_preconditions(domain, item.etag, item.expected_uid)
+                if verb is not None and lifecycle.judge(verb, domain) is Outcome.DONE:
+                    return domain
+                return await act(item, domain, hold)
+
+        if request.validate_only:
+            return context.operations.plan(self._judged(items, verb, of))
+
+        async def work(job: Job) -> Commit:
+            results = _Results(item_names, job)
+
+            async def each(index: int) -> None:
+                results.done(index, await one(index))
+
+            await self._each(job, range(len(items)), item_names, request, results, each)
+            return lambda _tx: results.response(of)
+
+        return await self._run(call, request, work)
+
+    def _judged(self, items: Sequence[_Item], verb: Verb | None, of: type[_Response]) -> _Response:
+        """Say what would become of each item."""
+        results = _Results([item.name for item in items], None)
+        for index, item in enumerate(items):
+            try:
+                domain = self._context.domain(item.name)
+                resources.check_preconditions(domain, item.etag, item.expected_uid)
+                if verb is not None:
+                    lifecycle.judge(verb, domain)
+                elif isinstance(item, domain_pb2.DeleteDomainRequest):
+                    self._domains.check_delete(domain, item)
+                results.done(index, domain)
+            except VirtfleetError as error:
+                results.failed(index, error)
+        return results.response(of)
+
+    async def _run(
+        self, call: Call, request: _BatchRequest, work: Callable[[Job], Awaitable[Commit]]
+    ) -> operations_pb2.Operation:
+        assert isinstance(request, Message)  # noqa: S101  # every request is one
+        return await self._context.operations.run(call, request, target=request.parent, work=work, exclusive=False)
+
+    async def _each(  # the parts of one batch
+        self,
+        job: Job,
+        indexes: Sequence[int],
+        item_names: Sequence[str],
+        request: _BatchRequest,
+        results: _Results,
+        act: Callable[[int], Awaitable[None]],
+    ) -> None:
+        """Do the items, some at a time; a domain that another operation works on fails its item."""
+        context = self._context
+        limit = asyncio.Semaphore(request.max_parallel or context.settings.parallel_count)
+
+        async def one(index: int, name: str) -> None:
+            async with limit:
+                try:
+                    if name in context.batched:
+                        raise OperationConflict(
+                            f"another batch works on {name}", resource=name, operation=context.batched[name]
+                        )
+                    context.batched[name] = job.operation_name
+                    try:
+                        _refuse_running(context, name)
+                        await act(index)
+                    finally:
+                        del context.batched[name]
+                except VirtfleetError as error:
+                    results.failed(index, error)
+
+        async with asyncio.TaskGroup() as group:
+            for index, name in zip(indexes, item_names, strict=True):
+                group.create_task(one(index, name))
+
+
+def _refuse_running(context: Context, name: str) -> None:
+    """Refuse an item whose domain an operation of its own works on."""
+    found = context.store.reader.execute(
+        "SELECT id, method FROM operations WHERE target = ? AND done = 0 AND exclusive = 1", (name,)
+    ).fetchone()
+    if found is not None:
+        operation, method = found
+        raise OperationConflict(
+            f"{operation} ({method.rpartition('.')[2]}) runs on {name}: wait for it or cancel it",
+            resource=name,
+            retry_delay_seconds=1.0,
+            operation=operation,
+            method=method,
+        )
+
+
+def _check_item(item: _Item | domain_pb2.CreateDomainRequest, index: int) -> None:
+    """Refuse what steers a call in an item of a batch.
+
+    Raises:
+        FieldConflict: The item has a request_id, validate_only or inline_wait.
+    """
+    for name, given in (
+        ("request_id", bool(item.request_id)),
+        ("validate_only", item.validate_only),
+        ("inline_wait", item.HasField("inline_wait")),
+    ):
+        if given:
+            raise FieldConflict(f"{name} stands in the batch, not in its items", field=f"requests[{index}].{name}")
+
+
+def _check_twins(item_names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(item_names):
+        if name in seen:
+            raise FieldConflict(f"{name} occurs twice", field=f"requests[{index}].name", name=name)
+        seen.add(name)

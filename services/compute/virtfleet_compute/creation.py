@@ -1,0 +1,333 @@
+"""Makes domains: what is decided at once, what is made for them (volumes, ports), and how all of it is undone."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from google.longrunning import operations_pb2
+from google.protobuf import duration_pb2
+
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.storage.v1 import volume_pb2
+from virtfleet.type.v1 import resource_pb2
+from virtfleet_compute import records, specs, statuses, wiring
+from virtfleet_compute.context import KIND, Context, ref
+from virtfleet_compute.drivers.api import DomainRef
+from virtfleet_compute.guests import Guests
+from virtfleet_service import authorization, failpoints, names, resources
+from virtfleet_service.errors import (
+    FieldConflict,
+    FieldOutOfRange,
+    IdentityInUse,
+    OperationConflict,
+    ResourceExists,
+    ResourceNotFound,
+    VirtfleetError,
+)
+from virtfleet_service.peers import error_from_status
+from virtfleet_service.store import Transaction
+
+if TYPE_CHECKING:
+    from virtfleet_service.call import Call
+
+_log = logging.getLogger(__name__)
+
+OWNER_LABEL = "virtfleet.dev/domain-uid"
+"""The label of a volume that was made with a domain: the uid of that domain."""
+
+VOLUME_WAIT_SECONDS = 20
+
+
+@dataclass(slots=True)
+class Draft:
+    """Is a domain that has been decided on and not made yet."""
+
+    request: domain_pb2.CreateDomainRequest
+    domain: domain_pb2.Domain
+    creating: records.Creating
+
+    @property
+    def simple(self) -> bool:
+        """Whether making it is a matter of records and the driver's `define` alone."""
+        return not (self.creating.volumes or self.creating.ports or self.starts)
+
+    @property
+    def starts(self) -> bool:
+        """Whether it is started: asked for, or transient."""
+        return self.request.HasField("start") or statuses.transient(self.domain)
+
+
+class Creation:
+    """Makes domains for CreateDomain, its batch, and UpdateDomain with `allow_missing`."""
+
+    def __init__(self, context: Context, guests: Guests) -> None:
+        self._context = context
+        self._guests = guests
+
+    # What is decided.
+
+    async def draft(self, request: domain_pb2.CreateDomainRequest, call: Call | None) -> Draft:
+        """Decide on everything, without any effect.
+
+        Raises:
+            NameMalformed: The id has the form of a UUID.
+            FieldRequired, FieldConflict, FieldOutOfRange, ReferenceOtherNode: The spec is wrong.
+            PermissionMissing: It names host paths, or switches isolation off, and the caller may not.
+            CapabilityMissing: The driver lacks something that it asks for.
+            DriverBroken: The driver cannot run.
+        """
+        node = self._context.node
+        names.check_id(request.domain_id, "domain_id")
+        check_lifetime(request)
+        name = f"nodes/{node}/domains/{request.domain_id}"
+        domain = domain_pb2.Domain(display_name=request.domain.display_name)
+        domain.labels.MergeFrom(request.domain.labels)
+        domain.annotations.MergeFrom(request.domain.annotations)
+        domain.spec.CopyFrom(request.domain.spec)
+        uid = request.domain.uid
+        if uid and not names.is_uid(uid):
+            raise FieldOutOfRange("a uid is a UUID in lower case", field="domain.uid", uid=uid)
+        resources.create_head(domain, name, call=call, uid=uid or str(uuid.uuid4()))
+        authorize_spec(domain.name, domain.spec, domain_spec_pb2.DomainSpec(), call)
+        resolved = await self.resolve(domain, None)
+        statuses.defined(domain, resolved)
+        macs = [mac for mac, _ in specs.macs(resolved)]
+        volumes = [
+            f"{names.absolute(new.pool, node, field=f'new_volumes[{number}].pool')}/volumes/{new.volume_id}"
+            for number, new in enumerate(request.new_volumes)
+        ]
+        ports = [
+            f"{names.absolute(resolved.interfaces[key].network, node)}/ports/{specs.port_id(request.domain_id, key)}"
+            for key in wiring.owned_ports(resolved)
+        ]
+        creating = records.Creating(name, domain.uid, resolved.driver, macs, volumes, ports)
+        return Draft(request, domain, creating)
+
+    async def resolve(
+        self, domain: domain_pb2.Domain, previous: domain_spec_pb2.DomainSpec | None
+    ) -> domain_spec_pb2.DomainSpec:
+        """Normalise a domain's spec in place and return what it comes to.
+
+        Raises:
+            VirtfleetError: See `draft`.
+        """
+        specs.normalize(domain.spec, self._context.node)
+        specs.check(domain.spec)
+        full = specs.with_defaults(domain.spec, self._context.hypervisors.default_id, previous)
+        specs.check(full)
+        driver = self._context.hypervisors.get(full.driver)
+        return await driver.resolve(ref(domain), full, previous)
+
+    # What is recorded.
+
+    def accept(self, tx: Transaction, draft: Draft, *, lasting: bool = True) -> str:
+        """Check that there is room for a domain and take its MACs; in the transaction that accepts the creation.
+
+        Args:
+            tx: The transaction.
+            draft: The domain.
+            lasting: Whether the domain is stored in a later transaction, and its name must be kept until then.
+
+        Raises:
+            OperationConflict: It is being made.
+            ResourceExists: The id is taken.
+            IdentityInUse: The uid or a MAC is taken.
+            QuotaExceeded: There are as many domains as may be.
+        """
+        domain = draft.domain
+        if tx.get(domain.name) is not None:
+            raise ResourceExists(f"{domain.name} exists", resource=domain.name, name=domain.name)
+        if tx.get_record(records.CREATE, domain.name) is not None:
+            raise OperationConflict(f"{domain.name} is being made", resource=domain.name, retry_delay_seconds=1.0)
+        other = tx.get_by_uid(KIND, domain.uid)
+        if other is not None:
+            raise IdentityInUse(
+                f"the uid {domain.uid} is that of {other.name}", field="domain.uid", uid=domain.uid, holder=other.name
+            )
+        if self._context.settings.domain_limit:
+            count = tx.connection.execute("SELECT count(*) FROM resources WHERE kind = ?", (KIND,)).fetchone()[0]
+            self._context.admission.check_definitions(count, 1)
+        records.take_macs(tx, domain)
+        if lasting:
+            tx.put_record(records.CREATE, domain.name, draft.creating.encode())
+        return domain.uid
+
+    def record(self, tx: Transaction, draft: Draft, run: statuses.Run | None, cause: str) -> domain_pb2.Domain:
+        """Store a domain that has been made."""
+        domain = draft.domain
+        old_state = domain.status.state
+        if run is not None:
+            statuses.started(domain, run)
+        tx.delete_record(records.CREATE, domain.name)
+        if draft.creating.volumes:
+            tx.put_record(records.VOLUMES, domain.uid, "\n".join(draft.creating.volumes).encode())
+        records.save(tx, domain, cause, old_state=old_state)
+        return domain
+
+    @staticmethod
+    def forget(tx: Transaction, creating: records.Creating) -> None:
+        """Forget a creation that has been undone."""
+        tx.delete_record(records.CREATE, creating.name)
+        records.free_macs(tx, creating.macs, creating.uid)
+
+    # What is made.
+
+    async def make(
+        self, draft: Draft, call: Call | None, undo: AsyncExitStack, phase: Callable[[str], None], request_key: str
+    ) -> statuses.Run | None:
+        """Make volumes, ports and definition of a domain that the caller holds, and start it if asked to.
+
+        Args:
+            draft: The domain.
+            call: On whose behalf.
+            undo: Gets the way back.
+            phase: Is told what is being done.
+            request_key: Makes the request ids of what storage is asked for.
+
+        Raises:
+            VirtfleetError: What storage, network or the driver answered.
+        """
+        domain = draft.domain
+        driver = self._context.driver(domain)
+        for number, (name, new) in enumerate(zip(draft.creating.volumes, draft.request.new_volumes, strict=True)):
+            phase(f"making volume {new.volume_id}")
+            request = self._volume_request(name, new, domain.uid, f"{request_key}/{number}")
+            undo.push_async_callback(self._remove_volume, name, domain.uid)
+            await self._make_volume(request, call)
+            failpoints.reach("compute.create.volume")
+        if draft.creating.ports:
+            phase("reserving ports")
+            statuses.reserved(domain, await self._guests.ensure_ports(domain, domain.status.resolved_spec, call, undo))
+            failpoints.reach("compute.create.ports")
+        undo.push_async_callback(driver.undefine, ref(domain))
+        await driver.define(ref(domain), domain.status.resolved_spec)
+        if not draft.starts:
+            return None
+        return await self._guests.start(
+            domain,
+            call,
+            undo,
+            runtime_id=str(uuid.uuid4()),
+            paused=draft.request.start.paused,
+            phase=phase,
+        )
+
+    @staticmethod
+    def _volume_request(
+        name: str, new: domain_pb2.NewVolume, uid: str, request_id: str
+    ) -> volume_pb2.CreateVolumeRequest:
+        volume = volume_pb2.Volume(labels={OWNER_LABEL: uid}, spec=new.spec if new.HasField("spec") else None)
+        return volume_pb2.CreateVolumeRequest(
+            parent=names.parent_of(name),
+            volume=volume,
+            volume_id=new.volume_id,
+            source_volume=new.source_volume,
+            request_id=request_id,
+            inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
+        )
+
+    async def _make_volume(self, request: volume_pb2.CreateVolumeRequest, call: Call | None) -> None:
+        """Ask storage for a volume and wait until it is there: a repeated request is the same operation."""
+        while True:
+            operation = await self._context.wiring.storage.call(
+                "virtfleet.storage.v1.VolumeService.CreateVolume",
+                request,
+                operations_pb2.Operation,
+                call,
+                timeout_seconds=VOLUME_WAIT_SECONDS + self._context.settings.peer_seconds,
+            )
+            if operation.done:
+                break
+        if operation.HasField("error"):
+            raise error_from_status(operation.error)
+
+    async def _remove_volume(self, name: str, uid: str) -> None:
+        """Delete a volume if it was made with the domain of that uid. Never raises: what stays, the sweep deletes."""
+        try:
+            await self.delete_volume(name, uid)
+        except VirtfleetError as error:
+            _log.warning("%s stays for now: %s", name, error)
+            await self._context.store.write(lambda tx: tx.put_record(records.LEFTOVER, name, uid.encode()))
+            self._context.wiring.unswept["storage"].set()
+
+    async def _is_ours(self, name: str, uid: str) -> bool:
+        try:
+            volume = await self._context.wiring.storage.call(
+                "virtfleet.storage.v1.VolumeService.GetVolume",
+                volume_pb2.GetVolumeRequest(name=name),
+                volume_pb2.Volume,
+                timeout_seconds=self._context.settings.peer_seconds,
+            )
+        except ResourceNotFound:
+            return False
+        return volume.labels.get(OWNER_LABEL) == uid
+
+    async def delete_volume(self, name: str, uid: str, call: Call | None = None) -> None:
+        """Delete a volume if it was made with the domain of that uid. Succeeds if there is none.
+
+        Raises:
+            VirtfleetError: What storage answered.
+        """
+        if not await self._is_ours(name, uid):
+            return
+        while True:
+            operation = await self._context.wiring.storage.call(
+                "virtfleet.storage.v1.VolumeService.DeleteVolume",
+                volume_pb2.DeleteVolumeRequest(
+                    name=name,
+                    request_id=f"{uid}/delete",
+                    inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
+                ),
+                operations_pb2.Operation,
+                call,
+                timeout_seconds=VOLUME_WAIT_SECONDS + self._context.settings.peer_seconds,
+            )
+            if operation.done:
+                break
+        if operation.HasField("error"):
+            raise error_from_status(operation.error)
+
+    async def undo_crashed(self, creating: records.Creating) -> None:
+        """Undo what a creation may have made before the service died. Never raises for peers that are away."""
+        target = DomainRef(creating.name, creating.uid)
+        try:
+            driver = self._context.hypervisors.get(creating.driver)
+            await driver.stop(target)
+            await driver.undefine(target)
+        except VirtfleetError as error:
+            _log.warning("what driver %s has of %s stays: %s", creating.driver, creating.name, error)
+        await self._context.wiring.unreserve(target, creating.ports)
+        for volume in creating.volumes:
+            await self._remove_volume(volume, creating.uid)
+
+
+def authorize_spec(
+    name: str, spec: domain_spec_pb2.DomainSpec, before: domain_spec_pb2.DomainSpec, call: Call | None
+) -> None:
+    """Check the permissions that no reference in a spec stands for.
+
+    Raises:
+        PermissionMissing: The spec names a new host path, or switches isolation off, and the caller may not.
+    """
+    if call is None:
+        return
+    if set(specs.host_paths(spec)) - set(specs.host_paths(before)):
+        call.authorize(name, authorization.HOST_PATHS)
+    if specs.without_sandbox(spec) and not specs.without_sandbox(before):
+        call.authorize(name, authorization.EXTRA_ARGUMENTS)
+
+
+def check_lifetime(request: domain_pb2.CreateDomainRequest) -> None:
+    """Refuse a transient domain that could never exist.
+
+    Raises:
+        FieldConflict: It is to be started by autostart.
+    """
+    spec = request.domain.spec
+    if spec.lifetime == resource_pb2.LIFETIME_TRANSIENT and spec.autostart > resource_pb2.AUTOSTART_NEVER:
+        raise FieldConflict("a transient domain has no autostart", field="domain.spec.autostart")

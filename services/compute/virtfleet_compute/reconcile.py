@@ -1,0 +1,299 @@
+"""Brings the store and the host together when the service starts: the host is the truth about what runs.
+
+In this order: creations and starts that a crash cut are undone or finished, what is recorded as running is held against
+    what
+the drivers have, operations are settled by what came out of that, and what storage and network hold for nobody is given
+back
+as soon as they answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from google.longrunning import operations_pb2
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from virtfleet.compute.v1 import domain_pb2
+from virtfleet.type.v1 import operation_pb2
+from virtfleet_compute import records, statuses, wiring
+from virtfleet_compute.context import KIND, Context, ref
+from virtfleet_compute.creation import Creation
+from virtfleet_compute.domains import Domains
+from virtfleet_compute.drivers.api import DomainObservation, Driver, FoundDomain, Inventory
+from virtfleet_compute.holds import Hold
+from virtfleet_compute.power import record_start
+from virtfleet_service import failpoints, resources
+from virtfleet_service.errors import ChangeRolledBack, VirtfleetError
+from virtfleet_service.operations import Commit, JournalEntry
+from virtfleet_service.store import Transaction
+
+if TYPE_CHECKING:
+    from virtfleet_compute.wiring import Connections
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "virtfleet.compute.v1.DomainService"
+WRITE_SLICE = 500
+RECONNECT_SECONDS = 5.0
+
+State = domain_pb2.DomainState
+Reason = domain_pb2.DomainStateReason
+
+
+class Reconciler:
+    """Does what is to be done at start."""
+
+    def __init__(self, context: Context, creation: Creation, domains: Domains, *, rebooted: bool) -> None:
+        self._context = context
+        self._creation = creation
+        self._domains = domains
+        self._rebooted = rebooted
+        self._found: dict[str, DomainObservation] = {}
+
+    async def run(self) -> None:
+        """Bring store and host together; afterwards operations may be run."""
+        context = self._context
+        for driver in context.hypervisors.ready():
+            await self._list(driver)
+        await self._undo_creations()
+        await self._end_starts()
+        await self._compare()
+        for driver in context.hypervisors.ready():
+            await self._take_over(driver)
+        await self._adopt_unknown()
+        self._count()
+        await context.operations.settle(
+            {
+                f"{SERVICE}.StartDomain": self._settle_start,
+                f"{SERVICE}.StopDomain": self._settle_stop,
+                f"{SERVICE}.SuspendDomain": self._settle_suspend,
+                f"{SERVICE}.ResumeDomain": self._settle_resume,
+                f"{SERVICE}.DeleteDomain": self._settle_delete,
+                **{
+                    f"{SERVICE}.Batch{verb}Domains": self._settle_batch
+                    for verb in ("Create", "Start", "Stop", "Delete")
+                },
+            }
+        )
+
+    async def _list(self, driver: Driver) -> None:
+        try:
+            for observation in await driver.list():
+                self._found[observation.uid] = observation
+        except VirtfleetError as error:
+            _log.warning("driver %s cannot list its guests: %s", driver.driver_id, error)
+
+    async def _undo_creations(self) -> None:
+        for _, body in self._context.store.list_records(records.CREATE):
+            creating = records.Creating.decode(body)
+            _log.info("the creation of %s was cut and is undone", creating.name)
+            await self._creation.undo_crashed(creating)
+            self._found.pop(creating.uid, None)
+            await self._context.store.write(lambda tx, creating=creating: self._creation.forget(tx, creating))  # type: ignore[misc]  # bound here
+
+    async def _end_starts(self) -> None:
+        """Finish the starts whose guest runs, forget the others: what they hold is given back by the sweep."""
+        context = self._context
+        for uid, body in context.store.list_records(records.START):
+            starting = records.Starting.decode(body)
+            domain = context.by_uid(uid)
+            observation = self._found.get(uid)
+            if domain is None or observation is None or observation.runtime_id != starting.runtime_id:
+                observation = None
+            if domain is not None and observation is not None and observation.active:
+                connections = await self._reconnect(domain, observation)
+                run = statuses.Run(starting.runtime_id, observation.run_as_uid, connections, observation)
+                name = domain.name
+                await context.store.write(
+                    lambda tx, name=name, run=run: record_start(tx, name, run, statuses.OBSERVED)  # type: ignore[misc]  # bound here
+                )
+            else:
+                await context.store.write(lambda tx, uid=uid: tx.delete_record(records.START, uid))  # type: ignore[misc]  # bound here
+
+    async def _reconnect(self, domain: domain_pb2.Domain, observation: DomainObservation) -> Connections:
+        """Ask again for what a running guest is joined to: the answers are the same as at its start."""
+        context, spec = self._context, domain.status.resolved_spec
+        ports = wiring.ports_of(domain, spec, context.node)
+        try:
+            async with asyncio.timeout(RECONNECT_SECONDS):
+                return await context.wiring.look(ref(domain), spec, ports, observation.run_as_uid)
+        except (VirtfleetError, TimeoutError) as error:
+            _log.warning("what %s is joined to is not known for now: %s", domain.name, error)
+            return wiring.Connections()
+
+    async def _compare(self) -> None:
+        """Hold every domain that is recorded as active, or that a driver has, against what the drivers see."""
+        context = self._context
+        recorded = {uid for uid, _ in context.store.list_records(records.ACTIVE)}
+        uids = sorted(recorded | set(self._found))
+        for start in range(0, len(uids), WRITE_SLICE):
+            part = uids[start : start + WRITE_SLICE]
+            await context.store.write(lambda tx, part=part: self._record(tx, part))  # type: ignore[misc]  # bound here
+            failpoints.reach("compute.reconcile.compared")
+
+    def _record(self, tx: Transaction, uids: Sequence[str]) -> None:
+        for uid in uids:
+            row = tx.get_by_uid(KIND, uid)
+            if row is None:
+                continue
+            domain = domain_pb2.Domain.FromString(row.body)
+            observation = self._found.get(uid) or self._gone(domain)
+            old_state = domain.status.state
+            if observation is not None and statuses.observed(domain, observation):
+                records.end(tx, domain, statuses.OBSERVED, old_state=old_state)
+
+    def _gone(self, domain: domain_pb2.Domain) -> DomainObservation | None:
+        """Say what became of a guest that no driver has; None: its driver cannot run, so nobody knows."""
+        try:
+            self._context.driver(domain)
+        except VirtfleetError:
+            return DomainObservation(
+                domain.uid,
+                State.DOMAIN_STATE_UNKNOWN,
+                Reason.DOMAIN_STATE_REASON_HYPERVISOR_SILENT,
+                runtime_id=domain.status.runtime_id,
+                control_lost=True,
+            )
+        if not statuses.is_active(domain):
+            return None
+        if self._rebooted:
+            return DomainObservation(domain.uid, State.DOMAIN_STATE_SHUT_OFF, Reason.DOMAIN_STATE_REASON_NODE_REBOOTED)
+        return DomainObservation(domain.uid, State.DOMAIN_STATE_SHUT_OFF, Reason.DOMAIN_STATE_REASON_HYPERVISOR_DIED)
+
+    # What the store does not know.
+
+    async def _take_over(self, driver: Driver) -> None:
+        """Make the definitions that a driver holds our own, once per inventory."""
+        context = self._context
+        facet = driver.facet(Inventory)  # type: ignore[type-abstract]  # a protocol names the facet
+        if facet is None:
+            return
+        key = f"inventory/{driver.driver_id}"
+        digest = facet.inventory_digest().encode()
+        if not digest or context.store.get_record(records.SERVICE, key) == digest:
+            return
+        async for batch in facet.inventory():
+            made = [await self._taken(driver, found) for found in batch]
+            await context.store.write(lambda tx, made=made: self._store_taken(tx, made))  # type: ignore[misc]  # bound here
+        await context.store.write(lambda tx: tx.put_record(records.SERVICE, key, digest))
+
+    async def _taken(self, driver: Driver, found: FoundDomain) -> domain_pb2.Domain:
+        domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=found.spec)
+        domain.spec.driver = driver.driver_id
+        resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
+        statuses.defined(domain, await self._creation.resolve(domain, None))
+        if found.observation is not None:
+            run = statuses.Run(found.observation.runtime_id, 0, wiring.Connections(), found.observation)
+            statuses.started(domain, run)
+        return domain
+
+    @staticmethod
+    def _store_taken(tx: Transaction, made: Sequence[domain_pb2.Domain]) -> None:
+        for domain in made:
+            if tx.get(domain.name) is None and tx.get_by_uid(KIND, domain.uid) is None:
+                records.take_macs(tx, domain)
+                records.save(tx, domain, statuses.OBSERVED)
+
+    async def _adopt_unknown(self) -> None:
+        """Make domains again out of guests that run and are not in the store: it was lost, or is an old one."""
+        context = self._context
+        prefix = f"nodes/{context.node}/domains/"
+        for uid, observation in self._found.items():
+            if not observation.active or context.store.get_by_uid(KIND, uid) is not None:
+                continue
+            spec, name = observation.active_spec, observation.name
+            if spec is None or not name.startswith(prefix) or context.store.get(name) is not None:
+                _log.warning("a guest with the uid %s runs that no domain stands for", uid)
+                continue
+            domain = domain_pb2.Domain(spec=spec)
+            resources.create_head(domain, name, uid=uid)
+            statuses.defined(domain, spec)
+            connections = await self._reconnect(domain, observation)
+            statuses.started(
+                domain, statuses.Run(observation.runtime_id, observation.run_as_uid, connections, observation)
+            )
+            resources.set_condition(
+                domain.status.conditions, "Adopted", reason="STORE_LOST", message="made again out of its running guest"
+            )
+            await context.store.write(lambda tx, domain=domain: self._store_taken(tx, [domain]))  # type: ignore[misc]  # bound here
+
+    def _count(self) -> None:
+        """Make the account of what active domains have."""
+        context = self._context
+        for uid, _ in context.store.list_records(records.ACTIVE):
+            domain = context.by_uid(uid)
+            if domain is None:
+                continue
+            try:
+                counted = context.counted(domain)
+            except VirtfleetError:
+                counted = True
+            context.admission.adopt(domain, counted=counted)
+
+    # Operations that a crash cut.
+
+    def _target(self, operation: operations_pb2.Operation) -> domain_pb2.Domain | None:
+        metadata = operation_pb2.OperationMetadata()
+        operation.metadata.Unpack(metadata)
+        row = self._context.store.get(metadata.target)
+        if row is None or (metadata.target_uid and row.uid != metadata.target_uid):
+            return None
+        return domain_pb2.Domain.FromString(row.body)
+
+    async def _settle_start(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        domain = self._target(operation)
+        if domain is None or not statuses.is_active(domain):
+            raise _rolled_back(operation, "the guest does not run")
+        return _answer(domain)
+
+    async def _settle_stop(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        domain = self._target(operation)
+        if domain is not None and statuses.is_active(domain):
+            raise _rolled_back(operation, "the guest runs on")
+        # A transient one is gone.
+        return _answer(domain if domain is not None else domain_pb2.Domain())
+
+    async def _settle_suspend(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        return self._settle_state(operation, State.DOMAIN_STATE_PAUSED)
+
+    async def _settle_resume(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        return self._settle_state(operation, State.DOMAIN_STATE_RUNNING)
+
+    def _settle_state(self, operation: operations_pb2.Operation, wanted: int) -> Commit:
+        domain = self._target(operation)
+        if domain is None or domain.status.state != wanted:
+            raise _rolled_back(operation, "the guest is as before")
+        return _answer(domain)
+
+    async def _settle_delete(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        """Finish a deletion: it was allowed, and part of it may be done.
+
+        Volumes stay: they may not have been asked for.
+        """
+        domain = self._target(operation)
+        if domain is None:
+            return lambda _tx: empty_pb2.Empty()
+        if statuses.is_active(domain):
+            raise _rolled_back(operation, "the guest runs on")
+        await self._domains.take_down(
+            domain, Hold(domain.uid), cause=statuses.OBSERVED, delete_volumes=False, stop=False, call=None
+        )
+        return lambda tx: self._domains.record_delete(tx, domain, f"{SERVICE}.DeleteDomain")
+
+    async def _settle_batch(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        raise _rolled_back(operation, "items that had ended keep their effect, the others have none")
+
+
+def _answer(message: Message) -> Commit:
+    return lambda _tx: message
+
+
+def _rolled_back(operation: operations_pb2.Operation, what: str) -> ChangeRolledBack:
+    return ChangeRolledBack(
+        f"the service stopped while {operation.name} ran; {what}", operation=operation.name, outcome=what
+    )

@@ -1,0 +1,146 @@
+"""What the compute service keeps beside the domains: private records, written in the transaction of the domain.
+
+* `active` (uid → name): the domains with a guest, so that a start need not read all of them.
+* `autostart` (uid → name): the domains that are to start after a boot.
+* `mac` (MAC → uid:device): who has a MAC.
+* `start` (uid → a start): starts that have begun and not ended.
+* `create` (name → a creation): creations that have begun and not ended.
+* `volumes` (uid → names): the volumes that were made with a domain.
+* `leftover` (volume → uid): volumes of undone creations that storage could not be told to delete.
+* `service` (key → value): the boot id of the last autostart, the inventories that were taken over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+from virtfleet.compute.v1 import domain_pb2
+from virtfleet.type.v1 import resource_pb2
+from virtfleet_compute import specs, statuses
+from virtfleet_compute.context import KIND
+from virtfleet_service.errors import IdentityInUse
+from virtfleet_service.store import Transaction
+
+ACTIVE = "active"
+AUTOSTART = "autostart"
+MAC = "mac"
+START = "start"
+CREATE = "create"
+VOLUMES = "volumes"
+LEFTOVER = "leftover"
+SERVICE = "service"
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Is a start that has begun."""
+
+    name: str
+    runtime_id: str
+
+    def encode(self) -> bytes:
+        """Return it as it is stored."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> Starting:
+        """Read it."""
+        return cls(**json.loads(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Creating:
+    """Is a creation that has begun, with all that it may have made."""
+
+    name: str
+    uid: str
+    driver: str
+    macs: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+    ports: list[str] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """Return it as it is stored."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> Creating:
+        """Read it."""
+        return cls(**json.loads(body))
+
+
+def save(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: int | None = None) -> None:
+    """Store a domain with its indexes, and tell a change of state.
+
+    Args:
+        tx: The transaction.
+        domain: The domain.
+        cause: The full name of the method, or `observed`.
+        old_state: Its state before; None: no event is told.
+    """
+    tx.put(KIND, domain, cause=cause)
+    if statuses.is_active(domain):
+        tx.put_record(ACTIVE, domain.uid, domain.name.encode())
+    else:
+        tx.delete_record(ACTIVE, domain.uid)
+    if domain.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE):
+        tx.put_record(AUTOSTART, domain.uid, domain.name.encode())
+    else:
+        tx.delete_record(AUTOSTART, domain.uid)
+    if old_state is not None and old_state != domain.status.state:
+        tx.event(statuses.state_event(domain, old_state))
+
+
+def remove(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: int | None = None) -> None:
+    """Delete a domain with all that is kept of it."""
+    if old_state is not None and old_state != domain.status.state:
+        tx.event(statuses.state_event(domain, old_state))
+    tx.delete(domain.name, cause=cause)
+    for space in (ACTIVE, AUTOSTART, START, VOLUMES):
+        tx.delete_record(space, domain.uid)
+    for card in domain.status.resolved_spec.interfaces.values():
+        free_mac(tx, card.mac_address, domain.uid)
+
+
+def end(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: int) -> None:
+    """Store a domain whose guest has ended; a transient one vanishes."""
+    if statuses.transient(domain) and not statuses.is_active(domain):
+        remove(tx, domain, cause, old_state=old_state)
+    else:
+        save(tx, domain, cause, old_state=old_state)
+
+
+def take_macs(tx: Transaction, domain: domain_pb2.Domain) -> None:
+    """Take the MACs of a domain's resolved spec, and give up those that it no longer has.
+
+    Raises:
+        IdentityInUse: Another domain has one.
+    """
+    for mac, device_id in specs.macs(domain.status.resolved_spec):
+        holder = tx.get_record(MAC, mac)
+        owner = f"{domain.uid}:{device_id}"
+        if holder is not None and not holder.decode().startswith(f"{domain.uid}:"):
+            other = tx.get_by_uid(KIND, holder.decode().partition(":")[0])
+            name = other.name if other is not None else holder.decode()
+            raise IdentityInUse(
+                f"the MAC {mac} of {device_id} is taken by {name}",
+                field=f"domain.spec.interfaces.{device_id}.mac_address",
+                mac_address=mac,
+                holder=name,
+            )
+        tx.put_record(MAC, mac, owner.encode())
+
+
+def free_macs(tx: Transaction, macs: Iterable[str], uid: str) -> None:
+    """Give MACs up."""
+    for mac in macs:
+        free_mac(tx, mac, uid)
+
+
+def free_mac(tx: Transaction, mac: str, uid: str) -> None:
+    """Give a MAC up if the domain has it."""
+    holder = tx.get_record(MAC, mac)
+    if holder is not None and holder.decode().startswith(f"{uid}:"):
+        tx.delete_record(MAC, mac)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import calls, cycles, start
+from bench import calls, cycles, domains, events, processes, start
 from bench.figures import Figure
 from bench.stage import Stage
 
@@ -26,9 +26,12 @@ class Leg:
 
 
 LEGS: tuple[Leg, ...] = (
+    Leg("processes", processes.KEYS, processes.leg),
     Leg("calls", calls.KEYS, calls.leg),
     Leg("start", start.KEYS, start.leg),
     Leg("cycles", cycles.KEYS, cycles.leg),
+    Leg("domains", domains.KEYS, domains.leg),
+    Leg("events", events.KEYS, events.leg),
 )
 
 

@@ -114,6 +114,8 @@ class Guest:
     """Whether the guest has been asked to boot again, or was reset: then it does, whatever `on_exit` says."""
     booting_again: bool = False
     """Whether the driver boots it again: pauses on the way are not told."""
+    leaving: bool = False
+    """Whether it has stopped for good: pauses on the way are not told."""
     end: End | None = None
     """How it is about to end; None: it is not, as far as anybody knows."""
     exit: Exit | None = None
@@ -225,7 +227,7 @@ class Guest:
     def _paused(self, reaction: Reaction) -> None:
         reason = self._why_paused or _R.DOMAIN_STATE_REASON_USER
         self._why_paused = None
-        if self.end is None and not self.booting_again:
+        if not self.leaving and not self.booting_again:
             self._become(reaction, PAUSED, reason)
 
     def _running(self, reaction: Reaction, reason: Reason) -> None:
@@ -255,12 +257,17 @@ class Guest:
 
     def _ended_itself(self, reaction: Reaction, action: int, reason: Reason) -> None:
         if self.stop_wanted or action not in (_RESTART, _PRESERVE):
-            self.end = End(SHUT_OFF, reason)
-            reaction.follow = Follow.END
+            self._leave(reaction, SHUT_OFF, reason)
         elif action == _RESTART:
             self._boot_again(reaction)
         else:
             self._why_paused = reason
+
+    def _leave(self, reaction: Reaction, state: State, reason: Reason) -> None:
+        if not self.leaving:
+            self.leaving = True
+            self.end = End(state, reason)
+            reaction.follow = Follow.END
 
     def _boot_again(self, reaction: Reaction) -> None:
         # QEMU may tell one reset twice.
@@ -276,15 +283,13 @@ class Guest:
         elif action == _RESTART and not self.stop_wanted:
             self._boot_again(reaction)
         else:
-            self.end = End(CRASHED, reason)
-            reaction.follow = Follow.END
+            self._leave(reaction, CRASHED, reason)
 
     def _watchdog(self, reaction: Reaction) -> None:
         self._why_paused = _R.DOMAIN_STATE_REASON_WATCHDOG
         actions = {watchdog.action for watchdog in self.spec.watchdogs.values()}
         if device_pb2.WATCHDOG_ACTION_POWER_OFF in actions:
-            self.end = End(SHUT_OFF, _R.DOMAIN_STATE_REASON_GUEST_SHUTDOWN)
-            reaction.follow = Follow.END
+            self._leave(reaction, SHUT_OFF, _R.DOMAIN_STATE_REASON_GUEST_SHUTDOWN)
 
     def _reset(self, reaction: Reaction, data: Mapping[str, Any]) -> None:
         self.was_reset.set()

@@ -205,23 +205,27 @@ class Guests:
             BackendUnreachable: The launcher does not answer.
             HypervisorFailed: It is still there.
         """
+        # Begun before the signal is sent: the answer to that is not worth a round trip of its own.
+        ending = asyncio.create_task(self._exit_of(guest))
         try:
             async with asyncio.timeout(self._settings.end_seconds):
-                # Both at once: the answer to the first is not worth a round trip.
-                killed, ending = await asyncio.gather(
-                    self.launcher.kill(naming.guest(guest.uid)), self._exit_of(guest), return_exceptions=True
-                )
+                await self._signal(guest)
+                await self._conclude(guest, await ending)
         except TimeoutError:
             raise HypervisorFailed(
                 f"the process {guest.pid} of {guest.birth.name} was killed and is still there", pid=guest.pid
             ) from None
-        for error in (killed, ending):
-            if isinstance(error, LauncherError) and error.reason not in ("NOT_RUNNING", "NOT_FOUND"):
-                raise failures.of_launcher(error, f"ending the guest of {guest.birth.name}") from error
-            if isinstance(error, BaseException) and not isinstance(error, LauncherError):
-                raise error
-        assert isinstance(ending, Exit)  # noqa: S101  # every other outcome has been raised
-        await self._conclude(guest, ending)
+        except LauncherError as error:
+            raise failures.of_launcher(error, f"ending the guest of {guest.birth.name}") from error
+        finally:
+            ending.cancel()
+
+    async def _signal(self, guest: Guest) -> None:
+        try:
+            await self.launcher.kill(naming.guest(guest.uid))
+        except LauncherError as error:
+            if error.reason not in ("NOT_RUNNING", "NOT_FOUND"):
+                raise
 
     async def _exit_of(self, guest: Guest) -> Exit:
         try:

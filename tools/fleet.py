@@ -223,7 +223,7 @@ class Fleet:
         if service == "storage":
             settings["pools_root"] = str(base / "pools")
         if service == "compute":
-            settings["default_driver"] = self.plan.driver
+            settings["enabled_drivers"] = [self.plan.driver]
         settings.update((self.plan.settings or {}).get(service, {}))
         return settings
 

@@ -20,9 +20,7 @@ SHUT_OFF = DomainState.DOMAIN_STATE_SHUT_OFF
 CRASHED = DomainState.DOMAIN_STATE_CRASHED
 
 
-async def prepared(
-    node: Node, code: bytes, *, once: bytes = b"", paused: bool = False, **policy: int
-) -> StartPlan:
+async def prepared(node: Node, code: bytes, *, once: bytes = b"", paused: bool = False, **policy: int) -> StartPlan:
     path = node.folder / "boot.raw"
     sectors.write_disk(path, code, once=once)
     spec = sectors.spec()

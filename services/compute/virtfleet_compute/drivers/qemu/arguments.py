@@ -54,6 +54,9 @@ _WATCHDOG_ACTIONS: Mapping[int, str] = {
     device_pb2.WATCHDOG_ACTION_NONE: "none",
 }
 
+_WITH_UNDERSCORE = frozenset({"host_mtu", "max_ports"})
+"""Properties that QEMU itself names with an underscore."""
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -111,7 +114,11 @@ def _json(value: Mapping[str, object]) -> str:
 
 def _device(driver: str, **properties: object) -> tuple[str, str]:
     """Return a device; an underscore in the name of a property stands for a hyphen, None for one that is left out."""
-    given = {name.replace("_", "-"): value for name, value in properties.items() if value is not None}
+    given = {
+        name if name in _WITH_UNDERSCORE else name.replace("_", "-"): value
+        for name, value in properties.items()
+        if value is not None
+    }
     return "-device", _json({"driver": driver, **given})
 
 

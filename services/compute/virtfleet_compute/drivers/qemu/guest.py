@@ -177,9 +177,7 @@ class Guest:
             self._watchdog(reaction)
         # Who paused it is known better here than there, if anything is known.
         keeps_reason = (
-            state == self.state == PAUSED
-            and status == "paused"
-            and self.reason != _R.DOMAIN_STATE_REASON_STARTING
+            state == self.state == PAUSED and status == "paused" and self.reason != _R.DOMAIN_STATE_REASON_STARTING
         )
         if not keeps_reason and (state, reason) != (self.state, self.reason):
             self.state, self.reason = state, reason
@@ -297,8 +295,8 @@ class Guest:
         self.reboot_wanted = False
         now = time.monotonic()
         if now < self._firmware_until:
-            # SeaBIOS finds itself changed in memory after a reset, restores itself and resets once more.
-            self._firmware_until = 0.0
+            # SeaBIOS finds itself changed in memory after a reset, restores itself and resets once more, in several
+            # ways at once.
             return
         if self.state == RUNNING:
             self._firmware_until = now + FIRMWARE_SECONDS

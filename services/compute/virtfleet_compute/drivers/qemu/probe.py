@@ -5,31 +5,31 @@ What was found is good for as long as the binary has the same size and time of c
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virtfleet_compute.drivers.qemu.monitor import Monitor, MonitorLost
 from virtfleet_service import process
-from virtfleet_service.errors import BackendFailed, DriverBroken, OperationTimedOut
+from virtfleet_service.errors import BackendFailed, DriverBroken, HypervisorFailed, OperationTimedOut
 
 OLDEST_VERSION = (7, 0)
 
 PROBE_SECONDS = 6.0
 
 _FORMAT = 1
-_OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
-_QUESTIONS: Sequence[Mapping[str, object]] = (
-    {"execute": "qmp_capabilities"},
-    {"execute": "query-machines"},
-    {"execute": "query-cpu-definitions"},
-    {"execute": "query-cpu-model-expansion", "arguments": {"type": "static", "model": {"name": "max"}}},
-    {"execute": "query-command-line-options", "arguments": {"option": "sandbox"}},
-    {"execute": "query-qmp-schema"},
-    {"execute": "quit"},
+_QUESTIONS: Sequence[tuple[str, Mapping[str, object] | None]] = (
+    ("query-machines", None),
+    ("query-cpu-definitions", None),
+    ("query-cpu-model-expansion", {"type": "static", "model": {"name": "max"}}),
+    ("query-command-line-options", {"option": "sandbox"}),
+    ("query-qmp-schema", None),
 )
 
 
@@ -102,28 +102,46 @@ def _read(record: Path, stamp: list[object]) -> Emulator | None:
 
 async def _ask(binary: str) -> Emulator:
     argv = [binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-accel", "tcg"]
-    questions = "".join(json.dumps(question) + "\n" for question in _QUESTIONS).encode()
+    # Not stdin and stdout: QEMU quits without waiting until somebody has read what it said.
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    argv += ["-chardev", f"socket,id=m,fd={theirs.fileno()}", "-mon", "chardev=m,mode=control"]
+    running = asyncio.create_task(process.run(argv, timeout_seconds=PROBE_SECONDS, pass_fds=[theirs.fileno()]))
+    # Once it has its own; with this one open an end of QEMU would not be the end of the line.
+    running.add_done_callback(lambda _: theirs.close())
     try:
-        done = await process.run(
-            [*argv, "-qmp", "stdio"],
-            timeout_seconds=PROBE_SECONDS,
-            input=questions,
-            limit_bytes=_OUTPUT_LIMIT_BYTES,
-        )
-        done.check()
-    except (BackendFailed, OperationTimedOut) as error:
-        raise _broken(f"{binary} cannot be asked what it is: {error}") from error
-    try:
-        messages = [json.loads(line) for line in done.stdout.splitlines()]
-        version = messages[0]["QMP"]["version"]["qemu"]
-        answers = [message for message in messages if "return" in message or "error" in message]
-        return _understand(binary, version, [answer.get("return") for answer in answers])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        return await _converse(binary, ours)
+    except MonitorLost as error:
+        why = str(error)
+        try:
+            why = f"exit code {(await running).exit_code}: {running.result().said}"
+        except (BackendFailed, OperationTimedOut) as ended:
+            why = str(ended)
+        raise _broken(f"{binary} cannot be asked what it is: {why}") from error
+    except (HypervisorFailed, ValueError, KeyError, TypeError, IndexError) as error:
         raise _broken(f"{binary} does not answer like QEMU: {type(error).__name__}: {error}") from error
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _converse(binary: str, line: socket.socket) -> Emulator:
+    monitor = await Monitor.connect(
+        line, timeout_seconds=PROBE_SECONDS, on_event=lambda _: None, on_lost=lambda _: None
+    )
+    try:
+        version = await monitor.execute("query-version", timeout_seconds=PROBE_SECONDS)
+        answers = [
+            await monitor.execute(command, arguments, timeout_seconds=PROBE_SECONDS)
+            for command, arguments in _QUESTIONS
+        ]
+        return _understand(binary, version["qemu"], answers)
+    finally:
+        await monitor.close()
 
 
 def _understand(binary: str, version: Mapping[str, int], answers: Sequence[Any]) -> Emulator:
-    _, machines, models, expansion, sandbox, schema, *_ = answers
+    machines, models, expansion, sandbox, schema = answers
     if (version["major"], version["minor"]) < OLDEST_VERSION:
         raise _broken(f"{binary} is version {version['major']}.{version['minor']}; 7.0 or newer is needed")
     properties = expansion["model"]["props"] if expansion else {}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import secrets
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_RANGE = "10.209.0.0/16"
+LARGEST_RANGE = "10.192.0.0/10"
+"""Where a fleet takes its range from if none is given."""
 
 
 def run(*command: str, check: bool = True) -> str:
@@ -93,6 +95,30 @@ class NodeNetwork:
         `ip netns exec` would hide the cgroups.
         """
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command]
+
+
+def free_range(node_count: int) -> str:
+    """Return a range for a fleet that no address and no route of this namespace touches; chance decides which.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    whole = ipaddress.ip_network(LARGEST_RANGE)
+    # Four addresses a node, and the first four stay free.
+    prefix_length = 32 - (4 * (node_count + 1) - 1).bit_length()
+    size = 2 ** (32 - prefix_length)
+    taken = [ipaddress.ip_network(text) for text in _routes()]
+    for _ in range(1000):
+        first = int(whole.network_address) + size * secrets.randbelow(whole.num_addresses // size)
+        candidate = ipaddress.ip_network((first, prefix_length))
+        if not any(candidate.overlaps(other) for other in taken):
+            return str(candidate)
+    raise RuntimeError(f"no free range of addresses in {LARGEST_RANGE}; give one by RANGE=")
+
+
+def _routes() -> list[str]:
+    routes = json.loads(run("ip", "-j", "-4", "route", "show", "table", "all") or "[]")
+    return [route["dst"] for route in routes if route["dst"] != "default"]
 
 
 def namespaces() -> set[str]:

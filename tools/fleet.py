@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools import devnet, leftovers, toml
@@ -46,14 +46,14 @@ class Plan:
     Attributes:
         nodes: How many.
         driver: The driver that domains get by default: `qemu` or `test`.
-        address_range: Where the links between gateway and nodes take their addresses.
+        address_range: Where the links between gateway and nodes take their addresses; empty: a free one is found.
         port: The gateway's port on 127.0.0.1; 0: a free one.
         settings: More settings for every service, by service and key; for tests.
     """
 
     nodes: int = 1
     driver: str = "qemu"
-    address_range: str = devnet.DEFAULT_RANGE
+    address_range: str = ""
     port: int = 0
     settings: Mapping[str, Mapping[str, object]] | None = None
 
@@ -70,14 +70,14 @@ class Fleet:
     """
 
     def __init__(self, plan: Plan, run_folder: Path | None, say: Callable[[str], None]) -> None:
-        self.plan = plan
+        self.plan = replace(plan, address_range=plan.address_range or devnet.free_range(plan.nodes))
         self.tag = secrets.token_hex(3)
         self.folder = Path(tempfile.mkdtemp(prefix=f"virtfleet-{self.tag}-", dir="/tmp"))
         self.folder.chmod(0o711)
         self.run_folder = run_folder if run_folder is not None else self.folder / "run"
         self.nodes = [f"n{index}" for index in range(1, plan.nodes + 1)]
         self.networks = {
-            node: devnet.NodeNetwork.plan(self.tag, index, plan.address_range)
+            node: devnet.NodeNetwork.plan(self.tag, index, self.plan.address_range)
             for index, node in enumerate(self.nodes, start=1)
         }
         self.port = plan.port or _free_port("127.0.0.1")

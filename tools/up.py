@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 
-from tools import devnet, unprivileged
 from tools import fleet as development
+from tools import unprivileged
 from tools.demo import Steps
 
 
@@ -49,7 +49,7 @@ def main() -> int:
         nodes=int(os.environ.get("NODES") or 1),
         driver=driver,
         port=int(os.environ.get("PORT") or 0),
-        address_range=os.environ.get("RANGE") or devnet.DEFAULT_RANGE,
+        address_range=os.environ.get("RANGE") or "",
     )
     try:
         return asyncio.run(up(plan))

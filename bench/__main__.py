@@ -20,6 +20,8 @@ from bench.figures import Failure, Figure
 from bench.legs import Leg, chosen
 from bench.stage import Stage, stage
 
+_log = logging.getLogger("bench")
+
 
 async def measure(legs: list[Leg], *, quick: bool, seed: int) -> tuple[list[Figure], list[Failure]]:
     """Run legs one after the other; one that fails does not keep the others from running."""
@@ -42,10 +44,12 @@ async def measure(legs: list[Leg], *, quick: bool, seed: int) -> tuple[list[Figu
 async def _one(leg: Leg, on: Stage) -> list[Figure] | Failure:
     try:
         return await leg.measure(on)
-    except Exception as error:
-        # The boundary of a leg: whatever it is, it is reported, and the others go on.
-        logging.getLogger(__name__).debug("leg failed", exc_info=True)
-        return Failure(leg.name, f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  # the boundary of a leg
+        # Whatever it is, it is reported, and the others go on.
+        _log.debug("leg failed", exc_info=True)
+        _log.debug("%s", on.log_tails())
+        lines = f"{type(error).__name__}: {error}".splitlines()
+        return Failure(leg.name, "; ".join(dict.fromkeys(line.strip() for line in lines)))
 
 
 def main() -> int:
@@ -59,8 +63,8 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="show where a leg failed")
     options = parser.parse_args()
     if options.debug:
-        logging.basicConfig(level=logging.DEBUG, format="%(message)s")
-        logging.getLogger("asyncio").setLevel(logging.WARNING)
+        logging.basicConfig(format="%(message)s")
+        _log.setLevel(logging.DEBUG)
     try:
         legs = chosen(options.only)
     except ValueError as error:

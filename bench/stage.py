@@ -70,6 +70,12 @@ class Stage:
                 raise RuntimeError(self._failure) from error
         return self._fleet
 
+    def log_tails(self) -> str:
+        """Return the last lines of every process of the fleet."""
+        if self._fleet is None:
+            return ""
+        return "\n".join(f"--- {name}\n{self._fleet.log_tail(name)}" for name in self._fleet.supervisor.programs)
+
     async def connect(self, fleet: development.Fleet, service: str = "") -> AsyncFleet:
         """Return a connection to the gateway, or to one service of the first node; closed with the stage."""
         connection = AsyncFleet(endpoint(fleet, service), credentials(fleet))

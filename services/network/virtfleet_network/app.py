@@ -109,7 +109,10 @@ def _server(
 ) -> Server:
     server = Server(settings, service="network", store_id=lambda: store.store_id)
     catalog = Catalog(store)
-    server.add(network_pb2.DESCRIPTOR.services_by_name["NetworkService"], NetworkServicer(networks, catalog))
+    served = NetworkServicer(networks, catalog)
+    server.add(network_pb2.DESCRIPTOR.services_by_name["NetworkService"], served)
+    # Compute reads the leases of its guests.
+    server.add(network_pb2.DESCRIPTOR.services_by_name["NetworkService"], served, peer=True)
     server.add(port_pb2.DESCRIPTOR.services_by_name["PortService"], PortServicer(ports, catalog))
     server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
     server.add(plug_pb2.DESCRIPTOR.services_by_name["PlugService"], PlugServicer(ports), peer=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -292,6 +293,7 @@ def encode_caller(caller: Caller, *, via: str = "") -> bytes:
     ).SerializeToString(deterministic=True)
 
 
+@lru_cache(maxsize=8)
 def local_caller(role: str) -> Caller:
     """Return the caller of a local socket."""
     return Caller(f"local:{role}", (role,), "unix")

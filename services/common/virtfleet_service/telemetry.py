@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_EXPORT_SECONDS: Final = 3
+
 BUCKETS_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """The upper ends of the latency buckets."""
 
@@ -110,7 +112,9 @@ class Tracer:
 
         resource = Resource.create({"service.name": f"virtfleet-{service}", "virtfleet.node": node})
         self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        self._provider.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS))
+        )
         self._tracer = self._provider.get_tracer("virtfleet")
         self._propagator = TraceContextTextMapPropagator()
 

@@ -54,7 +54,9 @@ def test_whatever_is_taken_as_a_name_holds_nothing_that_surprises(text: str) -> 
         assert len(text) <= names.NAME_LIMIT_CHARACTERS
 
 
-@pytest.mark.parametrize("text", ["", "A", "a-", "-a", "1a", "a" * 64, "a_b", "a.b", "a\n", "a\x00", "\u0430", "\uff41"])
+@pytest.mark.parametrize(
+    "text", ["", "A", "a-", "-a", "1a", "a" * 64, "a_b", "a.b", "a\n", "a\x00", "\u0430", "\uff41"]
+)
 def test_what_is_no_id_is_refused_with_its_field(text: str) -> None:
     with pytest.raises(errors.NameMalformed) as caught:
         names.check_id(text, "domain_id")

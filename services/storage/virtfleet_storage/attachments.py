@@ -1,7 +1,8 @@
 """Gives volumes to domains of the same node and takes them back.
 
-The record comes first, then the access to the files: a crash in between leaves a record that compute finds and either uses (the
-call may be repeated) or releases. Access to a file is always worked out of all records that concern it, never out of one call.
+The record comes first, then the access to the files: a crash in between leaves a record that compute finds and
+either uses (the call may be repeated) or releases. Access to a file is always worked out of all records that concern
+it, never out of one call.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@
              owners       uid of a volume → owner, group and mode of its file before guests had access
              digests      uid of a volume → version of the file that `status.digest` is of
              uploads      uid of a volume / upload_id → UploadSession
+             replacing    uid of a volume → what is about to take the place of its file
 
-Every change of a volume goes through `put_volume` and `delete_volume`, so that the records follow in the same transaction.
+Every change of a volume goes through `put_volume` and `delete_volume`, so that the records follow in the same
+transaction.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ ATTACHMENTS = "attachments"
 OWNERS = "owners"
 DIGESTS = "digests"
 UPLOADS = "uploads"
+REPLACING = "replacing"
 
 OBSERVED = "observed"
 
@@ -217,10 +220,9 @@ def delete_volume(tx: Transaction, volume: volume_pb2.Volume, *, cause: str) -> 
 
 def _set_backing(tx: Transaction, volume: volume_pb2.Volume, below: str) -> None:
     before = (tx.get_record(BACKING, volume.uid) or b"").decode()
-    if before != below:
-        if before:
-            tx.delete_record(CHILDREN, f"{before}/{volume.uid}")
-            tx.delete_record(BACKING, volume.uid)
+    if before and before != below:
+        tx.delete_record(CHILDREN, f"{before}/{volume.uid}")
+        tx.delete_record(BACKING, volume.uid)
     if below:
         _remember(tx, BACKING, volume.uid, below)
         _remember(tx, CHILDREN, f"{below}/{volume.uid}", volume.name)
@@ -312,6 +314,12 @@ def put_upload(tx: Transaction, uid: str, session: UploadSession) -> None:
 def delete_upload(tx: Transaction, uid: str, upload_id: str) -> bool:
     """Forget an upload session; False if there is none."""
     return tx.delete_record(UPLOADS, f"{uid}/{upload_id}")
+
+
+def staged_tokens(reader: Reader) -> frozenset[str]:
+    """Return the tokens of all staged files that somebody still needs."""
+    about = [str(_fields(body)["token"]) for _, body in reader.list_records(REPLACING)]
+    return frozenset([*about, *(session.token for session in uploads(reader))])
 
 
 # Owners of files.

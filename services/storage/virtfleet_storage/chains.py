@@ -1,8 +1,8 @@
 """What lies below a volume: followed by what the service knows, never by letting a tool follow what an image says.
 
-A name inside an image may be a bare file name (the same pool) or the path of a file directly in a pool that runs here. Anything
-else (a folder, a link, `..`, `json:`, `nbd:`) leaves the pools and is refused. Each file below must be a volume; its format is the one
-recorded for it.
+A name inside an image may be a bare file name (the same pool) or the path of a file directly in a pool that runs
+here. Anything else (a folder, a link, `..`, `json:`, `nbd:`) leaves the pools and is refused. Each file below must
+be a volume; its format is the one recorded for it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _outside(name: str) -> errors.PathOutsidePool:
 
 
 def backing_name(place: Place, below_place: Place, key: str) -> str:
-    """Return what is written into an image as the name of the one below: bare in the same pool, so that the pool can move."""
+    """Return how an image names the one below: bare in the same pool, so that the pool can move."""
     return key if below_place is place else f"{below_place.open.path}/{key}"
 
 

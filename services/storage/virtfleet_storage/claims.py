@@ -1,7 +1,7 @@
-"""Who is at work on which volume right now, so that a copy is not wiped under the copier and a half-made file is not adopted.
+"""Who is at work on which volume right now: a copy is not wiped under the copier, a half-made file is not adopted.
 
-Claims live in memory: they protect work that runs in this process. What outlives it (attachments, children) is in the store;
-two exclusive operations on one target are kept apart by their records.
+Claims live in memory: they protect work that runs in this process. What outlives it (attachments, children) is in
+the store; two exclusive operations on one target are kept apart by their records.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import threading
 from dataclasses import dataclass, field
 
 from virtfleet_service.errors import OperationConflict
+
+_RELEASED_LIMIT = 10_000
 
 
 @dataclass(slots=True)
@@ -58,6 +60,39 @@ class Claims:
                 holder=other.purpose,
             )
 
+    def read(self, claim: Claim, name: str) -> None:
+        """Let a claim hold a volume against changes; see `Claim.read`."""
+        with self._lock:
+            self._refuse(name, writing=False, but=claim)
+            self._readers.setdefault(name, []).append(claim)
+            claim.read_names.append(name)
+
+    def write(self, claim: Claim, name: str) -> None:
+        """Let a claim hold a volume against everybody; see `Claim.write`."""
+        with self._lock:
+            self._refuse(name, writing=True, but=claim)
+            self._writers[name] = claim
+            claim.written_names.append(name)
+
+    def release(self, claim: Claim) -> None:
+        """Let go of all that a claim holds."""
+        with self._lock:
+            now = next(self._ticks)
+            for name in claim.written_names:
+                self._writers.pop(name, None)
+                self._released.pop(name, None)
+                self._released[name] = now
+            for name in claim.read_names:
+                readers = self._readers[name]
+                readers.remove(claim)
+                if not readers:
+                    del self._readers[name]
+            claim.read_names.clear()
+            claim.written_names.clear()
+            # Oldest first: whoever looks at a pool has begun long after those.
+            for name in list(self._released)[: max(len(self._released) - _RELEASED_LIMIT, 0)]:
+                del self._released[name]
+
 
 @dataclass(slots=True, eq=False)
 class Claim:
@@ -65,8 +100,8 @@ class Claim:
 
     claims: Claims
     purpose: str
-    _read: list[str] = field(default_factory=list)
-    _written: list[str] = field(default_factory=list)
+    read_names: list[str] = field(default_factory=list)
+    written_names: list[str] = field(default_factory=list)
 
     def read(self, name: str) -> None:
         """Hold a volume against changes.
@@ -74,11 +109,7 @@ class Claim:
         Raises:
             OperationConflict: Somebody changes it.
         """
-        claims = self.claims
-        with claims._lock:  # noqa: SLF001  # the two are one
-            claims._refuse(name, writing=False, but=self)  # noqa: SLF001
-            claims._readers.setdefault(name, []).append(self)  # noqa: SLF001
-            self._read.append(name)
+        self.claims.read(self, name)
 
     def write(self, name: str) -> None:
         """Hold a volume against everybody.
@@ -86,27 +117,8 @@ class Claim:
         Raises:
             OperationConflict: Somebody uses it.
         """
-        claims = self.claims
-        with claims._lock:  # noqa: SLF001  # the two are one
-            claims._refuse(name, writing=True, but=self)  # noqa: SLF001
-            claims._writers[name] = self  # noqa: SLF001
-            self._written.append(name)
+        self.claims.write(self, name)
 
     def release(self) -> None:
         """Let go of everything."""
-        claims = self.claims
-        with claims._lock:  # noqa: SLF001  # the two are one
-            now = next(claims._ticks)  # noqa: SLF001
-            for name in self._written:
-                claims._writers.pop(name, None)  # noqa: SLF001
-                claims._released[name] = now  # noqa: SLF001
-            for name in self._read:
-                readers = claims._readers.get(name, [])  # noqa: SLF001
-                readers.remove(self)
-                if not readers:
-                    claims._readers.pop(name, None)  # noqa: SLF001
-            self._read.clear()
-            self._written.clear()
-            if len(claims._released) > 10_000:  # noqa: SLF001
-                for name in list(claims._released)[:5_000]:  # noqa: SLF001
-                    del claims._released[name]  # noqa: SLF001
+        self.claims.release(self)

@@ -43,7 +43,8 @@ def check_volume(volume: volume_pb2.Volume) -> None:
     """Accept a volume that may be read and given to guests.
 
     Raises:
-        VirtfleetError: That for which it is refused: BACKING_MISSING, PATH_OUTSIDE_POOL, IMAGE_CORRUPT, CAPABILITY_MISSING.
+        VirtfleetError: That for which it is refused: BACKING_MISSING, PATH_OUTSIDE_POOL, IMAGE_CORRUPT,
+        CAPABILITY_MISSING.
     """
     status = volume.status
     if status.state == volume_pb2.VOLUME_STATE_READY:

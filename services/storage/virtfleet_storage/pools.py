@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from google.longrunning import operations_pb2
@@ -341,7 +342,7 @@ class Pools:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(opened.close)
             usage = await opened.usage()
-            await opened.sweep(frozenset(session.token for session in catalog.uploads(self._store)))
+            await opened.sweep(catalog.staged_tokens(self._store))
             place = Place(name, opened)
             for row in self._store.list(catalog.VOLUME, parent=name):
                 volume = catalog.need_volume(self._store, row.name)
@@ -457,11 +458,11 @@ class Pools:
             auto = pool.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE)
             wanted = auto if booted else ran
             if booted and pool.spec.autostart == resource_pb2.AUTOSTART_ONCE:
-                await self._store.write(lambda tx, name=pool.name: _start_no_more(tx, name))  # type: ignore[misc]
+                await self._store.write(partial(_start_no_more, name=pool.name))
             if wanted:
                 await self.try_open(pool.name, look=False)
             elif ran:
-                await self._store.write(lambda tx, name=pool.name: _rest(tx, name))  # type: ignore[misc]
+                await self._store.write(partial(_rest, name=pool.name))
 
     async def try_open(self, name: str, *, look: bool = True) -> bool:
         """Open a pool that should run; record why not if that fails."""

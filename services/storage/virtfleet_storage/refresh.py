@@ -54,7 +54,7 @@ class Refresher:
                 usage = await place.open.usage()
                 found = await place.open.scan(place.formats)
             except BackendUnreachable as error:
-                await self.store.write(lambda tx: lost(tx, place.pool, error))
+                await self.store.write(partial(lost, name=place.pool, error=error))
                 raise
             await self._record(place, {facts.key: facts for facts in found}, since)
             await self.store.write(lambda tx: self._record_pool(tx, place, usage, exact=exact))

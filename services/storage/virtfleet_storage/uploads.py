@@ -1,8 +1,8 @@
 """Replaces the content of volumes by what clients send.
 
-What comes goes to a staged file, with a running digest. When all of it is there, safe and right, the file takes the place of the
-volume's own by a rename. Receiving, checking, storing and syncing overlap: while a thread writes one batch the next comes in, and
-no more than that is held in memory.
+What comes goes to a staged file, with a running digest. When all of it is there, safe and right, the file takes the
+place of the volume's own by a rename. Receiving, checking, storing and syncing overlap: while a thread writes one
+batch the next comes in, and no more than that is held in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import google_crc32c
 
@@ -40,14 +41,11 @@ from virtfleet_storage.places import Place, Places
 from virtfleet_storage.volumes import USE
 
 METHOD = "virtfleet.storage.v1.VolumeService.UploadVolume"
-REPLACING = "replacing"
-"""The space of records: uid of a volume → what is about to take its place."""
-
 BATCH_BYTES = 4 << 20
 """How much is handed to a thread at a time; twice as much is in memory at most."""
 
 SYNC_BYTES = 64 << 20
-"""How much may be lost of a resumable upload when the power goes, and how often the disk is kept busy beside the network."""
+"""How much of a resumable upload a power cut may take; the disk works beside the network."""
 
 PIECE_LIMIT_BYTES = 1 << 20
 HOLE_BYTES = 256 << 20
@@ -105,7 +103,7 @@ class Uploads:
             session = await self._session(volume, first.start)
             token = session.token if session is not None else f"upload-{secrets.token_hex(16)}"
             async with AsyncExitStack() as leave:
-                staged = await backend.begin_upload(volume.spec.format, token=token)
+                staged = await backend.begin_upload(token=token)
                 stream = _Stream(volume, place, first.start, staged, session, session.received_bytes if session else 0)
                 leave.push_async_callback(self._leave, stream)
                 complete = await self._receive(stream, first, messages)
@@ -179,6 +177,7 @@ class Uploads:
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         staged, session = stream.staged, stream.session
         if session is not None and stream.batch and not any(outcomes):
+            # What had come when the client went.
             await staged.write(stream.batch)
         if session is None:
             await staged.discard()
@@ -238,17 +237,7 @@ class Uploads:
         async for message in messages:
             if message.name not in ("", first.name):
                 raise FieldConflict("a stream is about one volume", field="name", name=message.name)
-            if message.WhichOneof("content") != "chunk":
-                raise FieldConflict("`start` stands in the first message only", field="start")
-            piece = self._piece(stream, message)
-            if not stream.begun:
-                await self._begin(stream, piece.offset)
-            for part in _parts(piece):
-                self._accept(stream, part)
-                if stream.writing is not None and (stream.writing.done() or stream.batch_bytes >= BATCH_BYTES):
-                    await self._written(stream)
-                if stream.writing is None:
-                    self._write(stream)
+            await self._take(stream, self._piece(stream, message))
         while stream.batch or stream.writing is not None:
             await self._written(stream)
             if stream.batch:
@@ -259,8 +248,20 @@ class Uploads:
             await self._begin(stream, stream.received)
         return stream.begun and stream.end == stream.start.length_bytes
 
+    async def _take(self, stream: _Stream, piece: Piece) -> None:
+        if not stream.begun:
+            await self._begin(stream, piece.offset)
+        for part in _parts(piece):
+            self._accept(stream, part)
+            if stream.writing is not None and (stream.writing.done() or stream.batch_bytes >= BATCH_BYTES):
+                await self._written(stream)
+            if stream.writing is None:
+                self._write(stream)
+
     @staticmethod
     def _piece(stream: _Stream, message: volume_pb2.UploadVolumeRequest) -> Piece:
+        if message.WhichOneof("content") != "chunk":
+            raise FieldConflict("`start` stands in the first message only", field="start")
         chunk = message.chunk
         kind = chunk.WhichOneof("content")
         if kind == "hole_length":
@@ -323,7 +324,12 @@ class Uploads:
     async def _written(self, stream: _Stream) -> None:
         if stream.writing is not None:
             writing, stream.writing = stream.writing, None
-            await asyncio.shield(writing)
+            try:
+                await asyncio.shield(writing)
+            except VirtfleetError:
+                # What waits behind it cannot be stored either.
+                stream.batch, stream.batch_bytes = [], 0
+                raise
         if stream.syncing is not None and stream.syncing.done():
             await stream.syncing
             stream.syncing = None
@@ -362,8 +368,13 @@ class Uploads:
             resources.check_preconditions(current, first.etag, volume.uid)
             self._check(tx, first, current)
             claim.write(volume.name)
-            note = {"token": staged.token, "digest": digest, "upload_id": first.start.upload_id}
-            tx.put_record(REPLACING, volume.uid, json.dumps(note).encode())
+            note = {
+                "token": staged.token,
+                "identity": staged.identity,
+                "digest": digest,
+                "upload_id": first.start.upload_id,
+            }
+            tx.put_record(catalog.REPLACING, volume.uid, json.dumps(note).encode())
 
         try:
             await staged.flush()
@@ -375,7 +386,7 @@ class Uploads:
             sighting = Sighting(facts, tuple(links))
             return await self._store.write(lambda tx: self._record_new(tx, volume, sighting, digest, first, call))
         except BaseException:
-            await self._store.write(lambda tx: tx.delete_record(REPLACING, volume.uid))
+            await self._store.write(partial(_forget_replacing, uid=volume.uid))
             raise
         finally:
             claim.release()
@@ -419,12 +430,12 @@ class Uploads:
 
     async def settle(self) -> None:
         """End what a crash has left: a replacing that has happened is recorded, one that has not is forgotten."""
-        for uid, body in self._store.list_records(REPLACING):
+        for uid, body in self._store.list_records(catalog.REPLACING):
             note = json.loads(body)
             row = self._store.get_by_uid(catalog.VOLUME, uid)
             place = None if row is None else self._places.get(catalog.pool_of(row.name))
             if row is None:
-                await self._store.write(lambda tx, uid=uid: tx.delete_record(REPLACING, uid))  # type: ignore[misc]
+                await self._store.write(partial(_forget_replacing, uid=uid))
             elif place is not None:
                 await self._settle_one(row.name, place, note)
         for row in self._store.list(catalog.VOLUME):
@@ -445,9 +456,13 @@ class Uploads:
                 await staged.discard()
             else:
                 await staged.close()
-            await self._store.write(lambda tx: tx.delete_record(REPLACING, volume.uid))
+            await self._store.write(partial(_forget_replacing, uid=volume.uid))
             return
         facts = await place.open.inspect(catalog.key_of(volume), volume.spec.format)
+        if facts.identity != note["identity"]:
+            # Neither here nor there: somebody else has removed it.
+            await self._store.write(partial(_forget_replacing, uid=volume.uid))
+            return
         links = await chains.below(self._store, self._places, place, facts)
 
         def record(tx: Transaction) -> None:
@@ -456,6 +471,10 @@ class Uploads:
             catalog.put_volume(tx, current, cause=METHOD)
 
         await self._store.write(record)
+
+
+def _forget_replacing(tx: Transaction, uid: str) -> None:
+    tx.delete_record(catalog.REPLACING, uid)
 
 
 def _parts(piece: Piece) -> Iterator[Piece]:
@@ -481,6 +500,6 @@ def record_content(tx: Transaction, name: str, sighting: Sighting, digest: str, 
     current.status.upload_time.CopyFrom(resources.now())
     observation.fill(current, current.status.path, sighting)
     tx.put_record(catalog.DIGESTS, current.uid, sighting.facts.version.encode())
-    tx.delete_record(REPLACING, current.uid)
+    tx.delete_record(catalog.REPLACING, current.uid)
     catalog.tell(tx, current, watch_pb2.EVENT_TYPE_VOLUME_CHANGED, reason="UPLOADED")
     return current

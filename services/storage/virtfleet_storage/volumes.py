@@ -50,6 +50,15 @@ class _Origin:
     place: Place
     chain: tuple[Link, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all volumes in it."""
+        return [self.volume.name, *(link.volume.name for link in self.chain)]
+
+    def name_in(self, place: Place) -> str:
+        """Return how an image of a pool names it."""
+        return chains.backing_name(place, self.place, catalog.key_of(self.volume))
+
 
 class Volumes:
     """Makes, sizes, wipes and deletes volumes."""
@@ -93,41 +102,26 @@ class Volumes:
             volume.spec,
             source=source.volume if source is not None else None,
             backing=backing.volume if backing is not None else None,
-            backing_name=""
-            if backing is None
-            else chains.backing_name(place, backing.place, catalog.key_of(backing.volume)),
+            backing_name="" if backing is None else backing.name_in(place),
         )
         volume.status.path = volume.status.key = f"{place.open.path}/{id_}"
         volume.status.capacity_bytes = plan_.capacity_bytes
         volume.status.observed_generation = volume.generation
-        if source is not None:
-            copying(place.open)
-        claim = self._claims.claim(f"CreateVolume of {volume.name}")
-
-        def check(tx: Transaction) -> str:
-            if tx.get(volume.name) is not None:
-                raise ResourceExists(f"{volume.name} exists", resource=volume.name, name=volume.name)
-            other = catalog.volume_at(tx, volume.status.path)
-            if other is not None:
-                raise ResourceExists(f"{volume.status.path} is {other.name}", resource=other.name, name=other.name)
-            for origin in (source, backing):
-                if origin is not None:
-                    _refuse_written(tx, origin.volume.name)
-            return uid
-
-        def intent(tx: Transaction) -> str:
-            check(tx)
-            for origin in (source, backing):
-                if origin is not None:
-                    for link in (origin.volume, *(link.volume for link in origin.chain)):
-                        claim.read(link.name)
-            claim.write(volume.name)
-            return uid
-
         if plan_.preallocation in _TAKING_ROOM:
             await self._refuse_full(place, plan_.capacity_bytes)
+        origins = [origin for origin in (source, backing) if origin is not None]
+        claim = self._claims.claim(f"CreateVolume of {volume.name}")
+
+        def intent(tx: Transaction) -> str:
+            _refuse_taken(tx, volume, origins)
+            for origin in origins:
+                for name in origin.names:
+                    claim.read(name)
+            claim.write(volume.name)
+            return volume.uid
+
         if request.validate_only:
-            await self._store.write(check)
+            await self._store.write(lambda tx: _refuse_taken(tx, volume, origins))
             return plan(volume)
 
         async def work(job: Job) -> Commit:
@@ -234,7 +228,7 @@ class Volumes:
             await self._store.write(check)
             return plan(empty_pb2.Empty())
 
-        async def work(job: Job) -> Commit:
+        async def work(_job: Job) -> Commit:
             return await self._delete(request.name)
 
         return await run_claimed(
@@ -486,13 +480,24 @@ def _wipe_incomplete(tx: Transaction, name: str) -> None:
     catalog.put_volume(tx, volume, cause=f"{SERVICE}.WipeVolume")
 
 
+def _refuse_taken(tx: Transaction, volume: volume_pb2.Volume, origins: Sequence[_Origin]) -> None:
+    """Accept a new volume whose name and file are free, and whose origins nobody writes."""
+    if tx.get(volume.name) is not None:
+        raise ResourceExists(f"{volume.name} exists", resource=volume.name, name=volume.name)
+    other = catalog.volume_at(tx, volume.status.path)
+    if other is not None:
+        raise ResourceExists(f"{volume.status.path} is {other.name}", resource=other.name, name=other.name)
+    for origin in origins:
+        _refuse_written(tx, origin.volume.name)
+
+
 def _refuse_written(tx: Transaction, name: str) -> None:
     """Accept a volume that nobody may be writing to."""
     volume = catalog.need_volume(tx, name)
     for held in catalog.attachments(tx, volume.uid):
         if held.writes:
             raise ResourceInUse(
-                f"{name} is attached for writing to {held.domain or held.domain_uid}: what is read of it may be half written",
+                f"{name} is attached for writing to {held.domain or held.domain_uid}: a copy may be half written",
                 resource=name,
                 holder=held.domain or held.domain_uid,
                 attachment_id=held.attachment_id,

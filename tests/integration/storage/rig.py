@@ -50,8 +50,8 @@ class Refused(Exception):
         self.code = status.code
         info = error_details_pb2.ErrorInfo()
         for detail in status.details:
-            if detail.Is(info.DESCRIPTOR):
-                detail.Unpack(info)
+            # False, and nothing unpacked, for the details of other types.
+            detail.Unpack(info)
         self.reason = info.reason
         self.metadata = dict(info.metadata)
 
@@ -71,7 +71,7 @@ class Client:
         self.pools: Any = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes: Any = volume_pb2_grpc.VolumeServiceStub(self.channel)
         self.watch: Any = watch_pb2_grpc.WatchServiceStub(self.channel)
-        self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)  # type: ignore[no-untyped-call]  # the stubs of the wheel have no types
 
     async def call(self, method: Any, request: Message) -> Any:
         try:
@@ -119,7 +119,7 @@ class Client:
             self.volumes.DeleteVolume, volume_pb2.DeleteVolumeRequest(name=f"{PARENT}/{name}"), empty_pb2.Empty
         )
 
-    async def list(self, pool: str = "-") -> list[volume_pb2.Volume]:
+    async def volumes_of(self, pool: str = "-") -> list[volume_pb2.Volume]:
         answer = await self.call(
             self.volumes.ListVolumes, volume_pb2.ListVolumesRequest(parent=f"{PARENT}/pools/{pool}")
         )

@@ -5,6 +5,7 @@ import os
 import stat
 import uuid
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -162,7 +163,8 @@ async def test_a_held_volume_is_not_changed(node: Rig, pool: Path) -> None:
     assert (pool / "base").stat().st_size == MIB
 
 
-async def test_a_volume_of_a_stopped_pool_or_that_is_missing_is_not_given(node: Rig, pool: Path) -> None:
+@pytest.mark.usefixtures("pool")
+async def test_a_volume_of_a_stopped_pool_or_that_is_missing_is_not_given(node: Rig) -> None:
     with pytest.raises(errors.ResourceNotFound):
         await node.attach("pools/images/volumes/none")
     client = node.client
@@ -172,7 +174,8 @@ async def test_a_volume_of_a_stopped_pool_or_that_is_missing_is_not_given(node: 
     assert list((await client.get(BASE)).status.attachments) == []
 
 
-async def test_a_caller_needs_the_right_on_all_of_the_chain(node: Rig, pool: Path) -> None:
+@pytest.mark.usefixtures("pool")
+async def test_a_caller_needs_the_right_on_all_of_the_chain(node: Rig) -> None:
     await node.client.volume("images", "top", backing=volume_pb2.VolumeBacking(volume=BASE))
     caller = Caller("spiffe://virtfleet.dev/user/eve", ("operator",), "unix", "", (f"{PARENT}/{TOP}",))
     facts = facts_of(volume_pb2.DESCRIPTOR.services_by_name["VolumeService"].methods_by_name["GetVolume"])
@@ -186,14 +189,16 @@ async def test_a_caller_needs_the_right_on_all_of_the_chain(node: Rig, pool: Pat
     assert list((await node.client.get(TOP)).status.attachments) == []
 
 
-async def test_the_service_is_not_served_to_callers_of_the_api(node: Rig, pool: Path) -> None:
-    method = node.client.channel.unary_unary("/virtfleet.node.v1.AttachmentService/ListAttachments")
+@pytest.mark.usefixtures("pool")
+async def test_the_service_is_not_served_to_callers_of_the_api(node: Rig) -> None:
+    method: Any = node.client.channel.unary_unary("/virtfleet.node.v1.AttachmentService/ListAttachments")
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await method(b"")
     assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_two_domains_race_for_one_volume(node: Rig, pool: Path) -> None:
+@pytest.mark.usefixtures("pool")
+async def test_two_domains_race_for_one_volume(node: Rig) -> None:
     results = await asyncio.gather(*(node.attach(BASE, uid=GUEST + n) for n in range(8)), return_exceptions=True)
     won = [one for one in results if isinstance(one, attachment_pb2.AttachVolumeResponse)]
     assert len(won) == 1

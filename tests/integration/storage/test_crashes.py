@@ -79,7 +79,7 @@ async def test_a_volume_is_made_or_not(base: Rig, failpoint: str, made: bool) ->
     request = volume_pb2.CreateVolumeRequest(
         parent=f"{PARENT}/pools/images",
         volume_id="new",
-        volume=volume_pb2.Volume(spec=volume_pb2.VolumeSpec(capacity_bytes=MIB, format=2)),
+        volume=volume_pb2.Volume(spec=volume_pb2.VolumeSpec(capacity_bytes=MIB, format=volume_pb2.VOLUME_FORMAT_QCOW2)),
     )
     await killed_at(base, failpoint, lambda: base.client.volumes.CreateVolume(request, timeout=10))
     async with base.running():
@@ -87,7 +87,7 @@ async def test_a_volume_is_made_or_not(base: Rig, failpoint: str, made: bool) ->
         assert failed == ([] if made else [10])
         assert files(base) == [".virtfleet", "disk", *(["new"] if made else [])]
         assert staged(base) == []
-        names = [volume.name.rpartition("/")[2] for volume in await base.client.list("images")]
+        names = [volume.name.rpartition("/")[2] for volume in await base.client.volumes_of("images")]
         assert names == ["disk", *(["new"] if made else [])]
         if made:
             volume = await base.client.get("pools/images/volumes/new")
@@ -104,16 +104,14 @@ async def test_a_deletion_is_finished(base: Rig) -> None:
     )
     async with base.running():
         assert not [operation for operation in await ended(base) if operation.HasField("error")]
-        assert await base.client.list("images") == []
+        assert await base.client.volumes_of("images") == []
         assert files(base) == [".virtfleet"]
 
 
 async def test_a_resize_that_happened_is_recorded(base: Rig) -> None:
     await prepare(base)
     request = volume_pb2.ResizeVolumeRequest(name=f"{PARENT}/{DISK}", capacity_bytes=2 * MIB)
-    await killed_at(
-        base, "storage.volume.resize.done", lambda: base.client.volumes.ResizeVolume(request, timeout=10)
-    )
+    await killed_at(base, "storage.volume.resize.done", lambda: base.client.volumes.ResizeVolume(request, timeout=10))
     async with base.running():
         assert not [operation for operation in await ended(base) if operation.HasField("error")]
         volume = await base.client.get(DISK)
@@ -134,15 +132,11 @@ async def test_a_pool_is_not_half_made(base: Rig, failpoint: str) -> None:
 async def test_a_pool_is_forgotten_in_the_end(base: Rig) -> None:
     await prepare(base)
     request = pool_pb2.DeletePoolRequest(name=f"{PARENT}/pools/images")
-    await killed_at(
-        base, "storage.pool.delete.retired", lambda: base.client.pools.DeletePool(request, timeout=10)
-    )
+    await killed_at(base, "storage.pool.delete.retired", lambda: base.client.pools.DeletePool(request, timeout=10))
     async with base.running():
         assert not [operation for operation in await ended(base) if operation.HasField("error")]
         assert files(base) == ["disk"]
-        answer = await base.client.call(
-            base.client.pools.ListPools, pool_pb2.ListPoolsRequest(parent=PARENT)
-        )
+        answer = await base.client.call(base.client.pools.ListPools, pool_pb2.ListPoolsRequest(parent=PARENT))
         assert list(answer.pools) == []
 
 
@@ -228,7 +222,7 @@ async def test_access_to_files_follows_the_records(base: Rig, failpoint: str) ->
     await process.start()
     try:
         async with base.clients():
-            with pytest.raises(Exception, match="peer|storage|socket|reach|connect|UNAVAILABLE|Socket"):
+            with pytest.raises(Exception, match=r"peer|storage|socket|reach|connect|UNAVAILABLE|Socket"):
                 await act()
     finally:
         await process.kill()

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ async def small() -> AsyncIterator[Path]:
         try:
             yield Path(folder)
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 async def test_a_full_disk(node: Rig, small: Path) -> None:
@@ -45,10 +46,11 @@ async def test_a_full_disk(node: Rig, small: Path) -> None:
     assert (place / "disk").read_bytes() == old
     clean("disk")
     # Volumes made in advance, of either kind.
-    for spec in (
+    specs: list[dict[str, Any]] = [
         {"format": volume_pb2.VOLUME_FORMAT_RAW, "preallocation": volume_pb2.PREALLOCATION_FULL},
         {"format": volume_pb2.VOLUME_FORMAT_QCOW2, "preallocation": volume_pb2.PREALLOCATION_FALLOC},
-    ):
+    ]
+    for spec in specs:
         with pytest.raises(Refused) as refused:
             await client.volume("small", "large", capacity_bytes=20 * MIB, **spec)
         assert refused.value.reason == "POOL_FULL"

@@ -65,9 +65,9 @@ async def test_data_stays_when_a_pool_is_forgotten(node: Rig) -> None:
     await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=pool.name), empty_pb2.Empty)
     assert sorted(path.name for path in (node.root / "keep").iterdir()) == ["disk"]
     await client.pool("keep")
-    assert [volume.name for volume in await client.list("keep")] in ([], [f"{PARENT}/pools/keep/volumes/disk"])
+    assert [volume.name for volume in await client.volumes_of("keep")] in ([], [f"{PARENT}/pools/keep/volumes/disk"])
     await client.refresh("keep")
-    assert [volume.display_name for volume in await client.list("keep")] == ["disk"]
+    assert [volume.display_name for volume in await client.volumes_of("keep")] == ["disk"]
 
 
 async def test_a_path_of_the_callers_choice_needs_a_permission(node: Rig, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ async def test_a_directory_that_vanishes_makes_the_pool_inaccessible_and_nothing
     place.rename(node.root / "away")
     pool = await until_state(client, "images", pool_pb2.POOL_STATE_INACCESSIBLE)
     assert [one.type for one in pool.status.conditions] == ["Inaccessible"]
-    assert [volume.display_name or volume.name for volume in await client.list("images")] == [
+    assert [volume.display_name or volume.name for volume in await client.volumes_of("images")] == [
         f"{PARENT}/pools/images/volumes/disk"
     ]
     # An empty directory in its place is what an unmounted file system leaves: it must not be taken for the pool.
@@ -177,7 +177,7 @@ async def test_a_directory_that_vanishes_makes_the_pool_inaccessible_and_nothing
     with pytest.raises(Refused) as refused:
         await client.do(client.pools.StartPool, pool_pb2.StartPoolRequest(name=f"{PARENT}/pools/images"), pool_pb2.Pool)
     assert refused.value.reason == "BACKING_MISSING"
-    assert len(await client.list("images")) == 1
+    assert len(await client.volumes_of("images")) == 1
     with pytest.raises(Refused) as refused:
         await client.volume("images", "other", capacity_bytes=1)
     assert refused.value.reason == "WRONG_STATE"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -110,7 +112,7 @@ async def test_a_chunk_with_a_wrong_checksum_is_refused(node: Rig, pool: Path) -
         ({"chunk": 2 * MIB}, "FIELD_OUT_OF_RANGE"),
     ],
 )
-async def test_what_does_not_fit_is_refused(node: Rig, pool: Path, fields: dict[str, object], reason: str) -> None:
+async def test_what_does_not_fit_is_refused(node: Rig, pool: Path, fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(Refused) as refused:
         await node.client.upload(DISK, os.urandom(2 * MIB), **fields)
     assert refused.value.reason in (reason, "FIELD_OUT_OF_RANGE")
@@ -231,7 +233,8 @@ async def test_a_repeated_request_id_is_answered_without_a_second_upload(node: R
     assert (pool / "disk").stat().st_ino == inode
 
 
-async def test_ranges_are_downloaded(node: Rig, pool: Path) -> None:
+@pytest.mark.usefixtures("pool")
+async def test_ranges_are_downloaded(node: Rig) -> None:
     client = node.client
     data = os.urandom(3 * MIB + 17)
     volume = (await client.upload(DISK, data)).volume
@@ -274,12 +277,10 @@ async def test_a_client_that_leaves_a_download_leaves_no_open_file(node: Rig, po
 
     def held() -> int:
         links = []
-        for entry in os.listdir("/proc/self/fd"):
-            try:
-                links.append(os.readlink(f"/proc/self/fd/{entry}"))
-            except FileNotFoundError:
-                continue
-        return links.count(str(pool / "disk"))
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                links.append(entry.readlink())
+        return links.count(pool / "disk")
 
     async with asyncio.timeout(5):
         while held():

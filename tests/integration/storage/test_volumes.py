@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.longrunning import operations_pb2
@@ -103,7 +104,7 @@ async def test_a_volume_on_top_of_another(node: Rig, pool: Path, tmp_path: Path)
     await client.delete("pools/other/volumes/top")
     await client.delete("pools/images/volumes/middle")
     await client.delete("pools/images/volumes/base")
-    assert await client.list() == []
+    assert await client.volumes_of() == []
     assert [path.name for path in pool.iterdir()] == [".virtfleet"]
 
 
@@ -316,17 +317,18 @@ async def test_volumes_are_found_by_name_uid_path_and_in_batches(node: Rig, pool
     assert [result.status.code for result in answer.results] == [0, 5]
     assert answer.results[0].volume.uid == volume.uid
     with pytest.raises(Refused) as refused:
-        await client.list("none")
+        await client.volumes_of("none")
     assert refused.value.reason == "RESOURCE_NOT_FOUND"
 
 
 async def test_preconditions_of_a_deletion(node: Rig, pool: Path) -> None:
     client = node.client
     volume = await client.volume("images", "disk", capacity_bytes=MIB)
-    for fields, reason in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"etag": "old"}, "ETAG_MISMATCH"),
         ({"expected_uid": "00000000-0000-0000-0000-000000000000"}, "UID_MISMATCH"),
-    ):
+    ]
+    for fields, reason in wrong:
         with pytest.raises(Refused) as refused:
             await client.call(client.volumes.DeleteVolume, volume_pb2.DeleteVolumeRequest(name=volume.name, **fields))
         assert refused.value.reason == reason

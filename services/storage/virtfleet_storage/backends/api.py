@@ -1,12 +1,12 @@
 """What the service asks of a kind of pool.
 
-A backend is one `PoolBackend`: it probes, makes and opens places. An open place is an `OpenPool` with the small required
-set (usage, scan, inspect, create, publish, delete) and any of the facets below; the capability report of a pool and every
-CAPABILITY_MISSING answer come from which facets its class has (`capabilities`).
+A backend is one `PoolBackend`: it probes, makes and opens places. An open place is an `OpenPool` with the small
+required set (usage, scan, inspect, create, publish, delete) and any of the facets below; the capability report of a
+pool and every CAPABILITY_MISSING answer come from which facets its class has (`capabilities`).
 
-A volume is known here by its key inside the pool (of a directory: the file's name). Everything is async, may be cancelled
-at each await, and says what holds after failure. A backend knows no store, no servicer and no other backend; it takes
-messages of the API as its model and gives back the frozen dataclasses of this module.
+A volume is known here by its key inside the pool (of a directory: the file's name). Everything is async, may be
+cancelled at each await, and says what holds after failure. A backend knows no store, no servicer and no other
+backend; it takes messages of the API as its model and gives back the frozen dataclasses of this module.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ class OpenPool(Protocol):
         """
 
     async def scan(self, known: Mapping[str, Format]) -> list[Facts]:
-        """Look at all volumes. `known` gives the formats of those that are known; those of others are told by their first bytes.
+        """Look at all volumes.
+
+        Args:
+            known: The formats of those that are known; those of others are told by their first bytes.
 
         Raises:
             BackendUnreachable: The place is gone.
@@ -256,7 +259,7 @@ class Copying(Protocol):
     """Can make a volume out of another one."""
 
     async def copy(self, plan: Plan, chain: Sequence[Layer], progress: Progress) -> StagedVolume:
-        """Make a volume with the content that a guest sees in the chain (top first), unseen. A cancel leaves nothing."""
+        """Make a volume with the content that a guest sees in a chain (top first), unseen. A cancel leaves nothing."""
 
 
 @runtime_checkable
@@ -281,7 +284,7 @@ class Wiping(Protocol):
 class Uploading(Protocol):
     """Can replace the content of a volume at once."""
 
-    async def begin_upload(self, format: Format, *, token: str) -> StagedUpload:
+    async def begin_upload(self, *, token: str) -> StagedUpload:
         """Begin, or go on with the one of that token: `position` says where."""
 
     async def replace(self, staged: StagedUpload, key: str, identity: str) -> None:

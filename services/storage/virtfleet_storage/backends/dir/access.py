@@ -1,7 +1,7 @@
 """Lets guests, each a numeric user of its own, reach the files of their volumes, and takes it back.
 
-The one writer of a volume becomes the file's owner. Readers, and writers who share, get an entry each in the file's access
-control list; no group or "others" is opened, so that a guest never sees another one's disk.
+The one writer of a volume becomes the file's owner. Readers, and writers who share, get an entry each in the file's
+access control list; no group or "others" is opened, so that a guest never sees another one's disk.
 """
 
 from __future__ import annotations

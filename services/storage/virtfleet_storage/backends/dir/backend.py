@@ -134,7 +134,7 @@ def _open(path: str, pool_uid: str, *, claim: bool) -> StagingArea:
 
 def _strange(path: str) -> BackingMissing:
     return BackingMissing(
-        f"{path} is there, but is not the directory that the pool was started with: is a file system to be mounted there? "
+        f"{path} is not the directory that the pool was started with: is a file system to be mounted there? "
         "If it is to be used all the same, start the pool with build NO_OVERWRITE",
         path=path,
     )

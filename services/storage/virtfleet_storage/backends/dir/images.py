@@ -1,7 +1,7 @@
 """Drives `qemu-img`, on files that are open here and under limits, since an image may be hostile.
 
-The tool gets descriptors, not names: nothing that happens to a name in between leads it elsewhere. Every format is given;
-a chain is spelled out down to its last file, so that no name inside of an image is ever followed.
+The tool gets descriptors, not names: nothing that happens to a name in between leads it elsewhere. Every format is
+given; a chain is spelled out down to its last file, so that no name inside of an image is ever followed.
 """
 
 from __future__ import annotations

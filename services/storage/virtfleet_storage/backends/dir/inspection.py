@@ -12,8 +12,8 @@ from virtfleet_storage.backends.dir import paths, qcow2, staging
 def look(directory: int, name: str, format: Format | None) -> Facts | None:
     """Look at an entry of a pool's directory; None: it is none that can be a volume.
 
-    A folder, a hidden or unprintable name is passed over. A known volume that has become a link or the like is told as one
-    that is refused.
+    A folder, a hidden or unprintable name is passed over. A known volume that has become a link or the like is told
+    as one that is refused.
 
     Args:
         directory: The open directory.
@@ -35,7 +35,7 @@ def look(directory: int, name: str, format: Format | None) -> Facts | None:
 
 
 def detect(file: int) -> Format:
-    """Return the format of a file that nobody has said anything about: what the service once noted beside it, else by its first bytes."""
+    """Return the format of an unknown file: what the service once noted beside it, else by its first bytes."""
     noted = staging.marked_format(file)
     if noted == "raw":
         return RAW

@@ -1,8 +1,9 @@
 """Opens directories and files so that no link, on the way or put there meanwhile, leads anywhere else.
 
-A directory is opened one component at a time, each relative to the one before and without following links; a file by its
-bare name relative to the open directory, first as a mere handle (`O_PATH`: no side effect on a pipe or device), which is
-checked and then opened anew through itself. What is checked is what is used, whatever happens to names meanwhile.
+A directory is opened one component at a time, each relative to the one before and without following links; a file by
+its bare name relative to the open directory, first as a mere handle (`O_PATH`: no side effect on a pipe or device),
+which is checked and then opened anew through itself. What is checked is what is used, whatever happens to names
+meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def check_path(path: str) -> list[str]:
         PathOutsidePool: It is not absolute, or has an empty, `.` or `..` component.
     """
     parts = path.split("/")
-    if parts[0] or any(part in ("", ".", "..") for part in parts[1:]) or "\0" in path:
+    if len(parts) < 2 or parts[0] or any(part in ("", ".", "..") for part in parts[1:]) or "\0" in path:
         raise PathOutsidePool(f"path {path!r} is not absolute and plain", path=path)
     return parts[1:]
 

@@ -90,7 +90,7 @@ class DirPool:
         def look() -> list[Facts]:
             self._check_place()
             found = []
-            for name in sorted(os.listdir(self.area.pool)):
+            for name in sorted(os.listdir(self.area.pool)):  # noqa: PTH208  # a descriptor has no Path
                 # In a thread, where its absence between the listing and the look is nobody's error.
                 with contextlib.suppress(ResourceNotFound):
                     facts = inspection.look(self.area.pool, name, known.get(name))
@@ -124,7 +124,7 @@ class DirPool:
 
     async def reopen(self, token: str) -> StagedVolume | None:
         """Find a staged file again."""
-        file = await self.run("opening a staged file", lambda: self.area.find_file(token))
+        file = await self.obtain("opening a staged file", lambda: self.area.find_file(token), _let_go)
         return None if file is None else DirStaged(file, self.run)
 
     async def publish(self, staged: StagedVolume, key: str) -> None:
@@ -251,7 +251,7 @@ class DirPool:
     # Wiping.
 
     async def wipe(self, key: str, format: Format, plan: Plan, progress: Progress) -> None:
-        """Overwrite what a file stores. An image changes places with an empty one first, so that it is one at any time."""
+        """Overwrite what a file stores. An image first changes places with an empty one: it is one at any time."""
         async with AsyncExitStack() as stack:
             top = await self._open_layer(stack, Layer(self, key, format), os.O_RDWR)
             stop = threading.Event()
@@ -277,14 +277,14 @@ class DirPool:
 
     # Uploading.
 
-    async def begin_upload(self, format: Format, *, token: str) -> StagedUpload:
+    async def begin_upload(self, *, token: str) -> StagedUpload:
         """Begin an upload or go on with one."""
 
         def begin() -> DirUpload:
             file = self.area.find_file(token) or self.area.make(token)
             return DirUpload(file, self.run)
 
-        return await self.run("opening an upload", begin)
+        return await self.obtain("opening an upload", begin, lambda upload: upload.file.close())
 
     async def replace(self, staged: StagedUpload, key: str, identity: str) -> None:
         """Put an upload in the place of a file."""
@@ -301,7 +301,7 @@ class DirPool:
             descriptor = paths.open_file(self.area.pool, key)
             return descriptor, os.fstat(descriptor).st_size
 
-        file, size = await self.run(f"opening {key}", opened)
+        file, size = await self.obtain(f"opening {key}", opened, lambda pair: os.close(pair[0]))
         try:
             if offset > size:
                 raise RangeBeyondEnd(
@@ -372,7 +372,7 @@ class DirPool:
     @asynccontextmanager
     async def _staged(self) -> AsyncIterator[staging.StagedFile]:
         """Make a staged file that goes away unless the block ends well."""
-        file = await self.run("making a staged file", self.area.make)
+        file = await self.obtain("making a staged file", self.area.make, _throw_away)
         with ExitStack() as undo:
             undo.callback(file.close)
             undo.callback(file.discard)
@@ -391,9 +391,22 @@ class DirPool:
                 capability="volume.copy",
                 backend=pool.kind,
             )
-        file = await pool.run(f"opening {layer.key}", lambda: paths.open_file(pool.area.pool, layer.key, flags))
+        file = await pool.obtain(
+            f"opening {layer.key}", lambda: paths.open_file(pool.area.pool, layer.key, flags), os.close
+        )
         stack.callback(os.close, file)
         return images.OpenImage(file, layer.format)
+
+    async def obtain(self, doing: str, work: Callable[[], T], undo: Callable[[T], object]) -> T:
+        """Run work that opens or makes something; what a cancelled caller does not take is undone."""
+        obtaining = asyncio.ensure_future(self.run(doing, work))
+        try:
+            return await asyncio.shield(obtaining)
+        except asyncio.CancelledError:
+            await asyncio.wait([obtaining])
+            if obtaining.exception() is None:
+                undo(obtaining.result())
+            raise
 
     async def run(self, doing: str, work: Callable[[], T], stop: threading.Event | None = None) -> T:
         """Run work in a thread. A cancellation waits for its end, so that nobody pulls files away under it."""
@@ -412,6 +425,16 @@ class DirPool:
                 stop.set()
             await asyncio.gather(future, return_exceptions=True)
             raise
+
+
+def _let_go(file: staging.StagedFile | None) -> None:
+    if file is not None:
+        file.close()
+
+
+def _throw_away(file: staging.StagedFile) -> None:
+    file.discard()
+    file.close()
 
 
 def _own(staged: StagedVolume) -> staging.StagedFile:

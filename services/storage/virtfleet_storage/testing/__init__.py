@@ -1,0 +1,1 @@
+"""Suites and means that kinds of pools outside of the tree can import."""

@@ -222,6 +222,9 @@ class Fleet:
         }
         if service == "storage":
             settings["pools_root"] = str(base / "pools")
+        if service == "compute" and not _other_users():
+            # Guests run as the one user that there is; GetHost says so.
+            settings["guest_uid_count"] = 0
         if service == "compute":
             settings["enabled_drivers"] = [self.plan.driver]
         settings.update((self.plan.settings or {}).get(service, {}))

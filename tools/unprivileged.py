@@ -27,7 +27,7 @@ def enter(*, needs_tap: bool) -> None:
     Raises:
         SystemExit: The system does not allow it; the message names what is missing.
     """
-    if os.environ.get(_INSIDE):
+    if inside():
         _prepare()
         return
     if os.geteuid() == 0:
@@ -49,6 +49,11 @@ def enter(*, needs_tap: bool) -> None:
         ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable, "-m", _module(), *sys.argv[1:]],
         {**os.environ, _INSIDE: "1"},
     )
+
+
+def inside() -> bool:
+    """Tell whether this process runs in a user namespace that `enter` has made."""
+    return bool(os.environ.get(_INSIDE))
 
 
 def _module() -> str:

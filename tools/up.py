@@ -34,6 +34,10 @@ async def up(plan: development.Plan) -> int:
     .venv/bin/python -c 'from virtfleet_client import connect; from virtfleet.fleet.v1 import node_pb2 as n
     with connect() as fleet: print(fleet.nodes.ListNodes(n.ListNodesRequest()))'
 """, flush=True)  # fmt: skip
+        if unprivileged.inside():
+            say(
+                f"it has a network of its own: nsenter --target {os.getpid()} --user --net --preserve-credentials $SHELL"
+            )
         await asked.wait()
         say("ending")
     left = fleet.leftovers()

@@ -35,7 +35,7 @@ class ComputeSettings(ServiceSettings):
     drivers: dict[str, Any] = field(default_factory=dict)
     launcher_socket: Path | None = None
     guest_uid_first: int = 20_000
-    guest_uid_count: int = 20_000
+    guest_uid_count: int = 10_000
     memory_reserve_bytes: int = 512 * MIB
     memory_overcommit_ratio: float = 1.0
     domain_limit: int = 0

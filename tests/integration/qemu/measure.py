@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import socket
 import statistics
 import subprocess
@@ -30,11 +31,8 @@ def bare(plan: StartPlan, folder: Path) -> float:
         listeners[item.name] = socket.socket(socket.AF_UNIX)
         listeners[item.name].bind(str(path))
         listeners[item.name].listen()
-    argv = []
-    for word in invocation.argv:
-        for name, listener in listeners.items():
-            word = word.replace(f"{{fd:{name}}}", str(listener.fileno()))
-        argv.append(word)
+    numbers = {f"{{fd:{name}}}": str(listener.fileno()) for name, listener in listeners.items()}
+    argv = [re.sub(r"\{fd:[^}]*\}", lambda found: numbers[found[0]], word) for word in invocation.argv]
     begun = time.perf_counter()
     process = subprocess.Popen(argv, pass_fds=[each.fileno() for each in listeners.values()])
     line = socket.socket(socket.AF_UNIX)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -17,22 +16,25 @@ from pathlib import Path
 from tests.integration.launcher.running import UID, Launcher
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import (
+    BackingFile,
     Console,
     ConsoleOutput,
     ConsoleSession,
     DomainObservation,
     DomainRef,
+    DomainState,
+    DomainStateReason,
     DriverEnvironment,
     DriverEvent,
     EventKind,
     FileConnection,
     StartPlan,
-    TapConnection,
 )
 from virtfleet_compute.drivers.qemu.driver import QemuDriver, create
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 MIB = 1024 * 1024
+PAUSED = DomainState.DOMAIN_STATE_PAUSED
 
 
 @dataclass
@@ -129,11 +131,14 @@ def new_domain() -> DomainRef:
 
 
 @contextlib.asynccontextmanager
-async def node(settings: dict[str, object] | None = None, *executables: str) -> AsyncIterator[Node]:
+async def node(
+    settings: dict[str, object] | None = None, *executables: str, prefix: list[str] | None = None
+) -> AsyncIterator[Node]:
     """Yield a node that is gone afterwards, with all its guests."""
     folder = Path(tempfile.mkdtemp(prefix="vf-qemu-"))
     folder.chmod(0o711)
     launcher = Launcher(folder)
+    launcher.prefix = prefix or []
     for executable in executables:
         launcher.flags += ["--executable", executable]
     launcher.start()
@@ -192,12 +197,25 @@ def alive(pid: int) -> bool:
 
 
 def facts(observation: DomainObservation) -> tuple[str, str]:
-    from virtfleet_compute.drivers.api import DomainState, DomainStateReason
-
     return (
         DomainState.Name(observation.state).removeprefix("DOMAIN_STATE_"),
         DomainStateReason.Name(observation.reason).removeprefix("DOMAIN_STATE_REASON_"),
     )
 
 
-__all__ = ["FileConnection", "TapConnection", "os"]
+__all__ = [
+    "MIB",
+    "PAUSED",
+    "QEMU",
+    "BackingFile",
+    "EventKind",
+    "FileConnection",
+    "Node",
+    "alive",
+    "console_text",
+    "facts",
+    "line",
+    "new_domain",
+    "node",
+    "serial_spec",
+]

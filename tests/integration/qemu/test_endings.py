@@ -25,7 +25,7 @@ async def prepared(node: Node, code: bytes, *, once: bytes = b"", paused: bool =
     sectors.write_disk(path, code, once=once)
     spec = sectors.spec()
     spec.panics["panic"].SetInParent()
-    for name, action in policy.items():
+    for name, action in (policy or {}).items():
         setattr(spec.on_exit, name, action)
     return await node.plan(spec, paused=paused, disks={"root": FileConnection(str(path), "raw")})
 
@@ -50,7 +50,7 @@ async def ended(node: Node, plan: StartPlan, state: int) -> DomainObservation:
 async def test_end_is_met_as_asked(
     node: Node, code: bytes, policy: dict[str, int], state: int, expected: tuple[str, str]
 ) -> None:
-    plan = await prepared(node, code, **policy)
+    plan = await prepared(node, code, policy=policy)
     started = await node.driver.start(plan)
     seen = await ended(node, plan, state)
     assert facts(seen) == expected
@@ -72,7 +72,7 @@ async def test_end_is_met_as_asked(
     ],
 )
 async def test_guest_boots_again_in_the_same_run(node: Node, once: bytes, policy: dict[str, int]) -> None:
-    plan = await prepared(node, sectors.say("B\n") + sectors.HALT, once=sectors.say("A\n") + once, **policy)
+    plan = await prepared(node, sectors.say("B\n") + sectors.HALT, once=sectors.say("A\n") + once, policy=policy)
     started = await node.driver.start(plan)
     await node.event(EventKind.REBOOTED, plan.domain.uid)
     assert await console_text(node, plan.domain, b"B") == b"A\nB\n"
@@ -85,7 +85,9 @@ async def test_guest_boots_again_in_the_same_run(node: Node, once: bytes, policy
 
 @pytest.mark.parametrize("policy", [{}, {"reboot": STOP}])
 async def test_reset_boots_again_whatever_the_policy(node: Node, policy: dict[str, int]) -> None:
-    plan = await prepared(node, sectors.say("B\n") + sectors.HALT, once=sectors.say("A\n") + sectors.HALT, **policy)
+    plan = await prepared(
+        node, sectors.say("B\n") + sectors.HALT, once=sectors.say("A\n") + sectors.HALT, policy=policy
+    )
     started = await node.driver.start(plan)
     await console_text(node, plan.domain, b"A")
     assert (await node.driver.reset(plan.domain)).pid == started.pid
@@ -96,7 +98,7 @@ async def test_reset_boots_again_whatever_the_policy(node: Node, policy: dict[st
 
 
 async def test_reset_of_a_paused_guest_leaves_it_paused(node: Node) -> None:
-    plan = await prepared(node, sectors.HALT, paused=True, reboot=STOP)
+    plan = await prepared(node, sectors.HALT, paused=True, policy={"reboot": STOP})
     await node.driver.start(plan)
     assert (await node.driver.reset(plan.domain)).state == PAUSED
     assert facts(await node.driver.resume(plan.domain)) == ("RUNNING", "UNPAUSED")
@@ -125,7 +127,7 @@ async def test_end_that_nobody_heard_is_found(
     """The guest waits for a byte, which comes when the driver is gone."""
     # mov dx, 0x3fd; in al, dx; test al, 1; jz back
     wait = b"\xba\xfd\x03\xec\xa8\x01\x74\xfb"
-    plan = await prepared(node, sectors.say("A\n") + wait + code, **policy)
+    plan = await prepared(node, sectors.say("A\n") + wait + code, policy=policy)
     await node.driver.start(plan)
     await console_text(node, plan.domain, b"A")
     async with unheard(node):

@@ -51,7 +51,8 @@ async def settle_before_first_instruction(guests: Guests, guest: Guest) -> None:
 async def _throttle(guests: Guests, guest: Guest, device_id: str, disk: device_pb2.Disk) -> None:
     # The limits sit on the guest's side of the disk, so they can come and go without a new chain of nodes.
     limits = {name: getattr(disk.throttle, field) for name, field in _LIMITS.items()}
-    await guests.ask(guest, "block_set_io_throttle", {"id": naming.disk(device_id), **limits})
+    backend = naming.backend(device_id, virtio=disk.bus == device_pb2.DISK_BUS_VIRTIO)
+    await guests.ask(guest, "block_set_io_throttle", {"id": backend, **limits})
 
 
 async def _link(guests: Guests, guest: Guest, device_id: str, interface: device_pb2.Interface) -> None:

@@ -58,6 +58,11 @@ def disk(device_id: str) -> str:
     return f"disk.{device_id}"
 
 
+def backend(device_id: str, *, virtio: bool) -> str:
+    """Return the QOM path of what holds a disk's image: the disk itself, on virtio its inner half."""
+    return f"/machine/peripheral/{disk(device_id)}" + ("/virtio-backend" if virtio else "")
+
+
 def interface(device_id: str) -> str:
     """Return QEMU's id of a card's device."""
     return f"net.{device_id}"

@@ -55,8 +55,13 @@ async def test_verbs_succeed_where_the_domain_is_as_asked(node: Service) -> None
 
 @pytest.mark.parametrize(
     ("verb", "running", "reason"),
-    [("Reboot", False, "WRONG_STATE"), ("Reset", False, "WRONG_STATE"), ("Suspend", False, "WRONG_STATE"),
-     ("Resume", False, "WRONG_STATE"), ("Delete", True, "WRONG_STATE")],
+    [
+        ("Reboot", False, "WRONG_STATE"),
+        ("Reset", False, "WRONG_STATE"),
+        ("Suspend", False, "WRONG_STATE"),
+        ("Resume", False, "WRONG_STATE"),
+        ("Delete", True, "WRONG_STATE"),
+    ],
 )
 async def test_verbs_that_mean_nothing_are_refused(node: Service, verb: str, running: bool, reason: str) -> None:
     await node.create("web", start=running)

@@ -1,0 +1,105 @@
+"""Many domains in one call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.compute.rig import PARENT, Refused, Service, State, metadata, name, service
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+
+COUNT = 1000
+
+
+async def test_one_result_per_item(node: Service) -> None:
+    await node.create("b")
+    requests = [domain_pb2.CreateDomainRequest(domain_id=id_, domain=domain_pb2.Domain()) for id_ in ("a", "b", "c")]
+    requests[2].start.SetInParent()
+    batch = domain_pb2.BatchCreateDomainsRequest(parent=PARENT, requests=requests)
+    operation = await node.wait(await node.call(node.domains.BatchCreateDomains, batch))
+    response = domain_pb2.BatchCreateDomainsResponse()
+    assert operation.response.Unpack(response)
+    assert [result.name for result in response.results] == [name("a"), name("b"), name("c")]
+    assert [result.status.code for result in response.results] == [0, 6, 0]
+    assert response.results[2].domain.status.state == State.DOMAIN_STATE_RUNNING
+    detail = metadata(operation).batch
+    assert (detail.total_count, detail.succeeded_count, detail.failed_count) == (3, 2, 1)
+    start = domain_pb2.BatchStartDomainsRequest(
+        parent=PARENT, requests=[domain_pb2.StartDomainRequest(name=name(id_)) for id_ in ("a", "b", "gone")]
+    )
+    answer = await node.do(node.domains.BatchStartDomains, start, domain_pb2.BatchStartDomainsResponse)
+    assert [result.status.code for result in answer.results] == [0, 0, 5]
+    delete = domain_pb2.BatchDeleteDomainsRequest(
+        parent=PARENT,
+        requests=[
+            domain_pb2.DeleteDomainRequest(name=name("a")),
+            domain_pb2.DeleteDomainRequest(name=name("b"), stop=True),
+            domain_pb2.DeleteDomainRequest(name=name("gone"), allow_missing=True),
+        ],
+    )
+    answer = await node.do(node.domains.BatchDeleteDomains, delete, domain_pb2.BatchDeleteDomainsResponse)
+    assert [result.status.code for result in answer.results] == [9, 0, 0]
+    assert [domain.name for domain in (await node.list()).domains] == [name("a"), name("c")]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        domain_pb2.StartDomainRequest(name=name("a"), request_id="x"),
+        domain_pb2.StartDomainRequest(name=name("a"), validate_only=True),
+        domain_pb2.StartDomainRequest(name="nodes/n1/domains/b", inline_wait={"seconds": 1}),  # type: ignore[arg-type]
+    ],
+    ids=["request_id", "validate_only", "inline_wait"],
+)
+async def test_what_steers_a_call_stands_in_the_batch(node: Service, item: domain_pb2.StartDomainRequest) -> None:
+    batch = domain_pb2.BatchStartDomainsRequest(parent=PARENT, requests=[item])
+    with pytest.raises(Refused) as refused:
+        await node.call(node.domains.BatchStartDomains, batch)
+    assert refused.value.reason == "FIELD_CONFLICT"
+
+
+async def test_a_plan_of_a_batch(node: Service) -> None:
+    requests = [domain_pb2.CreateDomainRequest(domain_id="a", domain=domain_pb2.Domain())]
+    batch = domain_pb2.BatchCreateDomainsRequest(parent=PARENT, requests=requests, validate_only=True)
+    answer = await node.do(node.domains.BatchCreateDomains, batch, domain_pb2.BatchCreateDomainsResponse)
+    assert answer.results[0].domain.status.resolved_spec.os.machine
+    assert not (await node.list()).domains
+
+
+async def test_a_thousand_at_once(place: Path) -> None:
+    spec = domain_spec_pb2.DomainSpec()
+    spec.interfaces["net0"].SetInParent()
+    spec.serials["con"].SetInParent()
+    async with service(place) as node:
+        requests = [
+            domain_pb2.CreateDomainRequest(domain_id=f"d{number:04}", domain=domain_pb2.Domain(spec=spec))
+            for number in range(COUNT)
+        ]
+        began = time.perf_counter()
+        create = domain_pb2.BatchCreateDomainsRequest(parent=PARENT, requests=requests)
+        create.inline_wait.FromSeconds(20)
+        answer = await node.do(node.domains.BatchCreateDomains, create, domain_pb2.BatchCreateDomainsResponse)
+        defined = time.perf_counter()
+        assert not any(result.status.code for result in answer.results)
+        start = domain_pb2.BatchStartDomainsRequest(
+            parent=PARENT,
+            requests=[domain_pb2.StartDomainRequest(name=name(f"d{number:04}")) for number in range(COUNT)],
+        )
+        start.inline_wait.FromSeconds(20)
+        started_answer = await node.do(node.domains.BatchStartDomains, start, domain_pb2.BatchStartDomainsResponse)
+        started = time.perf_counter()
+        assert not any(result.status.code for result in started_answer.results)
+        print(f"define {defined - began:.3f} s, start {started - defined:.3f} s")
+        assert node.app.context.admission.active_count == COUNT
+        stop = domain_pb2.BatchStopDomainsRequest(
+            parent=PARENT,
+            requests=[
+                domain_pb2.StopDomainRequest(name=name(f"d{number:04}"), mode=domain_pb2.STOP_MODE_FORCE)
+                for number in range(COUNT)
+            ],
+        )
+        stop.inline_wait.FromSeconds(20)
+        stopped = await node.do(node.domains.BatchStopDomains, stop, domain_pb2.BatchStopDomainsResponse)
+        assert not any(result.status.code for result in stopped.results)

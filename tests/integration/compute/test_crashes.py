@@ -1,0 +1,207 @@
+"""The service killed at named places: what was acknowledged stays, what was not is finished or undone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2
+
+from tests.integration.compute.rig import NODE, PARENT, Client, Process, Refused, Service, State, name, service
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.type.v1 import resource_pb2
+
+
+@pytest.fixture
+async def process(place: Path) -> AsyncIterator[Process]:
+    made = Process(place)
+    try:
+        yield made
+    finally:
+        await made.kill()
+
+
+async def cut(process: Process, client: Client, work: object) -> None:
+    """Make a call in which the process dies."""
+    with pytest.raises(grpc.aio.AioRpcError):
+        await work  # type: ignore[misc]
+    await process.died()
+    await client.close()
+
+
+async def operations(client: Client) -> list[operations_pb2.Operation]:
+    request = operations_pb2.ListOperationsRequest(name=f"nodes/{NODE}/services/compute")
+    answer = await client.call(client.operations.ListOperations, request)
+    return list(answer.operations)
+
+
+def running(place: Path) -> set[str]:
+    """Read from outside which guests the driver has."""
+    active: dict[str, bool] = {}
+    path = place / "guests"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        uid, *rest = json.loads(line)
+        active[uid] = bool(rest) and rest[0] not in (State.DOMAIN_STATE_SHUT_OFF, State.DOMAIN_STATE_CRASHED)
+    return {uid for uid, is_active in active.items() if is_active}
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "runs"),
+    [("compute.start.intent", False), ("compute.start.connected", False), ("compute.start.started", True)],
+)
+async def test_a_start_that_is_cut(process: Process, place: Path, failpoint: str, runs: bool) -> None:
+    client = await process.start(failpoint)
+    domain = await client.create("web")
+    await cut(process, client, client.start("web"))
+    client = await process.start()
+    after = await client.get("web")
+    assert after.status.active == runs
+    assert running(place) == ({domain.uid} if runs else set())
+    for operation in await operations(client):
+        assert operation.done
+    failed = [operation for operation in await operations(client) if operation.HasField("error")]
+    assert [Refused(operation.error).reason for operation in failed] == ([] if runs else ["CHANGE_ROLLED_BACK"])
+    await client.start("web")
+    await client.stop("web")
+    assert running(place) == set()
+    await client.close()
+
+
+@pytest.mark.parametrize("failpoint", ["compute.create.intent", "compute.start.started", "compute.create.made"])
+async def test_a_creation_that_is_cut(process: Process, place: Path, failpoint: str) -> None:
+    spec = domain_spec_pb2.DomainSpec()
+    spec.interfaces["net0"].mac_address = "52:54:00:00:00:01"
+    client = await process.start(failpoint)
+    await cut(process, client, client.create("web", spec=spec, start=True))
+    client = await process.start()
+    assert not (await client.list()).domains
+    assert running(place) == set()
+    assert all(operation.done for operation in await operations(client))
+    await client.create("web", spec=spec, start=True)
+    await client.close()
+
+
+@pytest.mark.parametrize("failpoint", ["compute.stop.force", "compute.stop.ended"])
+async def test_a_stop_that_is_cut(process: Process, place: Path, failpoint: str) -> None:
+    client = await process.start(failpoint)
+    await client.create("web", start=True)
+    await cut(process, client, client.stop("web"))
+    client = await process.start()
+    runs = failpoint == "compute.stop.force"
+    assert (await client.get("web")).status.active == runs
+    assert bool(running(place)) == runs
+    assert all(operation.done for operation in await operations(client))
+    await client.close()
+
+
+@pytest.mark.parametrize("failpoint", ["compute.delete.stopped", "compute.delete.undone"])
+async def test_a_deletion_that_is_cut_is_finished(process: Process, place: Path, failpoint: str) -> None:
+    client = await process.start(failpoint)
+    await client.create("web", start=True)
+    await cut(process, client, client.delete("web", stop=True))
+    client = await process.start()
+    assert not (await client.list()).domains
+    assert running(place) == set()
+    assert not [operation for operation in await operations(client) if operation.HasField("error")]
+    await client.close()
+
+
+async def test_guests_outlive_the_service_and_are_found_again(process: Process, place: Path) -> None:
+    client = await process.start()
+    domain = await client.create("web", start=True)
+    await client.create("idle")
+    await client.close()
+    await process.kill()
+    assert running(place) == {domain.uid}
+    client = await process.start()
+    after = await client.get("web")
+    assert after.status.runtime_id == domain.status.runtime_id
+    assert after.status.start_time == domain.status.start_time
+    assert after.status.active
+    await client.stop("web")
+    await client.close()
+
+
+async def test_a_repeated_request_after_a_crash_is_done_once(process: Process, place: Path) -> None:
+    client = await process.start("compute.start.started")
+    await client.create("web")
+    request = domain_pb2.StartDomainRequest(name=name("web"), request_id="once")
+    await cut(process, client, client.call(client.domains.StartDomain, request))
+    client = await process.start()
+    run = (await client.get("web")).status.runtime_id
+    operation = await client.wait(await client.call(client.domains.StartDomain, request))
+    assert not operation.HasField("error")
+    assert (await client.get("web")).status.runtime_id == run
+    await client.close()
+
+
+async def test_a_batch_that_is_cut(process: Process, place: Path) -> None:
+    client = await process.start("compute.start.started:5")
+    for number in range(8):
+        await client.create(f"d{number}")
+    batch = domain_pb2.BatchStartDomainsRequest(
+        parent=PARENT, requests=[domain_pb2.StartDomainRequest(name=name(f"d{number}")) for number in range(8)]
+    )
+    await cut(process, client, client.call(client.domains.BatchStartDomains, batch))
+    client = await process.start()
+    active = {domain.uid for domain in (await client.list()).domains if domain.status.active}
+    assert active == running(place)
+    assert all(operation.done for operation in await operations(client))
+    await client.close()
+
+
+async def test_without_a_state_file_guests_end_with_the_process(place: Path) -> None:
+    async with service(place) as node:
+        await node.create("web", start=True)
+        spec = domain_spec_pb2.DomainSpec(lifetime=resource_pb2.LIFETIME_TRANSIENT)
+        await node.create("gone", spec=spec)
+    async with service(place) as node:
+        domain = await node.get("web")
+        assert domain.status.state == State.DOMAIN_STATE_SHUT_OFF
+        assert [one.name for one in (await node.list()).domains] == [name("web")]
+
+
+async def test_autostart_after_a_boot_and_only_then(place: Path) -> None:
+    async with service(place) as node:
+        for id_, autostart in (("always", 2), ("once", 3), ("never", 1)):
+            await node.create(id_, spec=domain_spec_pb2.DomainSpec(autostart=autostart))  # type: ignore[arg-type]
+    async with service(place) as node:
+        assert not [one for one in (await node.list()).domains if one.status.active], "the node has not booted"
+        await forget_boot(node)
+    async with service(place) as node:
+        await node.until("always", State.DOMAIN_STATE_RUNNING)
+        await node.until("once", State.DOMAIN_STATE_RUNNING)
+        async with asyncio.timeout(10):
+            while (await node.get("once")).spec.autostart != resource_pb2.AUTOSTART_NEVER:
+                await asyncio.sleep(0.02)
+        assert not (await node.get("never")).status.active
+
+
+async def test_autostart_waits_for_what_is_not_up_and_says_so(place: Path) -> None:
+    spec = domain_spec_pb2.DomainSpec(autostart=resource_pb2.AUTOSTART_ALWAYS)
+    async with service(place) as node:
+        await node.create("web", spec=spec)
+        await forget_boot(node)
+    faults = [{"method": "start", "reason": "BACKEND_UNREACHABLE", "count": 1}]
+    async with service(place, drivers={"test": {"faults": faults}}) as node:
+        domain = await node.until("web", State.DOMAIN_STATE_RUNNING)
+        assert not domain.status.conditions
+        await forget_boot(node)
+    faults = [{"method": "start", "reason": "BACKEND_UNREACHABLE"}]
+    async with service(place, autostart_seconds=0.1, drivers={"test": {"faults": faults}}) as node:
+        async with asyncio.timeout(10):
+            while not (conditions := (await node.get("web")).status.conditions):
+                await asyncio.sleep(0.02)
+        assert (conditions[0].type, conditions[0].reason) == ("AutostartFailed", "BACKEND_UNREACHABLE")
+
+
+async def forget_boot(node: Service) -> None:
+    """Let the next instance of the service believe that the node has booted."""
+    async with asyncio.timeout(10):
+        while node.app.store.get_record("service", "boot_id") is None:
+            await asyncio.sleep(0.02)
+    await node.app.store.write(lambda tx: tx.put_record("service", "boot_id", b"another boot"))

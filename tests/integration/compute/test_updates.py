@@ -1,0 +1,280 @@
+"""Changes of domains: what each scope does to a stopped and to a running one."""
+
+from __future__ import annotations
+
+import pytest
+from google.longrunning import operations_pb2
+
+from tests.integration.compute.rig import PARENT, Refused, Service, name
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.type.v1 import resource_pb2
+
+GIB = 1 << 30
+UNSPECIFIED = resource_pb2.CHANGE_SCOPE_UNSPECIFIED
+CONFIG = resource_pb2.CHANGE_SCOPE_CONFIG
+LIVE = resource_pb2.CHANGE_SCOPE_LIVE
+BOTH = resource_pb2.CHANGE_SCOPE_LIVE_AND_CONFIG
+
+
+def sized(current: int = GIB, maximum: int = 2 * GIB) -> domain_spec_pb2.DomainSpec:
+    spec = domain_spec_pb2.DomainSpec()
+    spec.memory.current_bytes = current
+    spec.memory.maximum_bytes = maximum
+    return spec
+
+
+def wanted(**memory: int) -> domain_pb2.Domain:
+    domain = domain_pb2.Domain(name=name("web"))
+    for field, value in memory.items():
+        setattr(domain.spec.memory, field, value)
+    return domain
+
+
+def pending(domain: domain_pb2.Domain) -> dict[str, str]:
+    return {change.path: change.reason for change in domain.status.pending_changes}
+
+
+@pytest.mark.parametrize("scope", [UNSPECIFIED, CONFIG, BOTH])
+async def test_a_stopped_domain_takes_every_change_of_its_definition(node: Service, scope: int) -> None:
+    await node.create("web", spec=sized())
+    domain = await node.update(wanted(maximum_bytes=4 * GIB), "spec.memory.maximum_bytes", scope=scope)
+    assert domain.generation == 2
+    assert domain.status.observed_generation == 2
+    assert domain.status.resolved_spec.memory.maximum_bytes == 4 * GIB
+    assert not pending(domain)
+
+
+async def test_live_needs_a_guest(node: Service) -> None:
+    await node.create("web", spec=sized())
+    with pytest.raises(Refused) as refused:
+        await node.update(wanted(current_bytes=GIB // 2), "spec.memory.current_bytes", scope=LIVE)
+    assert refused.value.reason == "WRONG_STATE"
+
+
+@pytest.mark.parametrize(
+    ("scope", "definition", "active", "left"),
+    [
+        (UNSPECIFIED, GIB // 2, GIB // 2, {}),
+        (CONFIG, GIB // 2, GIB, {"spec.memory.current_bytes": "SCOPE_CONFIG"}),
+        (LIVE, GIB, GIB // 2, {"spec.memory.current_bytes": "LIVE_ONLY"}),
+        (BOTH, GIB // 2, GIB // 2, {}),
+    ],
+)
+async def test_what_can_go_live(node: Service, scope: int, definition: int, active: int, left: dict[str, str]) -> None:
+    await node.create("web", spec=sized(), start=True)
+    domain = await node.update(wanted(current_bytes=GIB // 2), "spec.memory.current_bytes", scope=scope)
+    assert domain.spec.memory.current_bytes == definition
+    assert domain.status.resolved_spec.memory.current_bytes == definition
+    assert domain.status.active_spec.memory.current_bytes == active
+    assert pending(domain) == left
+    assert domain.generation == (1 if scope == LIVE else 2)
+    await node.stop("web")
+    assert not pending(await node.get("web"))
+    assert (await node.start("web")).status.active_spec.memory.current_bytes == definition
+
+
+@pytest.mark.parametrize("scope", [UNSPECIFIED, CONFIG])
+async def test_what_cannot_go_live_waits(node: Service, scope: int) -> None:
+    await node.create("web", spec=sized(), start=True)
+    domain = await node.update(wanted(maximum_bytes=4 * GIB), "spec.memory.maximum_bytes", scope=scope)
+    reason = "NEEDS_RESTART" if scope == UNSPECIFIED else "SCOPE_CONFIG"
+    assert pending(domain) == {"spec.memory.maximum_bytes": reason}
+    assert domain.status.active_spec.memory.maximum_bytes == 2 * GIB
+    await node.stop("web")
+    assert (await node.start("web")).status.active_spec.memory.maximum_bytes == 4 * GIB
+
+
+@pytest.mark.parametrize("scope", [LIVE, BOTH])
+async def test_what_cannot_go_live_is_refused_as_a_whole(node: Service, scope: int) -> None:
+    await node.create("web", spec=sized(), start=True)
+    before = await node.get("web")
+    with pytest.raises(Refused) as refused:
+        await node.update(
+            wanted(maximum_bytes=4 * GIB, current_bytes=GIB // 2),
+            "spec.memory.maximum_bytes",
+            "spec.memory.current_bytes",
+            scope=scope,
+        )
+    assert refused.value.reason == "NOT_LIVE_UPDATABLE"
+    assert refused.value.subjects == ["spec.memory.maximum_bytes"]
+    assert await node.get("web") == before
+
+
+async def test_a_pending_change_is_not_made_live_by_the_next_call(node: Service) -> None:
+    await node.create("web", spec=sized(), start=True)
+    await node.update(wanted(current_bytes=GIB // 2), "spec.memory.current_bytes", scope=CONFIG)
+    other = domain_pb2.Domain(name=name("web"), labels={"a": "b"})
+    domain = await node.update(other, "labels")
+    assert pending(domain) == {"spec.memory.current_bytes": "SCOPE_CONFIG"}
+    assert domain.status.active_spec.memory.current_bytes == GIB
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_what_the_service_heeds_is_always_live(node: Service, running: bool) -> None:
+    await node.create("web", start=running)
+    domain = domain_pb2.Domain(name=name("web"))
+    domain.spec.title, domain.spec.deletion_protection = "the web", True
+    changed = await node.update(domain, "spec.title", "spec.deletion_protection", scope=CONFIG)
+    assert not pending(changed)
+    if running:
+        assert changed.status.active_spec.title == "the web"
+
+
+async def test_no_change_is_no_generation(node: Service) -> None:
+    domain = await node.create("web", spec=sized(), labels={"a": "b"})
+    again = await node.update(domain)
+    assert again.generation == 1
+    assert again.etag == domain.etag
+
+
+async def test_devices_by_their_ids(node: Service) -> None:
+    spec = sized()
+    spec.interfaces["net0"].SetInParent()
+    spec.interfaces["net1"].SetInParent()
+    before = await node.create("web", spec=spec, start=True)
+    macs = {key: card.mac_address for key, card in before.status.resolved_spec.interfaces.items()}
+    slots = {key: card.slot for key, card in before.status.resolved_spec.interfaces.items()}
+    domain = domain_pb2.Domain(name=name("web"))
+    domain.spec.interfaces["net2"].SetInParent()
+    after = await node.update(domain, "spec.interfaces.net0", "spec.interfaces.net2")
+    assert sorted(after.spec.interfaces) == ["net1", "net2"]
+    assert after.status.resolved_spec.interfaces["net1"].mac_address == macs["net1"], "what was decided stays"
+    assert after.status.resolved_spec.interfaces["net1"].slot == slots["net1"]
+    assert set(pending(after)) == {"spec.interfaces.net0", "spec.interfaces.net2"}
+    live = domain_pb2.Domain(name=name("web"))
+    live.spec.interfaces["net1"].link_up = False
+    after = await node.update(live, "spec.interfaces.net1.link_up")
+    assert "spec.interfaces.net1.link_up" not in pending(after)
+    assert not after.status.active_spec.interfaces["net1"].link_up
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("spec.nothing", "MASK_PATH_UNKNOWN"),
+        ("spec.driver", "FIELD_CONFLICT"),
+        ("spec.memory.current_bytes.x", "MASK_PATH_UNKNOWN"),
+    ],
+)
+async def test_bad_masks(node: Service, path: str, reason: str) -> None:
+    await node.create("web")
+    domain = domain_pb2.Domain(name=name("web"))
+    domain.spec.driver = "other"
+    with pytest.raises(Refused) as refused:
+        await node.update(domain, path)
+    assert refused.value.reason == reason
+
+
+async def test_etag_and_uid_of_an_update(node: Service) -> None:
+    old = await node.create("web")
+    await node.update(domain_pb2.Domain(name=old.name, display_name="new"), "display_name")
+    old.display_name = "mine"
+    with pytest.raises(Refused) as refused:
+        await node.update(old, "display_name")
+    assert refused.value.reason == "ETAG_MISMATCH"
+    stranger = domain_pb2.Domain(name=old.name, uid="00000000-0000-4000-8000-000000000000", display_name="x")
+    with pytest.raises(Refused) as refused:
+        await node.update(stranger, "display_name")
+    assert refused.value.reason == "UID_MISMATCH"
+
+
+async def test_a_plan_changes_nothing(node: Service) -> None:
+    await node.create("web", spec=sized(), start=True)
+    before = await node.get("web")
+    plan = await node.update(
+        wanted(maximum_bytes=4 * GIB, current_bytes=GIB // 2),
+        "spec.memory.maximum_bytes",
+        "spec.memory.current_bytes",
+        validate_only=True,
+    )
+    assert plan.generation == 2
+    assert pending(plan)["spec.memory.maximum_bytes"] == "NEEDS_RESTART"
+    assert await node.get("web") == before
+
+
+async def test_apply_creates_what_is_not_there(node: Service) -> None:
+    domain = await node.update(domain_pb2.Domain(name=name("web"), spec=sized()), allow_missing=True)
+    assert domain.generation == 1
+    with pytest.raises(Refused) as refused:
+        await node.update(domain_pb2.Domain(name=name("other"), spec=sized()))
+    assert refused.value.reason == "RESOURCE_NOT_FOUND"
+
+
+async def test_a_transient_domain_has_no_second_place(node: Service) -> None:
+    spec = sized()
+    spec.lifetime = resource_pb2.LIFETIME_TRANSIENT
+    await node.create("web", spec=spec)
+    with pytest.raises(Refused) as refused:
+        await node.update(wanted(current_bytes=GIB // 2), "spec.memory.current_bytes", scope=CONFIG)
+    assert refused.value.reason == "WRONG_STATE"
+    with pytest.raises(Refused) as refused:
+        await node.update(wanted(maximum_bytes=4 * GIB), "spec.memory.maximum_bytes")
+    assert refused.value.reason == "NOT_LIVE_UPDATABLE"
+    persistent = domain_pb2.Domain(name=name("web"))
+    persistent.spec.lifetime = resource_pb2.LIFETIME_PERSISTENT
+    await node.update(persistent, "spec.lifetime")
+    await node.stop("web")
+    assert (await node.get("web")).name == name("web")
+
+
+async def test_a_second_operation_on_a_domain_is_refused_with_the_name_of_the_first(node: Service) -> None:
+    await node.create("web")
+    node.faults({"method": "start", "hang": True})
+    request = domain_pb2.StartDomainRequest(name=name("web"))
+    request.inline_wait.FromNanoseconds(0)
+    first: operations_pb2.Operation = await node.call(node.domains.StartDomain, request)
+    assert not first.done
+    for attempt in (node.stop("web"), node.update(wanted(current_bytes=GIB), "spec.memory.current_bytes")):
+        with pytest.raises(Refused) as refused:
+            await attempt
+        assert refused.value.reason == "OPERATION_CONFLICT"
+        assert refused.value.metadata["operation"] == first.name
+    batch = domain_pb2.BatchStopDomainsRequest(parent=PARENT, requests=[domain_pb2.StopDomainRequest(name=name("web"))])
+    answer = await node.do(node.domains.BatchStopDomains, batch, domain_pb2.BatchStopDomainsResponse)
+    assert answer.results[0].status.code == 10
+    await node.call(node.operations.CancelOperation, operations_pb2.CancelOperationRequest(name=first.name))
+    ended = await node.wait(first)
+    assert Refused(ended.error).reason == "OPERATION_CANCELLED"
+    node.faults()
+    await node.start("web")
+
+
+async def test_a_repeated_request_is_done_once(node: Service) -> None:
+    await node.create("web")
+    request = domain_pb2.StartDomainRequest(name=name("web"), request_id="one")
+    first = await node.call(node.domains.StartDomain, request)
+    await node.stop("web")
+    again = await node.call(node.domains.StartDomain, request)
+    assert again.name == first.name
+    assert not (await node.get("web")).status.active
+    other = domain_pb2.StartDomainRequest(name=name("web"), request_id="one", paused=True)
+    with pytest.raises(Refused) as refused:
+        await node.call(node.domains.StartDomain, other)
+    assert refused.value.reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_driver_without_a_facet(node: Service) -> None:
+    settings = node.driver._settings
+    object.__setattr__(settings, "without", frozenset({"Suspend", "LiveUpdate"}))
+    await node.create("web", spec=sized(), start=True)
+    with pytest.raises(Refused) as refused:
+        await node.verb("Suspend", "web")
+    assert refused.value.reason == "CAPABILITY_MISSING"
+    assert refused.value.metadata["capability"] == "domain.suspend"
+    domain = await node.update(wanted(current_bytes=GIB // 2), "spec.memory.current_bytes")
+    assert pending(domain) == {"spec.memory.current_bytes": "CAPABILITY_MISSING"}
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator"])
+async def test_what_a_role_may_not_do(node: Service, role: str) -> None:
+    client = node.as_(role)
+    try:
+        spec = domain_spec_pb2.DomainSpec()
+        spec.disks["data"].host_path = "/dev/sda"
+        spec.disks["data"].format = 1
+        with pytest.raises(Refused) as refused:
+            await client.create("web", spec=spec)
+        assert refused.value.reason == ("READ_ONLY_SOCKET" if role == "viewer" else "PERMISSION_MISSING")
+        await node.create("web", spec=spec)
+    finally:
+        await client.close()

@@ -35,9 +35,7 @@ async def up(plan: development.Plan) -> int:
     with connect() as fleet: print(fleet.nodes.ListNodes(n.ListNodesRequest()))'
 """, flush=True)  # fmt: skip
         if unprivileged.inside():
-            say(
-                f"it has a network of its own: nsenter --target {os.getpid()} --user --net --preserve-credentials $SHELL"
-            )
+            say(f"enter its network: nsenter --target {os.getpid()} --user --net --preserve-credentials $SHELL")
         await asked.wait()
         say("ending")
     left = fleet.leftovers()

@@ -45,6 +45,9 @@ SERVICE: Final = "service"
 _READ_VERBS: Final = frozenset({"get", "list", "watch"})
 # Reading these is as good as having them.
 _SECRETS: Final = frozenset({"secrets.access", "secrets.open"})
+_CONTENTS: Final = frozenset({"volumes.download"})
+"""Reads that give away what tenants keep on their disks: more than looking at resources."""
+
 _PRIVILEGED: Final = frozenset({HOST_PATHS, RAW_DEVICES, EXTRA_ARGUMENTS, *_SECRETS})
 _PRIVILEGED_NOUNS: Final = frozenset({"debug", "channelz"})
 # What makes or breaks the fleet itself.
@@ -209,6 +212,8 @@ class Authorizer:
             return False
         noun, _, verb = permission.partition(".")
         if noun in _PRIVILEGED_NOUNS:
+            return False
+        if permission in _CONTENTS:
             return False
         effect = self._effects.get(permission)
         return verb in _READ_VERBS if effect is None else effect == NONE

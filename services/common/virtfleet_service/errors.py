@@ -58,7 +58,7 @@ class VirtfleetError(Exception):
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "UNEXPECTED"
     final: ClassVar[bool] = True
-    """Whether the same call can be expected to fail in the same way again, so that `request_id` may remember the answer."""
+    """Whether the same call can be expected to fail in the same way again, so that `request_id` may remember it."""
 
     def __init__(
         self,
@@ -99,7 +99,9 @@ class VirtfleetError(Exception):
         if self.resource:
             details.append(
                 error_details_pb2.ResourceInfo(
-                    resource_type=_kind(self.resource), resource_name=_cut(self.resource), description=_cut(self.message)
+                    resource_type=_kind(self.resource),
+                    resource_name=_cut(self.resource),
+                    description=_cut(self.message),
                 )
             )
         if self.retry_delay_seconds is not None:
@@ -137,60 +139,72 @@ class InvalidArgument(VirtfleetError):
     code = grpc.StatusCode.INVALID_ARGUMENT
     final = True
 
+
 class NameMalformed(InvalidArgument):
     """A resource name or id does not have the form that its kind demands."""
 
     reason = "NAME_MALFORMED"
+
 
 class FieldRequired(InvalidArgument):
     """A field that the method needs is unset."""
 
     reason = "FIELD_REQUIRED"
 
+
 class FieldOutOfRange(InvalidArgument):
     """A field holds a value that is not allowed."""
 
     reason = "FIELD_OUT_OF_RANGE"
+
 
 class FieldConflict(InvalidArgument):
     """Two fields exclude each other, or one may not be changed after creation."""
 
     reason = "FIELD_CONFLICT"
 
+
 class MaskPathUnknown(InvalidArgument):
     """An update mask names a field that does not exist or may not be written."""
 
     reason = "MASK_PATH_UNKNOWN"
+
 
 class FilterSyntax(InvalidArgument):
     """A filter does not parse, or names a field that cannot be filtered on."""
 
     reason = "FILTER_SYNTAX"
 
+
 class PageTokenInvalid(InvalidArgument):
     """A page or resume token is not one of this list or watch."""
 
     reason = "PAGE_TOKEN_INVALID"
+
 
 class DocumentInvalid(InvalidArgument):
     """A document (XML, CSR) is refused."""
 
     reason = "DOCUMENT_INVALID"
 
+
 class ReferenceOtherNode(InvalidArgument):
     """A spec refers to a resource of another node."""
 
     reason = "REFERENCE_OTHER_NODE"
+
 
 class RequestIdReused(InvalidArgument):
     """The request_id has been used by the same caller for another request."""
 
     reason = "REQUEST_ID_REUSED"
 
+
 class UnknownField(InvalidArgument):
     """A mutation carries a field or an enum number that this server does not know."""
 
     reason = "UNKNOWN_FIELD"
+
 
 class NotFound(VirtfleetError):
     """Something that the call names does not exist."""
@@ -198,25 +212,30 @@ class NotFound(VirtfleetError):
     code = grpc.StatusCode.NOT_FOUND
     final = True
 
+
 class ResourceNotFound(NotFound):
     """The resource does not exist."""
 
     reason = "RESOURCE_NOT_FOUND"
+
 
 class ResourceMoved(NotFound):
     """The resource lives under another name now: metadata `new_name`."""
 
     reason = "RESOURCE_MOVED"
 
+
 class NodeUnknown(NotFound):
     """The gateway has no node of that name."""
 
     reason = "NODE_UNKNOWN"
 
+
 class DeviceNotFound(NotFound):
     """The domain has no device of that id."""
 
     reason = "DEVICE_NOT_FOUND"
+
 
 class AlreadyExists(VirtfleetError):
     """Something that is to be made exists."""
@@ -224,15 +243,18 @@ class AlreadyExists(VirtfleetError):
     code = grpc.StatusCode.ALREADY_EXISTS
     final = True
 
+
 class ResourceExists(AlreadyExists):
     """A resource of that name exists."""
 
     reason = "RESOURCE_EXISTS"
 
+
 class IdentityInUse(AlreadyExists):
     """A uid, MAC or address is taken: metadata `holder`."""
 
     reason = "IDENTITY_IN_USE"
+
 
 class FailedPrecondition(VirtfleetError):
     """The state of something forbids the call now."""
@@ -240,70 +262,84 @@ class FailedPrecondition(VirtfleetError):
     code = grpc.StatusCode.FAILED_PRECONDITION
     final = True
 
+
 class WrongState(FailedPrecondition):
     """The target is in a state in which the call means nothing: metadata `state`."""
 
     reason = "WRONG_STATE"
+
 
 class NotLiveUpdatable(FailedPrecondition):
     """A change cannot be made to the running guest; the paths are the violations."""
 
     reason = "NOT_LIVE_UPDATABLE"
 
+
 class ResourceInUse(FailedPrecondition):
     """The target is held: metadata `holder`."""
 
     reason = "RESOURCE_IN_USE"
+
 
 class HasChildren(FailedPrecondition):
     """The target has children that must go first."""
 
     reason = "HAS_CHILDREN"
 
+
 class WrongNode(FailedPrecondition):
     """The name is of another node than this one."""
 
     reason = "WRONG_NODE"
+
 
 class NodeCordoned(FailedPrecondition):
     """The node takes no new resources."""
 
     reason = "NODE_CORDONED"
 
+
 class BackingMissing(FailedPrecondition):
     """A file or volume that the target is built on is gone."""
 
     reason = "BACKING_MISSING"
+
 
 class WouldOverwrite(FailedPrecondition):
     """There is data where something new is to be made."""
 
     reason = "WOULD_OVERWRITE"
 
+
 class SubnetOverlap(FailedPrecondition):
     """A subnet overlaps one of the node: metadata `holder`."""
 
     reason = "SUBNET_OVERLAP"
+
 
 class AmbiguousName(FailedPrecondition):
     """Several resources answer to that id: metadata `names`."""
 
     reason = "AMBIGUOUS_NAME"
 
+
 class UidMismatch(FailedPrecondition):
     """The name is now that of another resource than the caller meant."""
 
     reason = "UID_MISMATCH"
+
 
 class NotCancellable(FailedPrecondition):
     """The operation cannot be cancelled at this moment."""
 
     reason = "NOT_CANCELLABLE"
 
+
 class DeletionProtected(FailedPrecondition):
     """The resource is protected: clear `spec.deletion_protection` first."""
 
     reason = "DELETION_PROTECTED"
+
 
 class Aborted(VirtfleetError):
     """Another call came first; read again and retry."""
@@ -311,20 +347,24 @@ class Aborted(VirtfleetError):
     code = grpc.StatusCode.ABORTED
     final = False
 
+
 class EtagMismatch(Aborted):
     """The resource has changed since the caller read it."""
 
     reason = "ETAG_MISMATCH"
+
 
 class OperationConflict(Aborted):
     """An operation on the target runs: metadata `operation`."""
 
     reason = "OPERATION_CONFLICT"
 
+
 class ChangeRolledBack(Aborted):
     """The change has been undone."""
 
     reason = "CHANGE_ROLLED_BACK"
+
 
 class OutOfRange(VirtfleetError):
     """A position is outside of what exists."""
@@ -332,15 +372,18 @@ class OutOfRange(VirtfleetError):
     code = grpc.StatusCode.OUT_OF_RANGE
     final = True
 
+
 class ResumeTokenCompacted(OutOfRange):
     """The history from that token on is no longer held; begin with a snapshot."""
 
     reason = "RESUME_TOKEN_COMPACTED"
 
+
 class RangeBeyondEnd(OutOfRange):
     """The range begins behind the end of the data."""
 
     reason = "RANGE_BEYOND_END"
+
 
 class ResourceExhausted(VirtfleetError):
     """Something is full."""
@@ -348,40 +391,48 @@ class ResourceExhausted(VirtfleetError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     final = False
 
+
 class PoolFull(ResourceExhausted):
     """The pool has no room for it."""
 
     reason = "POOL_FULL"
+
 
 class NodeMemoryShort(ResourceExhausted):
     """The node has not enough free memory."""
 
     reason = "NODE_MEMORY_SHORT"
 
+
 class AddressesExhausted(ResourceExhausted):
     """The network has no free address."""
 
     reason = "ADDRESSES_EXHAUSTED"
+
 
 class QuotaExceeded(ResourceExhausted):
     """A limit of the settings is reached: metadata `limit`."""
 
     reason = "QUOTA_EXCEEDED"
 
+
 class RateLimited(ResourceExhausted):
     """The caller is too fast."""
 
     reason = "RATE_LIMITED"
+
 
 class SlowReader(ResourceExhausted):
     """The reader of a stream is too slow; resume with the last token."""
 
     reason = "SLOW_READER"
 
+
 class MessageTooLarge(ResourceExhausted):
     """The message is larger than the server takes."""
 
     reason = "MESSAGE_TOO_LARGE"
+
 
 class PermissionDenied(VirtfleetError):
     """The caller may not do that."""
@@ -389,20 +440,24 @@ class PermissionDenied(VirtfleetError):
     code = grpc.StatusCode.PERMISSION_DENIED
     final = True
 
+
 class PermissionMissing(PermissionDenied):
     """No role of the caller gives the permission on the resource: metadata `permission`."""
 
     reason = "PERMISSION_MISSING"
+
 
 class ReadOnlySocket(PermissionDenied):
     """The local socket is one of a role without that permission."""
 
     reason = "READ_ONLY_SOCKET"
 
+
 class PathOutsidePool(PermissionDenied):
     """A path leaves its pool."""
 
     reason = "PATH_OUTSIDE_POOL"
+
 
 class Unauthenticated(VirtfleetError):
     """The server does not know who calls."""
@@ -410,20 +465,24 @@ class Unauthenticated(VirtfleetError):
     code = grpc.StatusCode.UNAUTHENTICATED
     final = True
 
+
 class CredentialsInvalid(Unauthenticated):
     """The caller has no credentials that this server accepts."""
 
     reason = "CREDENTIALS_INVALID"
+
 
 class CertificateRevoked(Unauthenticated):
     """The certificate of the caller is on the denial list."""
 
     reason = "CERTIFICATE_REVOKED"
 
+
 class JoinTokenInvalid(Unauthenticated):
     """The join token is unknown, used, expired, or of another node."""
 
     reason = "JOIN_TOKEN_INVALID"
+
 
 class Unimplemented(VirtfleetError):
     """The server cannot do that at all."""
@@ -431,15 +490,18 @@ class Unimplemented(VirtfleetError):
     code = grpc.StatusCode.UNIMPLEMENTED
     final = True
 
+
 class CapabilityMissing(Unimplemented):
     """The driver or back end lacks the ability: metadata `capability`."""
 
     reason = "CAPABILITY_MISSING"
 
+
 class MethodNotImplemented(Unimplemented):
     """The method is not built, or not known to this release."""
 
     reason = "METHOD_NOT_IMPLEMENTED"
+
 
 class Unavailable(VirtfleetError):
     """Something is away; retry later."""
@@ -447,25 +509,30 @@ class Unavailable(VirtfleetError):
     code = grpc.StatusCode.UNAVAILABLE
     final = False
 
+
 class NodeUnreachable(Unavailable):
     """The node does not answer."""
 
     reason = "NODE_UNREACHABLE"
+
 
 class ServiceDraining(Unavailable):
     """The server is about to stop."""
 
     reason = "SERVICE_DRAINING"
 
+
 class BackendUnreachable(Unavailable):
     """A service, file system or host behind the server does not answer."""
 
     reason = "BACKEND_UNREACHABLE"
 
+
 class DriverBroken(Unavailable):
     """The driver cannot run: metadata `cause`."""
 
     reason = "DRIVER_BROKEN"
+
 
 class DeadlineExceeded(VirtfleetError):
     """The time was not enough."""
@@ -473,15 +540,18 @@ class DeadlineExceeded(VirtfleetError):
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     final = False
 
+
 class GuestDidNotComply(DeadlineExceeded):
     """The guest did not do what it was asked to in time."""
 
     reason = "GUEST_DID_NOT_COMPLY"
 
+
 class OperationTimedOut(DeadlineExceeded):
     """A step took longer than it may."""
 
     reason = "OPERATION_TIMED_OUT"
+
 
 class Cancelled(VirtfleetError):
     """The work was cancelled by a caller."""
@@ -489,10 +559,12 @@ class Cancelled(VirtfleetError):
     code = grpc.StatusCode.CANCELLED
     final = True
 
+
 class OperationCancelled(Cancelled):
     """CancelOperation ended the operation; its effects are undone."""
 
     reason = "OPERATION_CANCELLED"
+
 
 class Internal(VirtfleetError):
     """Something failed that should not."""
@@ -500,20 +572,24 @@ class Internal(VirtfleetError):
     code = grpc.StatusCode.INTERNAL
     final = False
 
+
 class HypervisorFailed(Internal):
     """The hypervisor refused or died; the message holds the redacted end of what it said."""
 
     reason = "HYPERVISOR_FAILED"
+
 
 class BackendFailed(Internal):
     """A tool or the kernel refused; the message holds what it said."""
 
     reason = "BACKEND_FAILED"
 
+
 class Unexpected(Internal):
     """A fault of virtfleet; metadata `log_id` finds it in the log."""
 
     reason = "UNEXPECTED"
+
 
 class DataLoss(VirtfleetError):
     """Data is damaged."""
@@ -521,10 +597,12 @@ class DataLoss(VirtfleetError):
     code = grpc.StatusCode.DATA_LOSS
     final = True
 
+
 class ImageCorrupt(DataLoss):
     """An image does not parse or its check fails."""
 
     reason = "IMAGE_CORRUPT"
+
 
 class ChecksumMismatch(DataLoss):
     """Data does not have the digest that was promised."""

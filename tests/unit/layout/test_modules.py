@@ -12,7 +12,9 @@ EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "misc", 
 # The aim is 500; beyond this a module surely is about more than one thing.
 LONGEST_MODULE_LINES = 600
 # Longer than that, each for its reason.
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES: dict[str, str] = {
+    "services/common/virtfleet_service/errors.py": "a catalogue: one class a reason, three lines each",
+}
 # Where processes come from. The launcher is the parent of guests; all else goes through one module.
 SPAWNING = {
     "services/common/virtfleet_service/process.py",

@@ -25,6 +25,10 @@ __all__ = ["Reconciler"]
 
 _log = logging.getLogger(__name__)
 
+GATHER_SECONDS = 0.5
+"""How long what is noticed is gathered before a look. Each start and stop of a guest is noticed too, and a look while a
+guest starts takes the processor from it."""
+
 QUIET_SECONDS = 0.2
 """How long nothing is looked at after a look: others may change things faster than we mend them."""
 
@@ -177,6 +181,7 @@ class Reconciler:
             try:
                 async with asyncio.timeout(self._repair_seconds):
                     await self._changed.wait()
+                await asyncio.sleep(GATHER_SECONDS)
             except TimeoutError:
                 await self._leases.sweep(self._node)
             self._changed.clear()

@@ -45,7 +45,7 @@ class Plan:
 
     Attributes:
         nodes: How many.
-        driver: The driver that domains get by default: `qemu` or `test`.
+        driver: The drivers, comma-separated, the first is the one that domains get by default: `qemu`, `test`.
         address_range: Where the links between gateway and nodes take their addresses; empty: a free one is found.
         port: The gateway's port on 127.0.0.1; 0: a free one.
         settings: More settings for every service, by service and key; for tests.
@@ -226,7 +226,7 @@ class Fleet:
             # Guests run as the one user that there is; GetHost says so.
             settings["guest_uid_count"] = 0
         if service == "compute":
-            settings["enabled_drivers"] = [self.plan.driver]
+            settings["enabled_drivers"] = self.plan.driver.split(",")
         settings.update((self.plan.settings or {}).get(service, {}))
         return settings
 

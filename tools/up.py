@@ -46,7 +46,7 @@ async def up(plan: development.Plan) -> int:
 def main() -> int:
     """Read `NODES` and `DRIVER` from the environment; returns the exit code."""
     driver = os.environ.get("DRIVER") or "qemu"
-    unprivileged.enter(needs_tap=driver == "qemu")
+    unprivileged.enter(needs_tap="qemu" in driver.split(","))
     plan = development.Plan(
         nodes=int(os.environ.get("NODES") or 1),
         driver=driver,

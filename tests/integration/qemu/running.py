@@ -173,11 +173,15 @@ async def line(session: ConsoleSession, pattern: str, seconds: float = 20) -> re
     raise AssertionError(f"no line {pattern!r}; the console said:\n{text}")
 
 
+def consoles(driver: QemuDriver) -> Console:
+    found = driver.facet(Console)  # type: ignore[type-abstract]  # a protocol is what names a facet
+    assert found is not None
+    return found
+
+
 async def console_text(made: Node, domain: DomainRef, until: bytes, seconds: float = 10) -> bytes:
     """Return all that a guest has put out once that is part of it."""
-    facet = made.driver.facet(Console)
-    assert facet is not None
-    session = await facet.open_console(domain, "tty", writable=False, force=False, epoch="", offset=0)
+    session = await consoles(made.driver).open_console(domain, "tty", writable=False, force=False, epoch="", offset=0)
     text = b""
     async with asyncio.timeout(seconds):
         async for item in session.output():
@@ -213,6 +217,7 @@ __all__ = [
     "Node",
     "alive",
     "console_text",
+    "consoles",
     "facts",
     "line",
     "new_domain",

@@ -29,6 +29,12 @@ async def ask(node: Node, plan: StartPlan, command: str, arguments: dict[str, ob
     return await node.driver._guests.ask(guest, command, arguments)
 
 
+def counters(node: Node) -> Stats:
+    found = node.driver.facet(Stats)  # type: ignore[type-abstract]  # a protocol is what names a facet
+    assert found is not None
+    return found
+
+
 def image(node: Node, name: str, format_: str, *, backing: Path | None = None, size: str = "8M") -> Path:
     path = node.folder / name
     behind = ["-b", str(backing), "-F", "qcow2"] if backing is not None else []
@@ -38,7 +44,7 @@ def image(node: Node, name: str, format_: str, *, backing: Path | None = None, s
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35"])
-async def test_every_device_is_there(node: Node, machine: str) -> None:
+async def test_every_device_is_there(node: Node, machine: str) -> None:  # noqa: PLR0915  # a list of devices
     spec = serial_spec(64)
     spec.os.machine = machine
     spec.cpu.vcpu_count = 2
@@ -126,7 +132,7 @@ async def test_backing_chain_is_what_storage_says(node: Node) -> None:
     plan = await node.plan(spec, paused=True, disks={"root": FileConnection(str(top), "qcow2", chain)})
     started = await node.driver.start(plan)
     opened = {
-        os.readlink(link): (link.parent.parent / "fdinfo" / link.name).read_text()
+        str(link.readlink()): (link.parent.parent / "fdinfo" / link.name).read_text()
         for link in Path(f"/proc/{started.pid}/fd").iterdir()
     }
     flags = {path: int(text.split("flags:\t")[1].split()[0], 8) & os.O_ACCMODE for path, text in opened.items()}
@@ -137,7 +143,7 @@ async def test_backing_chain_is_what_storage_says(node: Node) -> None:
     # An image that names a file, of which storage says that there is none: nothing is opened but itself.
     plan = await node.plan(spec, paused=True, disks={"root": FileConnection(str(top), "qcow2")})
     started = await node.driver.start(plan)
-    links = {os.readlink(link) for link in Path(f"/proc/{started.pid}/fd").iterdir()}
+    links = {str(link.readlink()) for link in Path(f"/proc/{started.pid}/fd").iterdir()}
     assert not links & {str(base), str(middle), str(lying)}
     await node.driver.stop(plan.domain)
 
@@ -153,17 +159,17 @@ async def test_raw_disk_stays_raw_whatever_the_guest_writes(node: Node) -> None:
 
 
 async def test_write_error_pauses_the_guest_and_names_the_disk(node: Node) -> None:
-    """The image lies on a file system of one page less than it needs."""
+    """The image lies on a file system that is far too small for it."""
     small = node.folder / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
     try:
         boot, full = node.folder / "boot.raw", small / "full.raw"
-        # mov ax, 0x4200.. is long: the first disk boots and writes to the second (0x81) for ever, a sector further each time.
-        code = b"\x31\xdb\x8e\xc3\xbb\x00\x7c\xbf\x00\x00" + (
-            # again: inc di; mov ax, di; shift into cylinder and sector: 16 sectors of one track, then the next head
-            b"\x47\x89\xf8\x88\xc6\xb0\x01\xb4\x03\xb9\x01\x00\xb2\x81\xb0\x3f\xcd\x13\xeb\xec"
-        )
+        # Write the sector at 0x7c00 to the second disk for ever, a head further each time: xor bx, bx; mov es, bx;
+        # mov bx, 0x7c00; mov di, 0; again: inc di; mov ax, di; mov dh, al; mov ax, 0x0301; mov cx, 1; mov dl, 0x81;
+        # mov al, 0x3f (sectors in one go); int 0x13; jmp again.
+        code = b"\x31\xdb\x8e\xc3\xbb\x00\x7c\xbf\x00\x00\x47\x89\xf8\x88\xc6\xb0\x01\xb4\x03\xb9\x01\x00\xb2\x81\xb0\x3f\xcd\x13"
+        code += b"\xeb\xec"
         sectors.write_disk(boot, code)
         full.write_bytes(b"")
         os.truncate(full, 64 * MIB)
@@ -217,8 +223,7 @@ async def test_card_is_on_its_tap_and_counted(networked: tuple[Node, str, list[s
     started = await node.driver.start(plan)
     fds = Path(f"/proc/{started.pid}/fdinfo").iterdir()
     assert any(f"iff:\t{tap}\n" in path.read_text() for path in fds)
-    facet = node.driver.facet(Stats)
-    assert facet is not None
+    facet = counters(node)
     # Its ROM asks for an address.
     async with asyncio.timeout(20):
         while True:
@@ -243,8 +248,7 @@ async def test_counters_move(node: Node) -> None:
     plan = await node.plan(spec, disks={"root": connection})
     started = await node.driver.start(plan)
     await console_text(node, plan.domain, b"A")
-    facet = node.driver.facet(Stats)
-    assert facet is not None
+    facet = counters(node)
     every = frozenset(stats_pb2.StatsGroup.values())
     gone = running.new_domain()
     first, absent = await facet.domain_stats([plan.domain, gone], every)
@@ -272,7 +276,7 @@ async def test_changes_go_live_and_are_there_after_a_restart(node: Node) -> None
     spec.interfaces["lan"].SetInParent()
     plan = await node.plan(spec, paused=True, disks={"root": FileConnection(str(path), "raw")})
     await node.driver.start(plan)
-    facet = node.driver.facet(LiveUpdate)
+    facet = node.driver.facet(LiveUpdate)  # type: ignore[type-abstract]  # a protocol is what names a facet
     assert facet is not None
     wanted = domain_spec_pb2.DomainSpec()
     wanted.CopyFrom(plan.spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -20,7 +20,9 @@ SHUT_OFF = DomainState.DOMAIN_STATE_SHUT_OFF
 CRASHED = DomainState.DOMAIN_STATE_CRASHED
 
 
-async def prepared(node: Node, code: bytes, *, once: bytes = b"", paused: bool = False, **policy: int) -> StartPlan:
+async def prepared(
+    node: Node, code: bytes, *, once: bytes = b"", paused: bool = False, policy: Mapping[str, int] | None = None
+) -> StartPlan:
     path = node.folder / "boot.raw"
     sectors.write_disk(path, code, once=once)
     spec = sectors.spec()

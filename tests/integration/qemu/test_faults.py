@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.launcher.running import UID
 from tests.integration.qemu import running
 from tests.integration.qemu.running import QEMU, FileConnection, Node, alive, facts, serial_spec
 from virtfleet_compute.drivers.api import StartPlan, TapConnection
@@ -93,7 +92,7 @@ def _command(process: Path) -> bytes:
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        ("exit", "QEMU ended with exit code 3; it said: fake: cannot start, password=… [31m"),
+        ("exit", "QEMU ended with exit code 3; it said: fake: cannot start, password=…"),
         ("crash", "QEMU was ended by signal 11"),
         ("hang", "no greeting in"),
         ("garbage", "no greeting"),
@@ -169,7 +168,6 @@ async def test_user_outside_of_the_range_is_refused(
     plan = replace(await node.plan(serial_spec()), run_as_uid=user)
     with pytest.raises(kind, match=text):
         await node.driver.start(plan)
-    assert UID != user
 
 
 async def test_without_a_launcher_nothing_starts_and_guests_live(node: Node) -> None:

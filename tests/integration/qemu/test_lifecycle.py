@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.launcher.running import UID
+from tests.integration.qemu import running
 from tests.integration.qemu.running import (
     FileConnection,
     Node,
@@ -26,7 +27,6 @@ from tests.integration.qemu.running import (
 from tools import guest_image
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import (
-    Console,
     ConsoleEnd,
     ConsoleEndReason,
     ConsoleOutput,
@@ -34,18 +34,11 @@ from virtfleet_compute.drivers.api import (
     EventKind,
     StartPlan,
 )
-from virtfleet_compute.drivers.qemu.driver import QemuDriver
 from virtfleet_service.errors import GuestDidNotComply, WrongState
 
 RUNNING = DomainState.DOMAIN_STATE_RUNNING
 PAUSED = DomainState.DOMAIN_STATE_PAUSED
 SHUT_OFF = DomainState.DOMAIN_STATE_SHUT_OFF
-
-
-def consoles(driver: QemuDriver) -> Console:
-    found = driver.facet(Console)
-    assert found is not None
-    return found
 
 
 async def linux(node: Node, image: guest_image.GuestImage) -> StartPlan:
@@ -96,7 +89,9 @@ async def test_linux_boots_talks_and_obeys_the_power_button(node: Node, image: g
     plan = await linux(node, image)
     started = await driver.start(plan)
     assert facts(started) == ("RUNNING", "BOOTED")
-    console = await consoles(driver).open_console(plan.domain, "tty", writable=True, force=False, epoch="", offset=0)
+    console = await running.consoles(driver).open_console(
+        plan.domain, "tty", writable=True, force=False, epoch="", offset=0
+    )
     await line(console, r"READY [0-9.]+")
     await console.close()
     paused = await driver.suspend(plan.domain)
@@ -118,12 +113,16 @@ async def test_reboot_goes_on_in_the_same_run(node: Node, image: guest_image.Gue
     # Ctrl-alt-del must go on although a reboot that the guest begins would end it.
     plan.spec.on_exit.reboot = domain_spec_pb2.EXIT_ACTION_STOP
     started = await driver.start(plan)
-    console = await consoles(driver).open_console(plan.domain, "tty", writable=True, force=False, epoch="", offset=0)
+    console = await running.consoles(driver).open_console(
+        plan.domain, "tty", writable=True, force=False, epoch="", offset=0
+    )
     await line(console, r"READY [0-9.]+")
     rebooted = await driver.reboot(plan.domain, timeout_seconds=10)
     assert (rebooted.pid, rebooted.runtime_id) == (started.pid, started.runtime_id)
     await node.event(EventKind.REBOOTED, plan.domain.uid)
-    second = await consoles(driver).open_console(plan.domain, "tty", writable=False, force=False, epoch="", offset=None)
+    second = await running.consoles(driver).open_console(
+        plan.domain, "tty", writable=False, force=False, epoch="", offset=None
+    )
     await line(second, r"READY [0-9.]+")
     await console.close()
     await driver.stop(plan.domain)
@@ -236,7 +235,7 @@ async def test_console_has_one_writer_and_keeps_history(node: Node, image: guest
     driver = node.driver
     plan = await linux(node, image)
     await driver.start(plan)
-    facet = consoles(driver)
+    facet = running.consoles(driver)
     first = await facet.open_console(plan.domain, "tty", writable=True, force=False, epoch="", offset=0)
     reading = asyncio.create_task(_items(first))
     watcher = await facet.open_console(plan.domain, "tty", writable=False, force=False, epoch="", offset=0)

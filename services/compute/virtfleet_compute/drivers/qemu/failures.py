@@ -9,13 +9,14 @@ from virtfleet_service.launcher_model import Exit, LauncherError, LauncherUnavai
 
 TAIL_CHARACTERS = 600
 
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _SECRET = re.compile(r"(?i)\b(pass(?:word|wd|phrase)?|secret|token|key)(\"?\s*[=:]\s*)(\"[^\"]*\"|[^\s,;}]+)")
 _REFUSED = frozenset({"EXECUTABLE_REFUSED", "UID_REFUSED", "CAPABILITY_REFUSED", "FILE_REFUSED", "LIMIT_UNSUPPORTED"})
 
 
 def redacted(said: bytes) -> str:
     """Return the end of what a process wrote, without control characters and without what may be secret."""
-    text = said.decode("utf-8", "replace")
+    text = _TERMINAL.sub("", said.decode("utf-8", "replace"))
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     text = _SECRET.sub(r"\1\2…", " ".join(text.split()))
     return text if len(text) <= TAIL_CHARACTERS else "…" + text[-TAIL_CHARACTERS:]

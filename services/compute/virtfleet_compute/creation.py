@@ -252,8 +252,11 @@ class Creation:
             await self.delete_volume(name, uid)
         except VirtfleetError as error:
             _log.warning("%s stays for now: %s", name, error)
-            await self._context.store.write(lambda tx: tx.put_record(records.LEFTOVER, name, uid.encode()))
-            self._context.wiring.unswept["storage"].set()
+            await self._keep_leftover(name, uid)
+
+    async def _keep_leftover(self, name: str, uid: str) -> None:
+        await self._context.store.write(lambda tx: tx.put_record(records.LEFTOVER, name, uid.encode()))
+        self._context.wiring.unswept["storage"].set()
 
     async def _is_ours(self, name: str, uid: str) -> bool:
         try:
@@ -275,12 +278,14 @@ class Creation:
         """
         if not await self._is_ours(name, uid):
             return
+        # Of this attempt alone: storage remembers a refusal with the id that it answered.
+        request_id = str(uuid.uuid4())
         while True:
             operation = await self._context.wiring.storage.call(
                 "virtfleet.storage.v1.VolumeService.DeleteVolume",
                 volume_pb2.DeleteVolumeRequest(
                     name=name,
-                    request_id=f"{uid}/delete",
+                    request_id=request_id,
                     inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
                 ),
                 operations_pb2.Operation,
@@ -302,8 +307,9 @@ class Creation:
         except VirtfleetError as error:
             _log.warning("what driver %s has of %s stays: %s", creating.driver, creating.name, error)
         await self._context.wiring.unreserve(target, creating.ports)
+        # The sweep deletes the volumes once it has given back what was attached.
         for volume in creating.volumes:
-            await self._remove_volume(volume, creating.uid)
+            await self._keep_leftover(volume, creating.uid)
 
 
 def authorize_spec(

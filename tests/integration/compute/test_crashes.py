@@ -53,7 +53,7 @@ def running(place: Path) -> set[str]:
     ("failpoint", "runs"),
     [("compute.start.intent", False), ("compute.start.connected", False), ("compute.start.started", True)],
 )
-async def test_a_start_that_is_cut(process: Process, place: Path, failpoint: str, runs: bool) -> None:
+async def test_a_start_that_is_cut(process: Process, place: Path, failpoint: str, *, runs: bool) -> None:
     client = await process.start(failpoint)
     domain = await client.create("web")
     await cut(process, client, client.start("web"))
@@ -126,7 +126,7 @@ async def test_guests_outlive_the_service_and_are_found_again(process: Process, 
     await client.close()
 
 
-async def test_a_repeated_request_after_a_crash_is_done_once(process: Process, place: Path) -> None:
+async def test_a_repeated_request_after_a_crash_is_done_once(process: Process) -> None:
     client = await process.start("compute.start.started")
     await client.create("web")
     request = domain_pb2.StartDomainRequest(name=name("web"), request_id="once")

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.integration.compute.rig import PARENT, Client, Reason, Refused, Service, State, name, seconds, service
-from virtfleet.compute.v1 import console_pb2, domain_pb2, domain_spec_pb2, guest_agent_pb2, host_pb2, stats_pb2,
-watch_pb2
-from virtfleet.compute.v1 import capability_pb2
+from virtfleet.compute.v1 import (
+    capability_pb2,
+    console_pb2,
+    domain_pb2,
+    domain_spec_pb2,
+    guest_agent_pb2,
+    host_pb2,
+    stats_pb2,
+    watch_pb2,
+)
 from virtfleet.type.v1 import resource_pb2
 
 
@@ -96,7 +103,14 @@ async def test_the_order_of_a_watch(node: Service) -> None:
     stream.cancel()
     off, run, paused = State.DOMAIN_STATE_SHUT_OFF, State.DOMAIN_STATE_RUNNING, State.DOMAIN_STATE_PAUSED
     assert states == [
-        ("put", off), ("put", run), ("event", run), ("put", paused), ("event", paused), ("put", off), ("event", off), ("delete", 0),
+        ("put", off),
+        ("put", run),
+        ("event", run),
+        ("put", paused),
+        ("event", paused),
+        ("put", off),
+        ("event", off),
+        ("delete", 0),
     ]
 
 
@@ -141,7 +155,8 @@ async def test_one_writer_many_readers(node: Service) -> None:
     def opened(mode: int, *, force: bool = False):  # type: ignore[no-untyped-def]
         async def messages():  # type: ignore[no-untyped-def]
             yield console_pb2.OpenConsoleRequest(
-                name=name("web"), open=console_pb2.ConsoleOpen(mode=mode, force=force)  # type: ignore[arg-type]
+                name=name("web"),
+                open=console_pb2.ConsoleOpen(mode=mode, force=force),  # type: ignore[arg-type]
             )
             await asyncio.Event().wait()
 

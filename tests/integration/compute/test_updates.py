@@ -110,7 +110,7 @@ async def test_a_pending_change_is_not_made_live_by_the_next_call(node: Service)
 
 
 @pytest.mark.parametrize("running", [False, True])
-async def test_what_the_service_heeds_is_always_live(node: Service, running: bool) -> None:
+async def test_what_the_service_heeds_is_always_live(node: Service, *, running: bool) -> None:
     await node.create("web", start=running)
     domain = domain_pb2.Domain(name=name("web"))
     domain.spec.title, domain.spec.deletion_protection = "the web", True

@@ -1,0 +1,237 @@
+"""Domains with volumes: a real storage service beside, and what holds when it is away or something fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from google.longrunning import operations_pb2
+from google.protobuf import duration_pb2
+
+from tests.integration.compute.rig import NODE, PARENT, Client, Process, Refused, Service, State, folder, name, service
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.node.v1 import attachment_pb2
+from virtfleet.storage.v1 import pool_pb2, pool_pb2_grpc, volume_pb2, volume_pb2_grpc
+from virtfleet_service.peers import Peer
+from virtfleet_storage import app as storage_app
+from virtfleet_storage.settings import StorageSettings
+
+MIB = 1 << 20
+
+
+class Storage(Client):
+    """A storage service in this process, with one pool."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        super().__init__(place / "r" / "storage" / "admin.sock")
+        self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
+        self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
+        self.peer = Peer(place / "r" / "storage" / "peer.sock", service="compute", node=NODE)
+
+    async def make_pool(self) -> None:
+        request = pool_pb2.CreatePoolRequest(
+            parent=PARENT, pool_id="p", pool=pool_pb2.Pool(spec=pool_pb2.PoolSpec(dir={})), start=True
+        )
+        await self.do(self.pools.CreatePool, request, pool_pb2.Pool)
+
+    async def names(self) -> list[str]:
+        request = volume_pb2.ListVolumesRequest(parent=f"{PARENT}/pools/p")
+        answer = await self.call(self.volumes.ListVolumes, request)
+        return [volume.name.rpartition("/")[2] for volume in answer.volumes]
+
+    async def held(self) -> set[str]:
+        answer = await self.peer.call(
+            "AttachmentService.ListAttachments",
+            attachment_pb2.ListAttachmentsRequest(parent=PARENT),
+            attachment_pb2.ListAttachmentsResponse,
+        )
+        return {attachment.device_id for attachment in answer.attachments}
+
+
+@asynccontextmanager
+async def storage(place: Path, *, fresh: bool = True) -> AsyncIterator[Storage]:
+    settings = StorageSettings(node=NODE, state_dir=place / "s", run_dir=place / "r", drain_seconds=1.0)
+    async with storage_app.running(settings):
+        client = Storage(place)
+        if fresh:
+            await client.make_pool()
+        try:
+            yield client
+        finally:
+            await client.peer.close()
+            await client.close()
+
+
+@pytest.fixture
+async def both() -> AsyncIterator[tuple[Service, Storage]]:
+    async with folder() as place, storage(place) as provider, service(place) as node:
+        yield node, provider
+
+
+def request(id_: str, *volumes: str, start: bool = True) -> domain_pb2.CreateDomainRequest:
+    spec = domain_spec_pb2.DomainSpec()
+    made = []
+    for volume in volumes:
+        spec.disks[volume].volume = f"pools/p/volumes/{volume}"
+        new = domain_pb2.NewVolume(pool="pools/p", volume_id=volume)
+        new.spec.format, new.spec.capacity_bytes = volume_pb2.VOLUME_FORMAT_QCOW2, MIB
+        made.append(new)
+    return domain_pb2.CreateDomainRequest(
+        parent=PARENT,
+        domain_id=id_,
+        domain=domain_pb2.Domain(spec=spec),
+        new_volumes=made,
+        start=domain_pb2.StartOptions() if start else None,
+    )
+
+
+async def test_a_domain_with_new_volumes(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    domain = await node.do(node.domains.CreateDomain, request("web", "root", "data"), domain_pb2.Domain)
+    assert await provider.names() == ["data", "root"]
+    assert await provider.held() == {"root", "data"}
+    disks = {disk.device_id: disk for disk in domain.status.disks}
+    assert Path(disks["root"].path).exists()
+    assert disks["root"].format == "qcow2"
+    assert disks["root"].attachment_id == f"{domain.uid}:root"
+    await node.stop("web")
+    assert await provider.held() == set()
+    assert not (await node.get("web")).status.disks
+    await node.start("web")
+    await node.delete("web", stop=True, delete_volumes=True)
+    assert await provider.names() == []
+    assert await provider.held() == set()
+
+
+async def test_volumes_stay_unless_asked_for(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    await node.do(node.domains.CreateDomain, request("web", "root", start=False), domain_pb2.Domain)
+    await node.delete("web")
+    assert await provider.names() == ["root"]
+
+
+async def test_a_failed_start_undoes_volumes_in_reverse(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    node.faults({"method": "start", "reason": "HYPERVISOR_FAILED"})
+    with pytest.raises(Refused) as refused:
+        await node.do(node.domains.CreateDomain, request("web", "root", "data"), domain_pb2.Domain)
+    assert refused.value.reason == "HYPERVISOR_FAILED"
+    assert await provider.names() == []
+    assert await provider.held() == set()
+    assert not (await node.list()).domains
+
+
+async def test_a_volume_that_was_there_is_never_deleted(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    await node.do(node.domains.CreateDomain, request("old", "data", start=False), domain_pb2.Domain)
+    with pytest.raises(Refused) as refused:
+        await node.do(node.domains.CreateDomain, request("web", "root", "data"), domain_pb2.Domain)
+    assert refused.value.reason == "RESOURCE_EXISTS"
+    assert await provider.names() == ["data"]
+
+
+async def test_a_cancelled_creation_leaves_nothing(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    node.faults({"method": "start", "hang": True})
+    create = request("web", "root")
+    create.inline_wait.CopyFrom(duration_pb2.Duration(seconds=1))
+    operation = await node.call(node.domains.CreateDomain, create)
+    assert await provider.held() == {"root"}
+    await node.call(node.operations.CancelOperation, operations_pb2.CancelOperationRequest(name=operation.name))
+    assert Refused((await node.wait(operation)).error).reason == "OPERATION_CANCELLED"
+    assert await provider.names() == []
+    assert await provider.held() == set()
+
+
+async def test_a_disk_in_use(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    await node.do(node.domains.CreateDomain, request("one", "root"), domain_pb2.Domain)
+    spec = domain_spec_pb2.DomainSpec()
+    spec.disks["root"].volume = "pools/p/volumes/root"
+    await node.create("two", spec=spec)
+    with pytest.raises(Refused) as refused:
+        await node.start("two")
+    assert refused.value.reason == "RESOURCE_IN_USE"
+    assert (await node.get("two")).status.state == State.DOMAIN_STATE_SHUT_OFF
+    await node.stop("one")
+    await node.start("two")
+    assert await provider.held() == {"root"}
+
+
+async def test_a_missing_kernel_and_a_stopped_pool(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    spec = domain_spec_pb2.DomainSpec()
+    spec.os.kernel.kernel_volume = "pools/p/volumes/vmlinuz"
+    await node.create("web", spec=spec)
+    with pytest.raises(Refused) as refused:
+        await node.start("web")
+    assert refused.value.reason == "RESOURCE_NOT_FOUND"
+    await node.do(node.domains.CreateDomain, request("db", "root", start=False), domain_pb2.Domain)
+    await provider.do(provider.pools.StopPool, pool_pb2.StopPoolRequest(name=f"{PARENT}/pools/p"), pool_pb2.Pool)
+    with pytest.raises(Refused) as refused:
+        await node.start("db")
+    assert refused.value.reason == "WRONG_STATE"
+
+
+async def test_storage_away(place: Path) -> None:
+    spec = domain_spec_pb2.DomainSpec()
+    spec.disks["root"].volume = "pools/p/volumes/root"
+    async with service(place) as node:
+        await node.create("plain", start=True)
+        await node.create("web", spec=spec)
+        with pytest.raises(Refused) as refused:
+            await node.start("web")
+        assert refused.value.reason == "BACKEND_UNREACHABLE"
+        assert refused.value.metadata["peer"] == "storage"
+        with pytest.raises(Refused):
+            await node.do(node.domains.CreateDomain, request("new", "data"), domain_pb2.Domain)
+        assert [domain.name for domain in (await node.list()).domains] == [name("plain"), name("web")]
+        async with storage(place) as provider:
+            async with asyncio.timeout(10):
+                while node.app.store.list_records("leftover"):
+                    await asyncio.sleep(0.05)
+            assert await provider.names() == []
+            await node.do(node.domains.CreateDomain, request("db", "root"), domain_pb2.Domain)
+        # The guest runs on without storage; what it had is given back when storage is there again.
+        await node.stop("db")
+        async with storage(place, fresh=False) as provider, asyncio.timeout(10):
+            while await provider.held():
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("failpoint", ["compute.create.volume", "compute.start.connected", "compute.create.made"])
+async def test_a_cut_creation_leaves_no_volume(place: Path, failpoint: str) -> None:
+    process = Process(place)
+    async with storage(place) as provider:
+        try:
+            client = await process.start(failpoint)
+            with pytest.raises(Exception, match=r"UNAVAILABLE|Socket closed|closed"):
+                await client.call(client.domains.CreateDomain, request("web", "root"))
+            await process.died()
+            await client.close()
+            client = await process.start()
+            async with asyncio.timeout(10):
+                while await provider.names() or await provider.held():
+                    await asyncio.sleep(0.05)
+            assert not (await client.list()).domains
+            await client.do(client.domains.CreateDomain, request("web", "root"), domain_pb2.Domain)
+            await client.close()
+        finally:
+            await process.kill()
+
+
+async def test_the_caller_is_conveyed_to_storage(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    await node.do(node.domains.CreateDomain, request("web", "root", start=False), domain_pb2.Domain)
+    viewer = node.as_("viewer")
+    try:
+        with pytest.raises(Refused) as refused:
+            await viewer.start("web")
+        assert refused.value.reason == "READ_ONLY_SOCKET"
+    finally:
+        await viewer.close()
+    assert await provider.held() == set()

@@ -96,6 +96,7 @@ class BridgeBackend:
         self._removals = NetlinkThread("removals")
         self._plans: dict[str, NetworkPlan] = {}
         self._firewall = Firewall(context.nft, lambda: list(self._plans.values()))
+        self._starting: set[str] = set()
         self._bridge_indexes: dict[str, int] = {}
         self._taps: dict[str, str] = {}
         """The name of each tap that should be there → the uid of its network."""
@@ -192,10 +193,13 @@ class BridgeBackend:
         await self.check(plan)
         async with self._lock(plan.uid), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo, plan)
+            self._starting.add(plan.uid)
+            undo.callback(self._starting.discard, plan.uid)
             self._take(plan)
             await self._ensure_links(plan)
             await self._ensure_rules()
             await self._need_daemons().ensure(plan, self._incarnation(plan.uid))
+            self._starting.discard(plan.uid)
             undo.pop_all()
 
     def _take(self, plan: NetworkPlan) -> None:
@@ -214,6 +218,7 @@ class BridgeBackend:
         """Take running networks as they are."""
         for plan in plans:
             self._take(plan)
+        self._firewall.adopted = bool(plans)
 
     async def update(self, plan: NetworkPlan) -> None:
         """Bring a running network to a plan with other hosts, ranges or names."""
@@ -311,7 +316,7 @@ class BridgeBackend:
         """Hold links, rules, forwarding and dnsmasq against the plans."""
         drifts: list[Drift] = []
         snapshot = await self._netlink.call(links.take_snapshot) if self._plans else None
-        for uid in list(self._plans):
+        for uid in self._settled():
             lock = self._lock(uid)
             if lock.locked() or snapshot is None:
                 # Somebody changes it right now; the notifications of that bring us here again.
@@ -322,6 +327,10 @@ class BridgeBackend:
         drifts += await self._repair_rules()
         drifts += await self._repair_forwarding()
         return drifts
+
+    def _settled(self) -> list[str]:
+        """Return the networks that run, without those whose start is under way."""
+        return [uid for uid in self._plans if uid not in self._starting]
 
     async def _repair_links(self, uid: str, snapshot: links.Snapshot) -> list[Drift]:
         plan = self._plans.get(uid)
@@ -350,7 +359,7 @@ class BridgeBackend:
             changed, problem = True, error.message
         if not changed:
             return []
-        return [Drift(uid, DriftKind.RULES_CHANGED, "nftables", problem=problem) for uid in list(self._plans)]
+        return [Drift(uid, DriftKind.RULES_CHANGED, "nftables", problem=problem) for uid in self._settled()]
 
     async def _repair_forwarding(self) -> list[Drift]:
         problem = ""
@@ -361,7 +370,7 @@ class BridgeBackend:
             changed, problem = True, str(error)
         if not changed:
             return []
-        plans = [plan for plan in list(self._plans.values()) if forwarding.needs([plan])]
+        plans = [self._plans[uid] for uid in self._settled() if forwarding.needs([self._plans[uid]])]
         return [Drift(plan.uid, DriftKind.FORWARDING_DISABLED, "forwarding", problem=problem) for plan in plans]
 
     def _link_differences(self, plan: NetworkPlan, snapshot: links.Snapshot) -> bool:

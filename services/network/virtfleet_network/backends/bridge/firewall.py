@@ -32,6 +32,8 @@ class Firewall:
         self._lock = asyncio.Lock()
         self._text = ""
         self._expected: Sequence[Any] | None = None
+        self.adopted = False
+        """Whether networks ran before this process, so that their rules should be there."""
 
     async def apply(self) -> None:
         """Replace the table in one transaction: at each moment a packet meets the old rules or the new ones.
@@ -48,30 +50,32 @@ class Firewall:
         (await self._run(["-f", "-"], text)).check()
         self._text = text
         self._expected = await self._list()
+        self.adopted = False
 
     async def repair(self) -> bool:
         """Hold the kernel's rules against ours and replace them if they differ.
 
-        Returns whether somebody had changed them.
-
         After a restart nothing is known about what the kernel made of our rules: they are replaced, and only their
         absence counts as a change.
+
+        Returns:
+            Whether somebody else had changed them.
 
         Raises:
             DriverBroken, BackendFailed: as `apply`.
         """
         async with self._lock:
             wanted = ruleset(self._plans())
-            if wanted == empty_ruleset() and self._expected is None and self._text in ("", wanted):
+            if wanted == empty_ruleset() and self._text in ("", wanted):
                 return False
             there = await self._list()
-            if self._text == wanted:
-                if there == self._expected:
-                    return False
-                await self._apply()
-                return True
+            if self._text == wanted and there == self._expected:
+                return False
+            # Rules of other networks than before: their start or stop comes to it itself, and nobody else has done
+            # anything.
+            changed = self._text == wanted or (self.adopted and there is None)
             await self._apply()
-            return there is None and not self._text
+            return changed
 
     async def _list(self) -> Sequence[Any] | None:
         done = await self._run(["-j", "list", "table", *TABLE.split()])

@@ -34,10 +34,10 @@ class _Prefixes:
 
     @classmethod
     def of(cls, spec: network_pb2.NetworkSpec) -> _Prefixes:
-        prefixes = sorted(ipaddress.ip_network(subnet.prefix) for subnet in spec.subnets.values() if subnet.prefix)
+        prefixes = [ipaddress.ip_network(subnet.prefix) for subnet in spec.subnets.values()]
         return cls(
-            tuple(str(prefix) for prefix in prefixes if prefix.version == 4),
-            tuple(str(prefix) for prefix in prefixes if prefix.version == 6),
+            tuple(str(prefix) for prefix in sorted(item for item in prefixes if item.version == 4)),
+            tuple(str(prefix) for prefix in sorted(item for item in prefixes if item.version == 6)),
         )
 
     def each(self, side: str) -> list[str]:

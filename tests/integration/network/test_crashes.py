@@ -1,0 +1,187 @@
+"""The service dies, at any line; what runs goes on, and nothing is left that no network accounts for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2
+
+from tests.integration.network.rig import NODE, Node, nat, new_uid
+from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
+from virtfleet.node.v1 import plug_pb2
+
+PORT = f"{NODE}/networks/demo/ports/d1-lan"
+
+
+def restart(node: Node) -> None:
+    node.start_service()
+    node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE), wait_for_ready=True, timeout=20)
+
+
+def nothing_is_left(node: Node) -> None:
+    assert set(node.namespace.links()) == {"lo"}
+    assert node.namespace.tables() == set()
+    assert node.all_dnsmasq() == []
+    assert node.namespace("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"
+
+
+def test_a_killed_service_finds_its_networks(node: Node) -> None:
+    network = node.create("demo", nat())
+    domain_uid = new_uid()
+    node.reserve("demo", "d1-lan", domain_uid)
+    tap = node.plug(PORT, domain_uid)
+    guest = node.guest(network.status.bridge_name)
+    pid = node.dnsmasq(network.uid)
+    links = {name: link["ifindex"] for name, link in node.namespace.links().items()}
+    node.end("service", signal.SIGKILL)
+    lease = guest.dhcp()
+    restart(node)
+    found = node.get("demo")
+    assert found.uid == network.uid
+    assert found.status.state_reason == network_pb2.NETWORK_STATE_REASON_ADOPTED
+    assert node.dnsmasq(network.uid) == pid, "the same process"
+    assert {name: link["ifindex"] for name, link in node.namespace.links().items()} == links
+    assert node.plug(PORT, domain_uid) == tap
+    assert not [event for event in node.events() if event.type == watch_pb2.EVENT_TYPE_NETWORK_DRIFTED]
+    for _ in range(100):
+        if node.leases("demo"):
+            break
+        threading.Event().wait(0.05)
+    assert [item.status.address for item in node.leases("demo")] == [lease["ip"]], "a lease given meanwhile is seen"
+    node.unplug(PORT, domain_uid)
+
+
+def test_harm_done_while_the_service_was_away_is_mended(node: Node) -> None:
+    network = node.create("demo", nat())
+    pid = node.dnsmasq(network.uid)
+    node.end("service", signal.SIGKILL)
+    node.namespace("nft", "flush", "ruleset")
+    node.namespace("ip", "link", "del", network.status.bridge_name)
+    os.kill(pid, signal.SIGKILL)
+    restart(node)
+    assert node.guest(network.status.bridge_name).dhcp()["ip"].startswith("192.168.177.")
+    reasons = {event.reason for event in node.events() if event.type == watch_pb2.EVENT_TYPE_NETWORK_DRIFTED}
+    assert {"RULES_CHANGED", "LINK_LOST"} <= reasons
+
+
+def test_a_killed_launcher_costs_nothing(node: Node) -> None:
+    network = node.create("demo", nat())
+    pid = node.dnsmasq(network.uid)
+    node.end("launcher", signal.SIGKILL)
+    node.start_launcher()
+    node.create_port("demo", "p1")
+    assert node.dnsmasq(network.uid) == pid
+    with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_DAEMON_RESTARTED):
+        os.kill(pid, signal.SIGKILL)
+    assert node.dnsmasq(network.uid) not in (0, pid)
+    node.stop("demo")
+    assert node.all_dnsmasq() == []
+
+
+@pytest.mark.parametrize("failpoint", ["network.create.recorded", "network.start.recorded", "network.start.done"])
+def test_death_in_a_create_with_start_undoes_it(bare_node: Node, failpoint: str) -> None:
+    node = bare_node
+    node.start_launcher()
+    node.start_service(failpoint=failpoint)
+    with pytest.raises(grpc.RpcError):
+        node.create("demo", nat())
+    node.died()
+    restart(node)
+    [operation] = node.operations.ListOperations(
+        operations_pb2.ListOperationsRequest(name=f"{NODE}/services/network")
+    ).operations
+    assert operation.done
+    assert operation.error.code == grpc.StatusCode.ABORTED.value[0]
+    assert not node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE)).networks
+    nothing_is_left(node)
+    node.create("demo", nat())
+
+
+@pytest.mark.parametrize("failpoint", ["network.start.recorded", "network.start.done"])
+def test_death_in_a_start_leaves_the_network_inactive(node: Node, failpoint: str) -> None:
+    node.create("demo", nat(), start=False)
+    node.end("service")
+    node.start_service(failpoint=failpoint)
+    with pytest.raises(grpc.RpcError):
+        node.start("demo")
+    node.died()
+    restart(node)
+    status = node.get("demo").status
+    assert status.state == network_pb2.NETWORK_STATE_INACTIVE
+    assert status.state_reason == network_pb2.NETWORK_STATE_REASON_START_FAILED
+    nothing_is_left(node)
+
+
+@pytest.mark.parametrize("failpoint", ["network.stop.recorded", "network.stop.done"])
+def test_death_in_a_stop_ends_with_the_network_stopped(node: Node, failpoint: str) -> None:
+    node.create("demo", nat())
+    node.end("service")
+    node.start_service(failpoint=failpoint)
+    with pytest.raises(grpc.RpcError):
+        node.stop("demo")
+    node.died()
+    restart(node)
+    assert node.get("demo").status.state == network_pb2.NETWORK_STATE_INACTIVE
+    nothing_is_left(node)
+
+
+@pytest.mark.parametrize("failpoint", ["network.delete.recorded", "network.delete.done"])
+def test_death_in_a_delete_ends_with_the_network_gone(node: Node, failpoint: str) -> None:
+    node.create("demo", nat())
+    node.end("service")
+    node.start_service(failpoint=failpoint)
+    with pytest.raises(grpc.RpcError):
+        node.delete("demo", force=True)
+    node.died()
+    restart(node)
+    assert not node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE)).networks
+    nothing_is_left(node)
+    assert list((node.folder / "state" / "dnsmasq").iterdir()) == []
+
+
+@pytest.mark.parametrize("failpoint", ["port.plug.begun", "port.plug.done"])
+def test_death_in_a_plug_leaves_no_link(node: Node, failpoint: str) -> None:
+    network = node.create("demo", nat())
+    domain_uid = new_uid()
+    node.reserve("demo", "d1-lan", domain_uid)
+    node.end("service")
+    node.start_service(failpoint=failpoint)
+    with pytest.raises(grpc.RpcError):
+        node.plug(PORT, domain_uid)
+    node.died()
+    restart(node)
+    assert node.get_port(PORT).status.state == port_pb2.PORT_STATE_UNPLUGGED
+    assert set(node.namespace.links()) == {"lo", network.status.bridge_name}
+    node.plug(PORT, domain_uid)
+
+
+def test_death_in_an_unplug_leaves_no_link(node: Node) -> None:
+    network = node.create("demo", nat())
+    domain_uid = new_uid()
+    node.reserve("demo", "d1-lan", domain_uid)
+    node.plug(PORT, domain_uid)
+    node.end("service")
+    node.start_service(failpoint="port.unplug.recorded")
+    with pytest.raises(grpc.RpcError):
+        node.unplug(PORT, domain_uid)
+    node.died()
+    restart(node)
+    node.peer("UnreservePort", plug_pb2.UnreservePortRequest(name=PORT, domain_uid=domain_uid))
+    assert set(node.namespace.links()) == {"lo", network.status.bridge_name}
+
+
+def test_a_service_without_its_launcher_serves_and_takes_up_later(node: Node) -> None:
+    network = node.create("demo", nat())
+    node.end("service")
+    node.end("launcher")
+    os.kill(node.dnsmasq(network.uid), signal.SIGKILL)
+    node.start_service()
+    node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE), wait_for_ready=True, timeout=30)
+    assert node.get("demo").status.state == network_pb2.NETWORK_STATE_DEGRADED
+    with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_RESTORED, seconds=20):
+        node.start_launcher()
+    assert node.dnsmasq(network.uid)

@@ -1,0 +1,142 @@
+"""DHCP and DNS with a real client, and leases as resources and events."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tests.integration.network.rig import NODE, Node, add_subnet, nat, new_uid
+from virtfleet.network.v1 import network_pb2, watch_pb2
+
+ADDED = watch_pb2.EVENT_TYPE_LEASE_ADDED
+RENEWED = watch_pb2.EVENT_TYPE_LEASE_RENEWED
+EXPIRED = watch_pb2.EVENT_TYPE_LEASE_EXPIRED
+
+
+def test_a_guest_gets_a_lease_that_is_listed_and_told(node: Node) -> None:
+    network = node.create("demo", nat())
+    guest = node.guest(network.status.bridge_name)
+    with node.expecting(ADDED) as events:
+        lease = guest.dhcp("-x", "hostname:web")
+    assert lease["router"] == "192.168.177.1"
+    assert lease["dns"] == "192.168.177.1"
+    assert lease["domain"] == "demo.test"
+    assert lease["lease"] == "3600"
+    [found] = node.leases("demo")
+    assert found.status.address == lease["ip"]
+    assert found.status.mac_address == guest.mac_address
+    assert found.status.hostname == "web"
+    assert found.status.expire_time.seconds > found.status.renew_time.seconds + 3500
+    assert found.name == f"{network.name}/leases/ip4-{bytes(map(int, lease['ip'].split('.'))).hex()}"
+    told = next(event for event in events if event.type == ADDED)
+    assert told.lease_changed.address == lease["ip"]
+    assert told.resource == found.name
+    assert lease["ip"] in guest.lookup("web.demo.test", "192.168.177.1")
+
+
+def test_a_renewed_and_a_released_lease_are_told(node: Node) -> None:
+    network = node.create("demo", nat())
+    guest = node.guest(network.status.bridge_name)
+    with node.expecting(ADDED):
+        first = guest.dhcp()
+    before = node.leases("demo")[0]
+    # The lease file counts whole seconds; a renewal in the same one cannot be seen.
+    time.sleep(1.1)
+    with node.expecting(RENEWED):
+        again = guest.dhcp()
+    assert again["ip"] == first["ip"]
+    assert node.leases("demo")[0].uid == before.uid
+    with node.expecting(EXPIRED) as events:
+        guest.release()
+    assert next(event.reason for event in events if event.type == EXPIRED) == "RELEASED"
+    assert node.leases("demo") == []
+
+
+def test_a_port_gets_its_own_address_and_its_name_in_dns(node: Node) -> None:
+    network = node.create("demo", nat())
+    port = node.reserve("demo", "d1-lan", new_uid())
+    guest = node.guest(network.status.bridge_name, port.mac_address)
+    with node.expecting(ADDED):
+        lease = guest.dhcp()
+    assert [lease["ip"]] == list(port.addresses)
+    [found] = node.leases("demo")
+    assert found.status.port == f"{NODE}/networks/demo/ports/d1-lan"
+    assert lease["ip"] in guest.lookup("d1.demo.test", "192.168.177.1")
+
+
+def test_addresses_of_ports_are_not_given_to_others(node: Node) -> None:
+    network = node.create("demo", nat(ranges=(10, 12)))
+    node.create_port("demo", "one")
+    node.create_port("demo", "two")
+    lease = node.guest(network.status.bridge_name).dhcp()
+    assert lease["ip"] == "192.168.177.12"
+
+
+def test_a_fixed_entry_made_live_is_served_by_the_same_process(node: Node) -> None:
+    network = node.create("demo", nat())
+    pid = node.dnsmasq(network.uid)
+    guest = node.guest(network.status.bridge_name)
+    change = network_pb2.Network(name=network.name)
+    host = change.spec.subnets["lan"].dhcp.hosts["web"]
+    host.mac_address, host.address, host.hostname = guest.mac_address, "192.168.177.77", "fixed"
+    updated = node.update(change, "spec.subnets.lan.dhcp.hosts.web")
+    assert not updated.status.pending_changes
+    assert guest.dhcp()["ip"] == "192.168.177.77"
+    assert node.dnsmasq(network.uid) == pid
+
+
+def test_new_ranges_are_live_with_the_leases_kept(node: Node) -> None:
+    network = node.create("demo", nat(ranges=(10, 10)))
+    first = node.guest(network.status.bridge_name)
+    assert first.dhcp()["ip"] == "192.168.177.10"
+    change = network_pb2.Network(name=network.name)
+    change.spec.subnets["lan"].dhcp.ranges.add(first="192.168.177.10", last="192.168.177.11")
+    assert not node.update(change, "spec.subnets.lan.dhcp.ranges").status.pending_changes
+    assert node.guest(network.status.bridge_name).dhcp()["ip"] == "192.168.177.11"
+    assert first.dhcp()["ip"] == "192.168.177.10"
+
+
+def test_an_isolated_network_gives_no_router(node: Node) -> None:
+    spec = network_pb2.NetworkSpec()
+    add_subnet(spec, "lan", "192.168.60.0/24", (10, 20))
+    network = node.create("demo", spec)
+    lease = node.guest(network.status.bridge_name).dhcp()
+    assert lease["ip"].startswith("192.168.60.")
+    assert "router" not in lease
+
+
+def test_names_of_others_are_unknown_without_forwarders(node: Node) -> None:
+    network = node.create("demo", nat())
+    guest = node.guest(network.status.bridge_name)
+    guest.dhcp()
+    answer = guest.lookup("example.com", "192.168.177.1")
+    assert "REFUSED" in answer.upper() or "can't find" in answer
+
+
+def test_dnsmasq_killed_after_a_lease_comes_back_and_keeps_it(node: Node) -> None:
+    network = node.create("demo", nat())
+    guest = node.guest(network.status.bridge_name)
+    with node.expecting(ADDED):
+        first = guest.dhcp()
+    pid = node.dnsmasq(network.uid)
+    with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_DAEMON_RESTARTED) as events:
+        os.kill(pid, signal.SIGKILL)
+    assert next(e.reason for e in events if e.type == watch_pb2.EVENT_TYPE_NETWORK_DRIFTED) == "DAEMON_DIED"
+    assert node.dnsmasq(network.uid) not in (0, pid)
+    assert guest.dhcp()["ip"] == first["ip"]
+    status = node.get("demo").status
+    assert status.state == network_pb2.NETWORK_STATE_RUNNING
+    assert next(item.status for item in status.conditions if item.type == "Drifted") == 2
+
+
+def test_a_guest_gets_an_ipv6_address_by_router_advertisement(node: Node) -> None:
+    spec = nat()
+    add_subnet(spec, "six", "fd00:177::/64", None)
+    network = node.create("demo", spec)
+    guest = node.guest(network.status.bridge_name)
+    # Advertisements are asked for when the link comes up.
+    guest.namespace("ip", "link", "set", "eth0", "down")
+    monitor = ["timeout", "10", "sh", "-c", "ip monitor address dev eth0 | grep -m 1 fd00:177:"]
+    guest.namespace("sh", "-c", f"(sleep 0.3; ip link set eth0 up) & {' '.join(monitor[:4])} '{monitor[4]}'")
+    assert any(address.startswith("fd00:177:") for address in guest.namespace.addresses("eth0"))

@@ -1,0 +1,199 @@
+"""What is refused: code, reason and field, and that nothing has changed afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from tests.integration.network.rig import NODE, Node, Refusal, add_subnet, nat
+from virtfleet.network.v1 import network_pb2, port_pb2
+from virtfleet.type.v1 import resource_pb2
+
+Change = Callable[[network_pb2.NetworkSpec], object]
+INVALID, EXISTS = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS
+FAILED, UNIMPLEMENTED = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED
+LAN = "network.spec.subnets.lan"
+
+
+def bridge(name: str) -> Change:
+    return lambda spec: setattr(spec, "bridge_name", name)
+
+
+def prefix(text: str) -> Change:
+    return lambda spec: setattr(spec.subnets["lan"], "prefix", text)
+
+
+def a_range(first: str, last: str) -> Change:
+    return lambda spec: spec.subnets["lan"].dhcp.ranges.add(first=first, last=last)
+
+
+def host(**fields: str) -> Change:
+    return lambda spec: spec.subnets["lan"].dhcp.hosts["h"].CopyFrom(network_pb2.DhcpHost(**fields))
+
+
+SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
+    ("bridge name too long", bridge("b" * 16), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.bridge_name"),
+    ("bridge name with a slash", bridge("a/b"), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.bridge_name"),
+    ("bridge name of a link of the node", bridge("wan0"), EXISTS, "IDENTITY_IN_USE", "network.spec.bridge_name"),
+    ("host bits in the prefix", prefix("192.168.9.1/24"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
+    ("no prefix at all", prefix("lan"), INVALID, "FIELD_OUT_OF_RANGE", ""),
+    ("loopback", prefix("127.0.0.0/16"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
+    ("too small", prefix("192.168.9.0/31"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
+    ("overlap with an address of the node", prefix("198.51.0.0/16"), FAILED, "SUBNET_OVERLAP", ""),
+    ("overlap with a route of the node", prefix("203.0.113.0/25"), FAILED, "SUBNET_OVERLAP", ""),
+    ("overlap with another network", prefix("192.168.177.128/25"), FAILED, "SUBNET_OVERLAP", ""),
+    ("overlap in itself", lambda s: add_subnet(s, "two", "192.168.9.0/25", None), FAILED, "SUBNET_OVERLAP", ""),
+    ("range outside", a_range("10.0.0.1", "10.0.0.2"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.ranges[0]"),
+    ("range backwards", a_range("192.168.9.9", "192.168.9.8"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.ranges[0]"),
+    ("host without MAC", host(address="192.168.9.5"), INVALID, "FIELD_REQUIRED", f"{LAN}.dhcp.hosts.h.mac_address"),
+    ("group MAC", host(mac_address="01:00:5e:00:00:01"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.mac_address"),
+    ("MAC in capitals", host(mac_address="52:54:00:AA:BB:CC"), INVALID, "FIELD_OUT_OF_RANGE", ""),
+    ("small MTU", lambda s: setattr(s, "mtu_bytes", 100), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.mtu_bytes"),
+    ("existing bridge", lambda s: s.bridge.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
+    ("macvtap", lambda s: s.macvtap.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
+    ("host device", lambda s: s.host_device.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
+    ("unknown enum number", lambda s: setattr(s, "lifetime", 77), INVALID, "UNKNOWN_FIELD", ""),
+    ("quote in a text record", lambda s: s.dns.texts["t"].CopyFrom(network_pb2.DnsText(record_name="a", text='"')),
+    INVALID, "FIELD_OUT_OF_RANGE", ""), ("new line in a host name", host(mac_address="52:54:00:aa:bb:cc",
+    hostname="a\nb"), INVALID, "FIELD_OUT_OF_RANGE", ""),
+]  # fmt: skip
+
+
+def test_specs_that_cannot_be(node: Node) -> None:
+    node.outside()
+    node.namespace("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2")
+    node.create("there", nat())
+    links, tables = set(node.namespace.links()), node.namespace("nft", "list", "ruleset")
+    wrong = []
+    for what, change, code, reason, field in SPECS:
+        spec = network_pb2.NetworkSpec()
+        spec.subnets["lan"].prefix = "192.168.9.0/24"
+        change(spec)
+        try:
+            node.create("demo", spec)
+            wrong.append(f"{what}: was accepted")
+            node.delete("demo", force=True)
+        except Refusal as refusal:
+            got = (refusal.code, refusal.reason, refusal.field if field else "")
+            if got != (code, reason, field):
+                wrong.append(f"{what}: {got} {refusal.message}")
+    assert not wrong, "\n".join(wrong)
+    assert set(node.namespace.links()) == links
+    assert node.namespace("nft", "list", "ruleset") == tables
+    assert [
+        item.name for item in node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE)).networks
+    ] == [f"{NODE}/networks/there"]
+
+
+def test_holders_of_an_overlap_are_named(node: Node) -> None:
+    node.outside()
+    node.create("there", nat(), start=False)
+    with pytest.raises(Refusal) as network:
+        node.create("demo", nat("192.168.176.0/22", None))
+    assert network.value.metadata["holder"] == f"{NODE}/networks/there"
+    with pytest.raises(Refusal) as link:
+        node.create("demo", nat("198.51.100.0/28", None))
+    assert link.value.metadata["holder"] == "wan0"
+
+
+@pytest.mark.parametrize(
+    ("network_id", "reason"),
+    [("Up", "NAME_MALFORMED"), ("a" * 64, "NAME_MALFORMED"), ("a-", "NAME_MALFORMED"), ("d\u0435mo", "NAME_MALFORMED")],
+)
+def test_ids_that_cannot_be(node: Node, network_id: str, reason: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        node.create(network_id, nat())
+    assert (refused.value.code, refused.value.reason, refused.value.field) == (INVALID, reason, "network_id")
+
+
+def test_a_second_one_of_the_same_name_or_uid(node: Node) -> None:
+    network = node.create("demo", nat(), start=False)
+    with pytest.raises(Refusal) as name:
+        node.create("demo", nat("10.1.0.0/24", None))
+    assert (name.value.code, name.value.reason) == (EXISTS, "RESOURCE_EXISTS")
+    request = network_pb2.CreateNetworkRequest(
+        parent=NODE, network_id="two", network=network_pb2.Network(uid=network.uid)
+    )
+    with pytest.raises(grpc.RpcError, match="has the uid"):
+        node.networks.CreateNetwork(request)
+
+
+def test_missing_programs_are_named_and_the_network_stays_inactive(bare_node: Node) -> None:
+    node = bare_node
+    node.settings |= {"nft": "/nonexistent/nft"}
+    node.start_launcher()
+    node.start_service()
+    node.create("demo", nat(), start=False)
+    with pytest.raises(Refusal) as nft:
+        node.start("demo")
+    assert (nft.value.code, nft.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DRIVER_BROKEN")
+    assert nft.value.metadata["cause"] == "NFT_MISSING"
+    status = node.get("demo").status
+    assert status.state == network_pb2.NETWORK_STATE_INACTIVE
+    assert "nft" in status.state_message
+    node.end("service")
+    del node.settings["nft"]
+    node.settings |= {"dnsmasq": "/nonexistent/dnsmasq"}
+    node.start_service()
+    with pytest.raises(Refusal) as dnsmasq:
+        node.start("demo")
+    assert dnsmasq.value.metadata["cause"] == "DNSMASQ_MISSING"
+    assert set(node.namespace.links()) == {"lo"}
+    assert node.namespace.tables() == set()
+
+
+def test_dnsmasq_that_fails_says_why_and_nothing_is_left(node: Node) -> None:
+    program = (
+        "import socket; s = socket.socket(); s.bind(('0.0.0.0', 53)); s.listen(); print('ready', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [*node.prefix, sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(Refusal) as refused:
+            node.create("demo", nat())
+        other.kill()
+    assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.INTERNAL, "BACKEND_FAILED")
+    assert "Address already in use" in refused.value.metadata["said"]
+    assert set(node.namespace.links()) == {"lo"}
+    assert node.namespace.tables() == set()
+    assert node.all_dnsmasq() == []
+
+
+def test_delete_and_lists(node: Node) -> None:
+    node.create("demo", nat())
+    with pytest.raises(Refusal) as running:
+        node.delete("demo")
+    assert (running.value.reason, running.value.metadata["state"]) == ("WRONG_STATE", "RUNNING")
+    node.create_port("demo", "p1")
+    node.stop("demo")
+    with pytest.raises(Refusal) as children:
+        node.delete("demo")
+    assert children.value.reason == "HAS_CHILDREN"
+    node.delete("demo", force=True)
+    with pytest.raises(grpc.RpcError, match="does not exist"):
+        node.ports.ListPorts(port_pb2.ListPortsRequest(parent=f"{NODE}/networks/demo"))
+    missing = network_pb2.DeleteNetworkRequest(name=f"{NODE}/networks/demo", allow_missing=True)
+    assert node.networks.DeleteNetwork(missing).done
+    with pytest.raises(grpc.RpcError) as syntax:
+        node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE, filter="("))
+    assert syntax.value.code() == INVALID
+
+
+def test_lists_in_pages_by_filter_and_view(node: Node) -> None:
+    for number in range(3):
+        node.create(f"n{number}", nat(f"10.0.{number}.0/24", None), start=number == 1)
+    request = network_pb2.ListNetworksRequest(parent=NODE, page_size=2, view=resource_pb2.RESOURCE_VIEW_BASIC)
+    first = node.networks.ListNetworks(request)
+    assert len(first.networks) == 2
+    assert not first.networks[0].HasField("spec")
+    assert not first.networks[0].status.HasField("resolved_spec")
+    request.page_token = first.next_page_token
+    assert [item.name for item in node.networks.ListNetworks(request).networks] == [f"{NODE}/networks/n2"]
+    up = network_pb2.ListNetworksRequest(parent=NODE, filter="status.state=NETWORK_STATE_RUNNING")
+    assert [item.name for item in node.networks.ListNetworks(up).networks] == [f"{NODE}/networks/n1"]

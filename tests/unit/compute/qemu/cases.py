@@ -19,7 +19,8 @@ EMULATOR = Emulator(
     machines={"pc-i440fx-7.2": 255, "pc-i440fx-7.1": 255, "pc-q35-7.2": 288, "pc-q35-7.1": 288, "microvm": 288},
     aliases={"pc": "pc-i440fx-7.2", "q35": "pc-q35-7.2"},
     cpu_models={"Skylake-Server": "Skylake-Server-v1", "Skylake-Server-v1": "Skylake-Server-v1", "qemu64": "qemu64-v1"},
-    cpu_features=frozenset({"avx2", "vmx", "svm"}),
+    cpu_features=frozenset({"avx2", "avx512f", "vmx", "svm"}),
+    maximum_features=frozenset({"avx2", "svm"}),
     has_sandbox=True,
     has_io_uring=True,
 )

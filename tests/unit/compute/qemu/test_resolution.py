@@ -191,3 +191,27 @@ def test_two_devices_cannot_have_one_slot() -> None:
     with pytest.raises(FieldConflict) as refused:
         resolved(spec)
     assert refused.value.field == "domain.spec.interfaces.i.slot"
+
+
+def test_largest_processor_stays_as_large_as_it_was() -> None:
+    def features(spec: Spec) -> dict[str, bool]:
+        return {
+            feature.name: feature.policy == domain_spec_pb2.CPU_FEATURE_POLICY_REQUIRE for feature in spec.cpu.features
+        }
+
+    larger = replace(HOST, emulator=replace(EMULATOR, maximum_features=frozenset({"avx2", "svm", "avx512f"})))
+    first = resolved(Spec())
+    assert features(first) == {"avx2": True, "svm": True}
+    assert resolution.resolve(DOMAIN.uid, Spec(), first, larger).cpu == first.cpu
+    without = Spec()
+    without.cpu.features.add(name="svm", policy=domain_spec_pb2.CPU_FEATURE_POLICY_DISABLE)
+    second = resolution.resolve(DOMAIN.uid, without, first, larger)
+    assert features(second) == {"svm": False, "avx2": True}
+    assert features(resolution.resolve(DOMAIN.uid, Spec(), second, larger)) == {"avx2": True, "svm": True}
+    beyond = Spec()
+    beyond.cpu.features.add(name="avx512f")
+    with pytest.raises(CapabilityMissing) as refused:
+        resolved(beyond)
+    assert refused.value.metadata["capability"] == "cpu.feature.avx512f"
+    # Under hardware it is the host's, which only the start knows.
+    assert features(resolution.resolve(DOMAIN.uid, Spec(), None, replace(HOST, accelerator="kvm"))) == {}

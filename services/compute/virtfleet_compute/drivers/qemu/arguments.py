@@ -54,6 +54,12 @@ _WATCHDOG_ACTIONS: Mapping[int, str] = {
     device_pb2.WATCHDOG_ACTION_NONE: "none",
 }
 
+_MAXIMUM_EXPANDED = (
+    "base,vendor=AuthenticAMD,family=15,model=107,stepping=1,model-id=QEMU TCG CPU version 2.5+,"
+    "min-level=13,min-xlevel=2147483658"
+)
+"""What `max` is under emulation before its features, which stand in the resolved spec."""
+
 _WITH_UNDERSCORE = frozenset({"host_mtu", "max_ports"})
 """Properties that QEMU itself names with an underscore."""
 
@@ -148,15 +154,20 @@ def _machine(plan: StartPlan, family: Family, accelerator: str) -> Iterator[str]
 
 
 def _cpu(cpu: domain_spec_pb2.Cpu) -> str:
-    model = {
-        domain_spec_pb2.CPU_MODE_CUSTOM: cpu.model,
-        domain_spec_pb2.CPU_MODE_HOST_PASSTHROUGH: "host",
-    }.get(cpu.mode, "max")
-    wanted = [feature for feature in cpu.features if feature.policy != domain_spec_pb2.CPU_FEATURE_POLICY_DISABLE]
-    unwanted = [feature for feature in cpu.features if feature.policy == domain_spec_pb2.CPU_FEATURE_POLICY_DISABLE]
-    # Without `enforce` QEMU drops what it cannot give, with a warning that nobody reads.
-    words = [model, *(f"{feature.name}=on" for feature in wanted), *(f"{feature.name}=off" for feature in unwanted)]
-    return ",".join([*words, "enforce=on"] if wanted else words)
+    if cpu.mode == domain_spec_pb2.CPU_MODE_MAXIMUM and cpu.features:
+        model = _MAXIMUM_EXPANDED
+    elif cpu.mode == domain_spec_pb2.CPU_MODE_CUSTOM:
+        model = cpu.model
+    else:
+        model = "host" if cpu.mode == domain_spec_pb2.CPU_MODE_HOST_PASSTHROUGH else "max"
+    words = [model]
+    for feature in cpu.features:
+        without = feature.policy == domain_spec_pb2.CPU_FEATURE_POLICY_DISABLE
+        words.append(f"{feature.name}={'off' if without else 'on'}")
+    if cpu.mode == domain_spec_pb2.CPU_MODE_CUSTOM and "=on" in "".join(words):
+        # Without it QEMU drops what it cannot give, with a warning that nobody reads.
+        words.append("enforce=on")
+    return ",".join(words)
 
 
 def _actions(spec: domain_spec_pb2.DomainSpec) -> str:

@@ -23,7 +23,8 @@ OLDEST_VERSION = (7, 0)
 
 PROBE_SECONDS = 6.0
 
-_FORMAT = 1
+_FORMAT = 2
+_SETS = ("cpu_features", "maximum_features")
 _QUESTIONS: Sequence[tuple[str, Mapping[str, object] | None]] = (
     ("query-machines", None),
     ("query-cpu-definitions", None),
@@ -48,6 +49,8 @@ class Emulator:
     """The versioned model that each model stands for."""
     cpu_features: frozenset[str]
     """Names of features that a processor may have."""
+    maximum_features: frozenset[str]
+    """Those of them that the largest processor has that QEMU can emulate."""
     has_sandbox: bool
     """Whether it was built with seccomp."""
     has_io_uring: bool
@@ -75,7 +78,9 @@ async def probe(binary: str, state_directory: Path) -> Emulator:
     if kept is not None:
         return kept
     emulator = await _ask(binary)
-    fields = {**dataclasses.asdict(emulator), "cpu_features": sorted(emulator.cpu_features)}
+    fields = dataclasses.asdict(emulator)
+    for name in _SETS:
+        fields[name] = sorted(fields[name])
     write_record(record, {"stamp": stamp, "emulator": fields})
     return emulator
 
@@ -94,7 +99,7 @@ def _read(record: Path, stamp: list[object]) -> Emulator | None:
         if value["stamp"] != stamp:
             return None
         fields = value["emulator"]
-        return Emulator(**{**fields, "cpu_features": frozenset(fields["cpu_features"])})
+        return Emulator(**{**fields, **{name: frozenset(fields[name]) for name in _SETS}})
     except (OSError, ValueError, KeyError, TypeError):
         # Whatever is wrong with the record: it can be made again.
         return None
@@ -152,6 +157,7 @@ def _understand(binary: str, version: Mapping[str, int], answers: Sequence[Any])
         aliases={machine["alias"]: machine["name"] for machine in machines if "alias" in machine},
         cpu_models={model["name"]: model.get("alias-of", model["name"]) for model in models},
         cpu_features=frozenset(name for name, value in properties.items() if isinstance(value, bool)),
+        maximum_features=frozenset(name for name, value in properties.items() if value is True),
         has_sandbox=bool(sandbox),
         has_io_uring=any({"threads", "native", "io_uring"} <= set(kind.get("values", ())) for kind in schema or ()),
     )

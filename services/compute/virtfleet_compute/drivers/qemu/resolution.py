@@ -49,6 +49,7 @@ CAPABILITIES = (
 )
 
 _MARK_OF_DESCRIPTORS = "{fd:"
+_REQUIRE = domain_spec_pb2.CPU_FEATURE_POLICY_REQUIRE
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,10 @@ def _cpu(
             limit=limit,
         )
     _topology(cpu)
-    _model(cpu, before, host, resolved.qemu.accelerator or host.accelerator)
+    accelerator = resolved.qemu.accelerator or host.accelerator
+    _model(cpu, before, host, accelerator)
     for number, feature in enumerate(cpu.features):
-        feature.policy = feature.policy or domain_spec_pb2.CPU_FEATURE_POLICY_REQUIRE
+        feature.policy = feature.policy or _REQUIRE
         if feature.name not in host.emulator.cpu_features:
             raise _lacks(
                 f"cpu.features[{number}].name",
@@ -182,6 +184,29 @@ def _cpu(
                 f"cpu.feature.{feature.name}",
                 f"QEMU {host.emulator.version} knows no such feature",
             )
+    if cpu.mode == domain_spec_pb2.CPU_MODE_MAXIMUM and accelerator == "tcg":
+        _expand(cpu, before, host.emulator)
+
+
+def _expand(cpu: domain_spec_pb2.Cpu, before: domain_spec_pb2.Cpu, emulator: Emulator) -> None:
+    """Write down what the largest processor has today: tomorrow's QEMU has a larger one."""
+    has = set(emulator.maximum_features)
+    if before.mode == cpu.mode and before.features:
+        # What was left out then and no longer is comes back; what is new since does not.
+        known = {feature.name for feature in before.features}
+        required = {feature.name for feature in before.features if feature.policy == _REQUIRE}
+        has = required | (known & has)
+    wanted = {feature.name for feature in cpu.features}
+    for number, feature in enumerate(cpu.features):
+        if feature.policy == _REQUIRE and feature.name not in emulator.maximum_features | has:
+            raise _lacks(
+                f"cpu.features[{number}].name",
+                feature.name,
+                f"cpu.feature.{feature.name}",
+                f"QEMU {emulator.version} cannot emulate it",
+            )
+    for name in sorted(has - wanted):
+        cpu.features.add(name=name, policy=_REQUIRE)
 
 
 def _topology(cpu: domain_spec_pb2.Cpu) -> None:

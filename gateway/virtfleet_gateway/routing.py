@@ -23,7 +23,7 @@ import virtfleet.network.v1
 import virtfleet.storage.v1
 from virtfleet.type.v1 import method_pb2
 from virtfleet_gateway import wire
-from virtfleet_service.errors import FieldConflict, NameMalformed
+from virtfleet_service.errors import FieldConflict, FieldRequired, NameMalformed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -226,6 +226,7 @@ def target_of(route: Route, name: str, stated: str | None = None) -> Target:
         stated: The metadata `x-virtfleet-node`, if the call has it: `n1` or `n1/compute`.
 
     Raises:
+        FieldRequired: The name is empty.
         NameMalformed: The name, or the metadata, does not have the form that the method demands.
         FieldConflict: The metadata names another node or service than the name does.
     """
@@ -286,7 +287,7 @@ def _reconcile(route: Route, target: Target, name: str, stated: str) -> Target:
     return target
 
 
-def _malformed(route: Route, name: str, form: str) -> NameMalformed:
+def _malformed(route: Route, name: str, form: str) -> NameMalformed | FieldRequired:
     if not name:
-        return NameMalformed(f"{route.field_name} is empty; it must have the form {form}", field=route.field_name)
+        return FieldRequired(f"{route.field_name} is empty; it must have the form {form}", field=route.field_name)
     return NameMalformed(f"{route.field_name} must have the form {form}: {name}", field=route.field_name, name=name)

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from buf.validate import validate_pb2
-from google.api import resource_pb2
+from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -312,6 +312,10 @@ def _names_something(field: FieldDescriptor, violation: Violation) -> bool:
     return messages.map_value(field) is not None and violation.proto.for_key
 
 
+def _is_required(field: FieldDescriptor) -> bool:
+    return field_behavior_pb2.REQUIRED in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+
+
 def _class_of(message: Message, violation: Violation) -> type[InvalidArgument]:
     rule = violation.proto.rule_id
     field = _field(message, violation)
@@ -319,6 +323,8 @@ def _class_of(message: Message, violation: Violation) -> type[InvalidArgument]:
         return FieldRequired
     value = violation.field_value
     if rule in _EMPTY_RULES and value in ("", b""):
+        return FieldRequired
+    if rule == "string.pattern" and value == "" and field is not None and _is_required(field):
         return FieldRequired
     if rule == "enum.not_in" and value == 0:
         return FieldRequired

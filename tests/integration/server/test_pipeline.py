@@ -185,6 +185,7 @@ async def test_a_read_ignores_what_it_does_not_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason", "path"),
     [
+        ({"domain_id": ""}, "FIELD_REQUIRED", "domain_id"),
         ({"domain_id": "Web"}, "NAME_MALFORMED", "domain_id"),
         ({"domain_id": "6ff0a01c-53f3-4c5c-9bb6-0f7bd16c2f1d"}, "NAME_MALFORMED", "domain_id"),
         ({"domain_id": "affca01c-53f3-4c5c-9bb6-0f7bd16c2f1d"}, "NAME_MALFORMED", "domain_id"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_gateway import wire
 from virtfleet_gateway.routing import OWN, Destination, Target, build_table, parse_stated, routing_name, target_of
-from virtfleet_service.errors import FieldConflict, NameMalformed
+from virtfleet_service.errors import FieldConflict, FieldRequired, NameMalformed
 from virtfleet_service.methods import facts_of, routing_number
 
 TABLE = build_table()
@@ -84,7 +84,6 @@ def test_names_of_nodes(name: str, target: Target) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "",
         "nodes",
         "nodes/",
         "nodes/-x",
@@ -99,6 +98,11 @@ def test_names_of_nodes(name: str, target: Target) -> None:
 def test_what_is_no_name_of_a_node(name: str) -> None:
     with pytest.raises(NameMalformed):
         target_of(GET, name)
+
+
+def test_no_name_at_all() -> None:
+    with pytest.raises(FieldRequired):
+        target_of(GET, "")
 
 
 @pytest.mark.parametrize(

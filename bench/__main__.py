@@ -48,8 +48,7 @@ async def _one(leg: Leg, on: Stage) -> list[Figure] | Failure:
         # Whatever it is, it is reported, and the others go on.
         _log.debug("leg failed", exc_info=True)
         _log.debug("%s", on.log_tails())
-        lines = f"{type(error).__name__}: {error}".splitlines()
-        return Failure(leg.name, "; ".join(dict.fromkeys(line.strip() for line in lines)))
+        return Failure.of(leg.name, error)
 
 
 def main() -> int:

@@ -84,3 +84,9 @@ class Failure:
 
     leg: str
     error: str
+
+    @classmethod
+    def of(cls, leg: str, error: Exception) -> Failure:
+        """Return the failure that an error makes: its first line, and its last if it has more (the end of a log)."""
+        lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+        return cls(leg, " … ".join(lines if len(lines) < 3 else [lines[0], lines[-1]]))

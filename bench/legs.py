@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import calls, cycles, domains, events, processes, start
+from bench import calls, cycles, domains, events, fleet_reads, processes, start, transfer
 from bench.figures import Figure
 from bench.stage import Stage
 
@@ -32,6 +32,8 @@ LEGS: tuple[Leg, ...] = (
     Leg("cycles", cycles.KEYS, cycles.leg),
     Leg("domains", domains.KEYS, domains.leg),
     Leg("events", events.KEYS, events.leg),
+    Leg("transfer", transfer.KEYS, transfer.leg),
+    Leg("fleet", fleet_reads.KEYS, fleet_reads.leg),
 )
 
 

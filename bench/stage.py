@@ -62,7 +62,7 @@ class Stage:
         if self._failure:
             raise RuntimeError(self._failure)
         if self._fleet is None:
-            plan = development.Plan(nodes=1, settings={"compute": {"enabled_drivers": ["qemu", "test"]}})
+            plan = development.Plan(nodes=1, driver="qemu,test")
             try:
                 self._fleet = await self.stack.enter_async_context(development.Fleet.running(plan))
             except (RuntimeError, OSError, TimeoutError) as error:

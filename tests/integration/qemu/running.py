@@ -49,8 +49,8 @@ class Node:
     heard: list[DriverEvent] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def enter(self) -> QemuDriver:
-        """Make a driver, as a service that starts does."""
+    async def enter(self, *, listen: bool = True) -> QemuDriver:
+        """Make a driver, as a service that starts does, and listen to what it tells."""
         self.driver = create(
             DriverEnvironment(
                 node="n1",
@@ -64,8 +64,9 @@ class Node:
         await self.stack.enter_async_context(self.driver.running())
         await self.driver.list()
         self.heard.clear()
-        listening = asyncio.create_task(self._listen(self.driver))
-        self.stack.callback(listening.cancel)
+        if listen:
+            listening = asyncio.create_task(self._listen(self.driver))
+            self.stack.callback(listening.cancel)
         return self.driver
 
     async def leave(self) -> None:

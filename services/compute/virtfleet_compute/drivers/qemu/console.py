@@ -23,6 +23,8 @@ from virtfleet_service.errors import DeviceNotFound, RangeBeyondEnd, ResourceInU
 from virtfleet_service.launcher import LauncherError
 
 PIECE_BYTES = 64 * 1024
+LEAVING_SECONDS = 1.0
+LEAVING_PAUSE_SECONDS = 0.005
 
 
 @dataclass(slots=True)
@@ -184,14 +186,8 @@ class Consoles:
                 raise RangeBeyondEnd(f"offset {offset} is behind the end {end} of {device_id}", offset=offset, end=end)
             # Of another epoch nothing can be told but that it is gone: what follows is the oldest that is held.
             place = {} if stale or offset is None else {"epoch": present, "offset": offset}
-            console = await self._guests.launcher.console(
-                guest_name,
-                console=port,
-                newest=offset is None and not stale,
-                follow=follow,
-                write=writable,
-                **place,
-            )
+            newest = offset is None and not stale
+            console = await self._join(key, guest_name, port, place, newest=newest, follow=follow, write=writable)
         except LauncherError as error:
             raise _refused(error, domain, device_id) from error
         session = Session(
@@ -205,6 +201,31 @@ class Consoles:
         if writable:
             self._writers.of[key] = session
         return session
+
+    async def _join(
+        self,
+        key: tuple[str, str],
+        guest_name: str,
+        port: str,
+        place: dict[str, int],
+        *,
+        newest: bool,
+        follow: bool,
+        write: bool,
+    ) -> launcher.Console:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LEAVING_SECONDS
+        while True:
+            try:
+                return await self._guests.launcher.console(
+                    guest_name, console=port, newest=newest, follow=follow, write=write, **place
+                )
+            except LauncherError as error:
+                leaving = error.reason == "WRITER_BUSY" and key not in self._writers.of
+                if not leaving or loop.time() > deadline:
+                    raise
+            # A writer of ours has hung up, on a line of its own; the launcher tells nobody when it has noticed.
+            await asyncio.sleep(LEAVING_PAUSE_SECONDS)
 
     async def _end(self, guest_name: str, port: str) -> tuple[int, int]:
         """Return the present epoch of a port and the offset behind its last byte."""

@@ -156,7 +156,7 @@ def _interfaces(answer: stats_pb2.DomainStats, guest: Guest, links: dict[int, Ma
     if not guest.birth.taps:
         return
     # The taps are in the network namespace of the process, which need not be ours.
-    space = Path(f"/proc/{guest.pid}/ns/net").stat().st_ino
+    space = _network_of(guest.pid)
     if space not in links:
         links[space] = _links(Path(f"/proc/{guest.pid}/net/dev").read_text())
     for device_id, tap in sorted(guest.birth.taps.items()):
@@ -177,6 +177,15 @@ def _interfaces(answer: stats_pb2.DomainStats, guest: Guest, links: dict[int, Ma
             interface.receive_errors_count,
             interface.receive_drops_count,
         ) = counted[8:12]
+
+
+def _network_of(pid: int) -> int:
+    """Return what tells the network namespace of a process from others."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    except PermissionError:
+        # Which namespace that is only a tracer may know; what links it has everybody may. So each is read by itself.
+        return -pid
 
 
 def _links(text: str) -> Mapping[str, Sequence[int]]:

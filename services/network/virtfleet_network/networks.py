@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -14,22 +13,16 @@ from google.protobuf.message import Message
 
 from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
-from virtfleet_network import network_spec, records
+from virtfleet_network import records
 from virtfleet_network.addresses import unreserve
 from virtfleet_network.backends.api import NetworkBackend
-from virtfleet_service import longrunning, masks, names, resources
+from virtfleet_network.definitions import Definitions, emit_change
+from virtfleet_service import longrunning, names, resources
 from virtfleet_service.errors import (
-    CapabilityMissing,
     ChangeRolledBack,
     DriverBroken,
-    FieldConflict,
-    FieldOutOfRange,
     HasChildren,
-    IdentityInUse,
-    NotLiveUpdatable,
-    ResourceExists,
     ResourceInUse,
-    SubnetOverlap,
     VirtfleetError,
     WrongState,
 )
@@ -50,8 +43,6 @@ _log = logging.getLogger(__name__)
 _SERVICE = "virtfleet.network.v1.NetworkService"
 _CREATE, _UPDATE, _DELETE = f"{_SERVICE}.CreateNetwork", f"{_SERVICE}.UpdateNetwork", f"{_SERVICE}.DeleteNetwork"
 _START, _STOP = f"{_SERVICE}.StartNetwork", f"{_SERVICE}.StopNetwork"
-_METADATA_PATHS = ("display_name", "labels", "annotations", "spec.title", "spec.description")
-_LIVE = (resource_pb2.CHANGE_SCOPE_LIVE, resource_pb2.CHANGE_SCOPE_LIVE_AND_CONFIG)
 
 
 class Networks:
@@ -61,6 +52,7 @@ class Networks:
         self._store = store
         self._operations = operations
         self._backend = backend
+        self._definitions = Definitions(backend)
         self._refreshes: dict[str, _Refresh] = {}
 
     # Create.
@@ -68,15 +60,15 @@ class Networks:
     async def create(self, call: Call, request: network_pb2.CreateNetworkRequest) -> operations_pb2.Operation:
         """Answer CreateNetwork."""
         name = names.child(request.parent, "networks", names.check_id(request.network_id, "network_id"))
-        network = self._new(name, request.network, call)
+        network = self._definitions.new(name, request.network, call)
         start = request.start or network.spec.lifetime == resource_pb2.LIFETIME_TRANSIENT
         if request.validate_only:
-            await self._store.write(lambda tx: self._check_new(tx, network))
+            await self._store.write(lambda tx: self._definitions.check_new(tx, network))
             await self._check_node(network, start=start)
             return plan(network)
 
         def intent(tx: Transaction) -> str:
-            self._check_new(tx, network)
+            self._definitions.check_new(tx, network)
             if start:
                 records.record_bridge(tx, network)
             records.count(tx, network)
@@ -89,75 +81,14 @@ class Networks:
             reach("network.create.recorded")
             await self._check_node(network, start=start)
             if start:
-                return await self._start(job, name, _CREATE)
+                try:
+                    return await self._start(job, name, _CREATE)
+                except BaseException:
+                    await self._backend.forget(network.uid)
+                    raise
             return lambda tx: records.network_of(tx.need(name))
 
         return await self._operations.run(call, request, target=name, target_uid=network.uid, intent=intent, work=work)
-
-    def _new(self, name: str, given: network_pb2.Network, call: Call) -> network_pb2.Network:
-        uid = given.uid or str(uuid.uuid4())
-        if not names.is_uid(uid):
-            raise FieldOutOfRange(f"`{uid}` is no uid: a UUID in lower case", field="network.uid", uid=uid)
-        network = network_pb2.Network()
-        network.CopyFrom(given)
-        network.ClearField("status")
-        network.spec.SetInParent()
-        network_spec.normalise(network.spec, name)
-        self._check_capabilities(network.spec, name)
-        resources.create_head(network, name, call=call, uid=uid)
-        network.status.resolved_spec.CopyFrom(network_spec.resolve(network.spec, uid, network_spec.new_mac_address()))
-        network.status.bridge_name = network.status.resolved_spec.bridge_name
-        network.status.backend = self._backend.id
-        network.status.observed_generation = 1
-        records.set_state(network, network_pb2.NETWORK_STATE_INACTIVE, network_pb2.NETWORK_STATE_REASON_DEFINED)
-        return network
-
-    def _check_capabilities(self, spec: network_pb2.NetworkSpec, name: str) -> None:
-        missing = self._backend.missing_capability(spec)
-        if missing:
-            raise CapabilityMissing(
-                f"the back end {self._backend.id} lacks {missing}",
-                resource=name,
-                capability=missing,
-                backend=self._backend.id,
-            )
-
-    def _check_new(self, tx: Transaction, network: network_pb2.Network) -> None:
-        if tx.get(network.name) is not None:
-            raise ResourceExists(f"{network.name} exists", resource=network.name, name=network.name)
-        other = tx.get_by_uid("network", network.uid)
-        if other is not None:
-            raise IdentityInUse(
-                f"{other.name} has the uid {network.uid}", field="network.uid", holder=other.name, uid=network.uid
-            )
-        self._check_others(tx, network)
-
-    @staticmethod
-    def _check_others(tx: Transaction, network: network_pb2.Network) -> None:
-        """Hold a definition against those of the other networks of the node."""
-        spec = network.status.resolved_spec
-        own = network_spec.prefixes(spec)
-        for row in tx.list("network", parent=names.parent_of(network.name)):
-            if row.uid == network.uid:
-                continue
-            other = records.network_of(row)
-            if other.status.resolved_spec.bridge_name == spec.bridge_name:
-                raise IdentityInUse(
-                    f"{other.name} has the bridge {spec.bridge_name}",
-                    field="network.spec.bridge_name",
-                    holder=other.name,
-                    bridge_name=spec.bridge_name,
-                )
-            for theirs in (other.status.resolved_spec, other.status.active_spec):
-                found = network_spec.overlapping(own, network_spec.prefixes(theirs))
-                if found is not None:
-                    raise SubnetOverlap(
-                        f"{found[0]} of {network.name} overlaps {found[1]} of {other.name}",
-                        resource=network.name,
-                        holder=other.name,
-                        prefix=found[0],
-                        other_prefix=found[1],
-                    )
 
     async def _check_node(self, network: network_pb2.Network, *, start: bool) -> None:
         try:
@@ -413,12 +344,12 @@ class Networks:
         def change(tx: Transaction) -> network_pb2.Network:
             row = tx.get(name)
             if row is None and request.allow_missing:
-                network = self._new(name, request.network, call)
-                self._check_new(tx, network)
+                network = self._definitions.new(name, request.network, call)
+                self._definitions.check_new(tx, network)
                 return network
             network = self._checked(tx, name, request.network.etag, request.network.uid)
             before.append(records.network_of(tx.need(name)))
-            self._apply(tx, network, request)
+            self._definitions.apply(tx, network, request)
             return network
 
         if request.validate_only:
@@ -431,7 +362,7 @@ class Networks:
             if not before:
                 records.emit(tx, network, watch_pb2.EVENT_TYPE_NETWORK_DEFINED, "CREATED", f"{name} was defined")
             else:
-                _emit_change(tx, before[0], network)
+                emit_change(tx, before[0], network)
             return network.uid
 
         async def work(job: Job) -> Commit:
@@ -442,83 +373,6 @@ class Networks:
             return lambda tx: self._updated(tx, name)
 
         return await self._operations.run(call, request, target=name, intent=intent, work=work, cancellable=False)
-
-    def _apply(self, tx: Transaction, network: network_pb2.Network, request: network_pb2.UpdateNetworkRequest) -> None:
-        """Change a network in place as a request says; nothing is written.
-
-        Raises:
-            WrongState: The running network alone is to change, and it does not run.
-            NotLiveUpdatable: All is to go live, and something cannot: its paths are the violations.
-        """
-        scope, status = request.scope, network.status
-        up = records.is_up(network)
-        if scope == resource_pb2.CHANGE_SCOPE_LIVE and not up:
-            state = records.state_name(network)
-            raise WrongState(f"{network.name} does not run", resource=network.name, state=state)
-        wanted = network_pb2.Network()
-        wanted.CopyFrom(network)
-        changed = masks.apply_update(wanted, request.network, request.update_mask)
-        if not changed:
-            return
-        network_spec.normalise(wanted.spec, network.name)
-        self._check_capabilities(wanted.spec, network.name)
-        wanted.status.resolved_spec.CopyFrom(
-            network_spec.resolve(wanted.spec, network.uid, status.resolved_spec.mac_address)
-        )
-        self._check_others(tx, wanted)
-        self._check_ports(tx, wanted)
-        wanted.status.bridge_name = status.bridge_name if up else wanted.status.resolved_spec.bridge_name
-        active = network_spec.with_live_changes(status.active_spec, wanted.status.resolved_spec) if up else None
-        if scope in _LIVE and active is not None:
-            stuck = network_spec.differences(active, wanted.status.resolved_spec)
-            asked = set(network_spec.differences(status.resolved_spec, wanted.status.resolved_spec))
-            refused = [path for path in stuck if path in asked]
-            if refused:
-                raise NotLiveUpdatable(
-                    f"{network.name} cannot change while it runs: {', '.join(refused)}",
-                    resource=network.name,
-                    violations=[(path, "needs a stop and a start") for path in refused],
-                    paths=",".join(refused),
-                )
-        reason = "NEEDS_RESTART"
-        if scope == resource_pb2.CHANGE_SCOPE_LIVE:
-            if any(not path.startswith("spec.") for path in changed):
-                raise FieldConflict("scope LIVE changes the spec alone", field="scope", paths=",".join(changed))
-            reason = "SCOPE_LIVE"
-        else:
-            network.CopyFrom(wanted)
-            resources.touch(network)
-        if scope == resource_pb2.CHANGE_SCOPE_CONFIG:
-            reason = "SCOPE_CONFIG"
-        elif active is not None:
-            network.status.active_spec.CopyFrom(active)
-        if not up:
-            network.status.observed_generation = network.generation
-        records.set_pending(network, reason)
-
-    @staticmethod
-    def _check_ports(tx: Transaction, network: network_pb2.Network) -> None:
-        """Refuse a definition in which a port would lose its address, or a fixed entry would get it."""
-        known = network_spec.prefixes(network.status.resolved_spec)
-        fixed = {
-            value: key
-            for subnet in network.spec.subnets.values()
-            for key, host in subnet.dhcp.hosts.items()
-            for value in (host.address,)
-            if value
-        }
-        fixed |= {subnet.host_address: "host_address" for subnet in network.status.resolved_spec.subnets.values()}
-        for row in tx.list("port", parent=network.name):
-            port = records.port_of(row)
-            for text in port.status.addresses:
-                if not any(network_spec.usable(network_spec.address_of(text), prefix) for prefix in known):
-                    raise ResourceInUse(
-                        f"{port.name} has {text}, which would be in no subnet", resource=network.name, holder=port.name
-                    )
-                if text in fixed:
-                    raise IdentityInUse(
-                        f"{text} is that of {port.name}", field="network.spec.subnets", holder=port.name, address=text
-                    )
 
     async def _update_running(self, before: network_pb2.Network, network: network_pb2.Network) -> None:
         if before.status.active_spec == network.status.active_spec:
@@ -631,19 +485,6 @@ class _Refresh:
         self.lock = asyncio.Lock()
         self.wanted = 0
         self.done = 0
-
-
-def _emit_change(tx: Transaction, before: network_pb2.Network, network: network_pb2.Network) -> None:
-    paths = [
-        path
-        for path in masks.diff(before, network)
-        if not path.startswith(("status", "generation", "etag", "update_time"))
-    ]
-    if not paths:
-        return
-    metadata = all(path.startswith(_METADATA_PATHS) for path in paths)
-    kind = watch_pb2.EVENT_TYPE_NETWORK_METADATA_CHANGED if metadata else watch_pb2.EVENT_TYPE_NETWORK_DEFINED
-    records.emit(tx, network, kind, "UPDATED", f"{network.name} was changed: {', '.join(paths[:8])}")
 
 
 def _target(operation: operations_pb2.Operation) -> str:

@@ -163,6 +163,7 @@ def test_dnsmasq_that_fails_says_why_and_nothing_is_left(node: Node) -> None:
     assert set(node.namespace.links()) == {"lo"}
     assert node.namespace.tables() == set()
     assert node.all_dnsmasq() == []
+    assert list((node.folder / "state" / "dnsmasq").iterdir()) == []
 
 
 def test_delete_and_lists(node: Node) -> None:

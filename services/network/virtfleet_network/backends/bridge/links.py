@@ -12,6 +12,7 @@ import fcntl
 import ipaddress
 import os
 import secrets
+import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtfleet_network.backends.api import DriftKind, PortLink
+from virtfleet_network.backends.bridge.link_message import change_link
 from virtfleet_service.errors import IdentityInUse
 
 if TYPE_CHECKING:
@@ -253,21 +255,25 @@ def make_tap(ipr: IPRoute, link: PortLink, bridge: BridgeSettings) -> None:
 
 def set_tap(ipr: IPRoute, link: PortLink, bridge: BridgeSettings) -> None:
     """Bring a tap to its settings and its place on the bridge; may be repeated."""
-    masters = ipr.link_lookup(ifname=bridge.name)
-    if not masters:
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), bridge.name)
+    index, master = (_index(name) for name in (link.interface_name, bridge.name))
     _set_sysctl(link.interface_name, "disable_ipv6", 1)
-    ipr.link(
-        "set",
-        ifname=link.interface_name,
-        ifalias=ALIAS_PREFIX + link.port_uid,
-        mtu=bridge.mtu_bytes,
-        master=masters[0],
-        state="up" if link.link_up else "down",
+    change_link(
+        index,
+        alias=ALIAS_PREFIX + link.port_uid,
+        mtu_bytes=bridge.mtu_bytes,
+        master_index=master,
+        up=link.link_up,
     )
     if bridge.isolated_ports:
-        index = ipr.link_lookup(ifname=link.interface_name)[0]
         ipr.brport("set", index=index, isolated=1)
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        # The kernel's call gives no name, and a missing bridge is told by it.
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
 
 
 def delete_links(ipr: IPRoute, owners: Mapping[str, str]) -> None:

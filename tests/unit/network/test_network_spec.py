@@ -1,0 +1,138 @@
+"""What a spec may say, what the server decides of it, and what of it changes live."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtfleet.network.v1 import network_pb2
+from virtfleet_network import network_spec
+from virtfleet_service.errors import FieldConflict, FieldOutOfRange, FieldRequired, SubnetOverlap
+
+UID = "0123abcd-0000-4000-8000-000000000000"
+MAC = "52:54:00:00:00:01"
+
+
+def spec_with(prefix: str = "192.168.1.0/24") -> network_pb2.NetworkSpec:
+    spec = network_pb2.NetworkSpec()
+    spec.subnets["lan"].prefix = prefix
+    return spec
+
+
+def test_an_empty_spec_is_an_isolated_network() -> None:
+    spec = network_pb2.NetworkSpec()
+    network_spec.normalise(spec)
+    resolved = network_spec.resolve(spec, UID, MAC)
+    assert resolved.WhichOneof("forward") == "isolated"
+    assert (resolved.bridge_name, resolved.mac_address, resolved.mtu_bytes) == ("vf-0123abcd", MAC, 1500)
+
+
+def test_what_is_given_is_not_decided() -> None:
+    spec = spec_with()
+    spec.bridge_name, spec.mac_address, spec.mtu_bytes = "br0", "52:54:00:00:00:99", 1400
+    spec.subnets["lan"].host_address = "192.168.1.254"
+    network_spec.normalise(spec)
+    resolved = network_spec.resolve(spec, UID, MAC)
+    assert (resolved.bridge_name, resolved.mac_address, resolved.mtu_bytes) == ("br0", "52:54:00:00:00:99", 1400)
+    assert resolved.subnets["lan"].host_address == "192.168.1.254"
+    assert network_spec.resolve(resolved, UID, "52:54:00:00:00:77") == resolved
+
+
+def test_addresses_become_canonical() -> None:
+    spec = spec_with("FD00:0:0::/64")
+    spec.subnets["lan"].host_address = "fd00:0::0001"
+    network_spec.normalise(spec)
+    assert (spec.subnets["lan"].prefix, spec.subnets["lan"].host_address) == ("fd00::/64", "fd00::1")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["224.0.0.0/8", "169.254.0.0/16", "fe80::/64", "0.0.0.0/8", "::/64", "10.0.0.0/31", "10.0.0.0/7"]
+)
+def test_prefixes_that_hosts_cannot_have(prefix: str) -> None:
+    with pytest.raises(FieldOutOfRange) as refused:
+        network_spec.normalise(spec_with(prefix))
+    assert refused.value.field == "network.spec.subnets.lan.prefix"
+
+
+def test_host_bits_are_answered_with_the_prefix_that_was_meant() -> None:
+    with pytest.raises(FieldOutOfRange, match=r"the prefix is 192\.168\.1\.0/24"):
+        network_spec.normalise(spec_with("192.168.1.1/24"))
+
+
+def test_a_subnet_needs_a_prefix() -> None:
+    spec = network_pb2.NetworkSpec()
+    spec.subnets["lan"].SetInParent()
+    with pytest.raises(FieldRequired):
+        network_spec.normalise(spec)
+
+
+def test_what_is_of_one_family_alone() -> None:
+    four = spec_with()
+    four.subnets["lan"].router_advertisement.enabled = True
+    six = spec_with("fd00::/64")
+    six.subnets["lan"].dhcp.bootp.file_name = "x"
+    for spec in (four, six):
+        with pytest.raises(FieldConflict):
+            network_spec.normalise(spec)
+
+
+def test_announcements_in_all_subnets_or_in_none() -> None:
+    spec = spec_with("fd00::/64")
+    spec.subnets["two"].prefix = "fd01::/64"
+    network_spec.normalise(spec)
+    spec.subnets["two"].router_advertisement.enabled = False
+    with pytest.raises(FieldConflict) as refused:
+        network_spec.normalise(spec)
+    assert refused.value.field == "network.spec.subnets.two.router_advertisement"
+
+
+def test_two_entries_for_one_address_or_mac() -> None:
+    spec = spec_with()
+    for key, mac, address in (("a", MAC, "192.168.1.5"), ("b", "52:54:00:00:00:02", "192.168.1.5")):
+        spec.subnets["lan"].dhcp.hosts[key].CopyFrom(network_pb2.DhcpHost(mac_address=mac, address=address))
+    with pytest.raises(FieldConflict, match=r"hosts\.a"):
+        network_spec.normalise(spec)
+
+
+def test_overlapping_ranges_and_subnets() -> None:
+    spec = spec_with()
+    spec.subnets["lan"].dhcp.ranges.add(first="192.168.1.10", last="192.168.1.20")
+    spec.subnets["lan"].dhcp.ranges.add(first="192.168.1.20", last="192.168.1.30")
+    with pytest.raises(FieldConflict):
+        network_spec.normalise(spec)
+    spec = spec_with()
+    spec.subnets["other"].prefix = "192.168.0.0/16"
+    with pytest.raises(SubnetOverlap):
+        network_spec.normalise(spec)
+
+
+def test_live_parts_are_taken_and_the_rest_is_a_difference() -> None:
+    spec = spec_with()
+    active = network_spec.resolve(spec, UID, MAC)
+    spec.mtu_bytes = 1400
+    spec.domain_name = "a.test"
+    spec.subnets["lan"].dhcp.ranges.add(first="192.168.1.10", last="192.168.1.20")
+    spec.subnets["new"].prefix = "10.0.0.0/24"
+    wanted = network_spec.resolve(spec, UID, MAC)
+    new = network_spec.with_live_changes(active, wanted)
+    assert new.domain_name == "a.test"
+    assert new.subnets["lan"].dhcp.ranges[0].first == "192.168.1.10"
+    assert network_spec.differences(new, wanted) == ["spec.mtu_bytes", "spec.subnets.new"]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(8, 30), st.integers(0, 2**32 - 1))
+def test_usable_is_what_a_host_can_have(base: int, length: int, other: int) -> None:
+    prefix = ipaddress.ip_network((base, length), strict=False)
+    address = ipaddress.ip_address(other)
+    assert network_spec.usable(address, prefix) == (
+        address in prefix and address not in (prefix.network_address, prefix.broadcast_address)
+    )
+
+
+def test_new_macs_are_of_virtual_machines() -> None:
+    macs = {network_spec.new_mac_address() for _ in range(50)}
+    assert len(macs) > 45
+    assert all(mac.startswith("52:54:00:") and len(mac) == 17 for mac in macs)

@@ -26,7 +26,7 @@ from virtfleet_storage.attachments import Attachments
 from virtfleet_storage.backends import registry
 from virtfleet_storage.claims import Claims
 from virtfleet_storage.downloads import Downloads
-from virtfleet_storage.keeper import Keeper
+from virtfleet_storage.keeper import EXPIRY_SECONDS, Keeper
 from virtfleet_storage.kinds import Kinds
 from virtfleet_storage.lists import Lists
 from virtfleet_storage.places import Places
@@ -106,7 +106,13 @@ class _Parts:
         self.downloads = Downloads(store, places)
         self.attachments = Attachments(store, places, claims)
         self.keeper = Keeper(
-            store, places, self.pools, self.refresher, self.uploads, rescan_seconds=settings.rescan_seconds
+            store,
+            places,
+            self.pools,
+            self.refresher,
+            self.uploads,
+            rescan_seconds=settings.rescan_seconds,
+            expiry_seconds=min(EXPIRY_SECONDS, settings.upload_retention_seconds),
         )
 
     async def restore(self) -> None:

@@ -32,6 +32,7 @@ class Keeper:
         refresher: Looks at them.
         uploads: Drops what nobody goes on with.
         rescan_seconds: How often each is looked at without a sign.
+        expiry_seconds: How often uploads are looked through.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Keeper:
         uploads: Uploads,
         *,
         rescan_seconds: float,
+        expiry_seconds: float = EXPIRY_SECONDS,
     ) -> None:
         self._store = store
         self._places = places
@@ -50,12 +52,13 @@ class Keeper:
         self._refresher = refresher
         self._uploads = uploads
         self._rescan_seconds = rescan_seconds
+        self._expiry_seconds = expiry_seconds
 
     async def run(self) -> None:
         """Keep an eye on all until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every(self._rescan_seconds, self._reopen), name="reopen pools")
-            tasks.create_task(self._every(EXPIRY_SECONDS, self._uploads.expire), name="expire uploads")
+            tasks.create_task(self._every(self._expiry_seconds, self._uploads.expire), name="expire uploads")
             kept: dict[str, tuple[Place, asyncio.Task[None]]] = {}
             while True:
                 self._places.changed.clear()

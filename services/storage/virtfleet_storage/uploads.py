@@ -41,7 +41,7 @@ from virtfleet_storage.places import Place, Places
 from virtfleet_storage.volumes import USE
 
 METHOD = "virtfleet.storage.v1.VolumeService.UploadVolume"
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 2 << 20
 """How much is handed to a thread at a time; twice as much is in memory at most."""
 
 SYNC_BYTES = 64 << 20
@@ -49,6 +49,9 @@ SYNC_BYTES = 64 << 20
 
 PIECE_LIMIT_BYTES = 1 << 20
 HOLE_BYTES = 256 << 20
+
+DRAIN_SECONDS = 2.0
+"""How long the answer to a refused upload waits for the client to have sent what it sends."""
 
 
 @dataclass(slots=True)
@@ -83,7 +86,22 @@ class Uploads:
     async def upload(
         self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest], call: Call
     ) -> volume_pb2.UploadVolumeResponse:
-        """Take one stream of an upload; the content is replaced when it is the last one."""
+        """Take one stream of an upload; the content is replaced when it is the last one.
+
+        An answer that comes before the client has sent all is held back for a moment while the rest is read and dropped:
+        some clients (grpcio's, and so a gateway on it) lose the answer to a call that ends while they send.
+        """
+        try:
+            response = await self._upload(messages, call)
+        except VirtfleetError:
+            await _drain(messages)
+            raise
+        await _drain(messages)
+        return response
+
+    async def _upload(
+        self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest], call: Call
+    ) -> volume_pb2.UploadVolumeResponse:
         first = await anext(messages)
         if first.WhichOneof("content") != "start":
             raise FieldRequired("the first message carries `start`", field="start")
@@ -471,6 +489,17 @@ class Uploads:
             catalog.put_volume(tx, current, cause=METHOD)
 
         await self._store.write(record)
+
+
+async def _drain(messages: AsyncIterator[volume_pb2.UploadVolumeRequest]) -> None:
+    """Read what a client still sends, for some time, and drop it."""
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in messages:
+                continue
+    except (TimeoutError, VirtfleetError):
+        # It sends for too long, or nonsense: it gets its answer now.
+        return
 
 
 def _forget_replacing(tx: Transaction, uid: str) -> None:

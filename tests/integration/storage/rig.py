@@ -153,8 +153,16 @@ class Client:
         return await self.send(messages())
 
     async def send(self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest]) -> volume_pb2.UploadVolumeResponse:
+        stream = self.volumes.UploadVolume(timeout=60)
         try:
-            answer: volume_pb2.UploadVolumeResponse = await self.volumes.UploadVolume(messages, timeout=60)
+            async for message in messages:
+                await stream.write(message)
+            await stream.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The server has answered; what it said is asked for below.
+            assert stream.done()
+        try:
+            answer: volume_pb2.UploadVolumeResponse = await stream
             return answer
         except grpc.aio.AioRpcError as error:
             raise refusal(error) from None
@@ -225,11 +233,17 @@ def sha256(data: bytes) -> str:
 class Rig:
     """Is a running service with a client of an administrator and the peer socket that compute would use."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, **settings: Any) -> None:
         self.base = base
         self.settings = StorageSettings(
-            node=NODE, state_dir=base / "state", run_dir=base / "run", rescan_seconds=1.0, drain_seconds=2.0
+            node=NODE,
+            state_dir=base / "state",
+            run_dir=base / "run",
+            rescan_seconds=1.0,
+            drain_seconds=2.0,
+            **settings,
         )
+        self.app: app.App
         self.client: Client
         self.peer: Peer
 
@@ -252,7 +266,7 @@ class Rig:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Rig]:
-        async with app.running(self.settings), self.clients():
+        async with app.running(self.settings) as self.app, self.clients():
             yield self
 
     async def attach(

@@ -211,3 +211,28 @@ async def test_kinds_of_pools_are_told(node: Rig) -> None:
     assert list(kind.status.volume_formats) == ["RAW", "QCOW2"]
     assert "volume.upload" in {capability.id for capability in kind.status.capabilities}
     assert kind.status.version.startswith("qemu-img ")
+
+
+async def test_after_a_boot_pools_start_that_start_by_themselves(node: Rig) -> None:
+    client = node.client
+    for id_, autostart in (
+        ("always", resource_pb2.AUTOSTART_ALWAYS),
+        ("once", resource_pb2.AUTOSTART_ONCE),
+        ("never", resource_pb2.AUTOSTART_NEVER),
+    ):
+        await client.pool(id_, start=id_ == "never", autostart=autostart)
+    await node.app.store.write(lambda tx: tx.put_record("boot", "id", b"another boot"))
+    twin = Rig(node.base / "twin")
+    (node.base / "twin" / "state").mkdir(parents=True)
+    for suffix in ("", "-wal"):
+        shutil.copy(node.base / "state" / f"storage.db{suffix}", node.base / "twin" / "state" / f"storage.db{suffix}")
+    async with twin.running():
+        states = {id_: (await get(twin.client, id_)).status.state for id_ in ("always", "once", "never")}
+        assert states == {
+            "always": pool_pb2.POOL_STATE_RUNNING,
+            "once": pool_pb2.POOL_STATE_RUNNING,
+            "never": pool_pb2.POOL_STATE_INACTIVE,
+        }
+        once = await get(twin.client, "once")
+        assert once.spec.autostart == resource_pb2.AUTOSTART_NEVER
+        assert once.generation == 2

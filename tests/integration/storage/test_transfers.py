@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,9 @@ async def test_a_chunk_with_a_wrong_checksum_is_refused(node: Rig, pool: Path) -
         ({"offset": MIB}, "RANGE_BEYOND_END"),
         ({"etag": "old"}, "ETAG_MISMATCH"),
         ({"expected_uid": "00000000-0000-0000-0000-000000000000"}, "UID_MISMATCH"),
-        ({"length": 1 << 60}, "FIELD_OUT_OF_RANGE"),
-        ({"digest": "md5:1"}, "FIELD_OUT_OF_RANGE"),
-        ({"upload_id": "../../etc/passwd"}, "NAME_MALFORMED"),
+        ({"length": 1 << 60, "stop": 0}, "FIELD_OUT_OF_RANGE"),
+        ({"digest": "md5:1", "stop": 0}, "FIELD_OUT_OF_RANGE"),
+        ({"upload_id": "../../etc/passwd", "stop": 0}, "NAME_MALFORMED"),
         ({"chunk": 2 * MIB}, "FIELD_OUT_OF_RANGE"),
     ],
 )
@@ -285,3 +286,16 @@ async def test_a_client_that_leaves_a_download_leaves_no_open_file(node: Rig, po
     async with asyncio.timeout(5):
         while held():
             await asyncio.sleep(0.02)
+
+
+async def test_an_upload_that_nobody_goes_on_with_expires() -> None:
+    with tempfile.TemporaryDirectory(prefix=f"vf-storage-{os.getpid()}-") as base:
+        async with Rig(Path(base), upload_retention_seconds=0.5).running() as node:
+            await node.client.pool("images")
+            await node.client.volume("images", "disk")
+            await node.client.upload(DISK, bytes(2 * MIB), upload_id="u1", stop=MIB)
+            assert len(staged(node.root / "images")) == 1
+            async with asyncio.timeout(10):
+                while (await node.client.get(DISK)).status.uploads:
+                    await asyncio.sleep(0.05)
+            assert staged(node.root / "images") == []

@@ -57,7 +57,7 @@ _CHANGES = (
     | Mask.MOVE_SELF
     | Mask.UNMOUNT
 )
-_READ_AHEAD = 2
+_READ_AHEAD = 1
 
 
 class DirPool:

@@ -10,6 +10,8 @@ from virtfleet_storage.backends.api import Facts, Format, Piece
 from virtfleet_storage.backends.dir import inspection
 from virtfleet_storage.backends.dir.staging import StagedFile, UploadFile
 
+_LARGE_BYTES = 64 << 20
+
 
 class Runner(Protocol):
     """Runs blocking work in a thread, and turns what the kernel refuses into errors of the API."""
@@ -59,8 +61,16 @@ class DirUpload(DirStaged):
 
     async def flush(self) -> int:
         """Make what stands safe."""
-        position = self._upload.position
-        await self._run("storing an upload", lambda: os.fdatasync(self.file.descriptor))
+        position, file = self._upload.position, self.file.descriptor
+
+        def sync() -> None:
+            os.fdatasync(file)
+            if position >= _LARGE_BYTES:
+                # A large upload is read again much later if at all; its pages are worth more to the next ones, and
+                # memory that the kernel has at hand is several times faster to write than fresh one.
+                os.posix_fadvise(file, 0, position, os.POSIX_FADV_DONTNEED)
+
+        await self._run("storing an upload", sync)
         return position
 
     def digest(self) -> str:

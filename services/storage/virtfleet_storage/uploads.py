@@ -88,7 +88,7 @@ class Uploads:
     ) -> volume_pb2.UploadVolumeResponse:
         """Take one stream of an upload; the content is replaced when it is the last one.
 
-        An answer that comes before the client has sent all is held back for a moment while the rest is read and dropped:
+        An early answer is held back for a moment while what the client still sends is read and dropped:
         some clients (grpcio's, and so a gateway on it) lose the answer to a call that ends while they send.
         """
         try:

@@ -35,9 +35,9 @@ def main() -> int:
 def _config(arguments: list[str]) -> list[str]:
     """Return the flag that names the file, if there is one."""
     for index, argument in enumerate(arguments):
-        if argument == "--config" and index + 1 < len(arguments):
+        if argument in ("--settings", "--config") and index + 1 < len(arguments):
             return arguments[index : index + 2]
-        if argument.startswith("--config="):
+        if argument.startswith(("--settings=", "--config=")):
             return [argument]
     return []
 

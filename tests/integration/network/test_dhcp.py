@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 from tests.integration.network.rig import NODE, Node, add_subnet, nat, new_uid
@@ -135,8 +136,12 @@ def test_a_guest_gets_an_ipv6_address_by_router_advertisement(node: Node) -> Non
     add_subnet(spec, "six", "fd00:177::/64", None)
     network = node.create("demo", spec)
     guest = node.guest(network.status.bridge_name)
-    # Advertisements are asked for when the link comes up.
     guest.namespace("ip", "link", "set", "eth0", "down")
-    monitor = ["timeout", "10", "sh", "-c", "ip monitor address dev eth0 | grep -m 1 fd00:177:"]
-    guest.namespace("sh", "-c", f"(sleep 0.3; ip link set eth0 up) & {' '.join(monitor[:4])} '{monitor[4]}'")
+    monitor = [*guest.namespace.prefix, "timeout", "15", "ip", "monitor", "address"]
+    with subprocess.Popen(monitor, stdout=subprocess.PIPE, text=True) as lines:
+        assert lines.stdout is not None
+        # A guest asks for advertisements when its link comes up.
+        guest.namespace("ip", "link", "set", "eth0", "up")
+        assert any("fd00:177:" in line for line in lines.stdout)
+        lines.kill()
     assert any(address.startswith("fd00:177:") for address in guest.namespace.addresses("eth0"))

@@ -35,7 +35,7 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # gRPC's own types
         method = details.method.decode() if isinstance(details.method, bytes) else details.method
-        repeatable = calls.prepare(method, request)
+        request, repeatable = calls.prepare(method, request)
         loop = asyncio.get_running_loop()
         ends_at = None if details.timeout is None else loop.time() + details.timeout
         attempt = 0

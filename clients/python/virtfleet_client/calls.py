@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import uuid
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf import descriptor_pool
 
@@ -18,6 +18,8 @@ from virtfleet.type.v1 import method_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+Sent = TypeVar("Sent", bound="Message")
 
 ATTEMPTS = 4
 _FIRST_DELAY_SECONDS = 0.1
@@ -39,19 +41,23 @@ def effect_of(path: str) -> int | None:
     return options.Extensions[method_pb2.method].effect
 
 
-def prepare(path: str, request: Message) -> bool:
+def prepare(path: str, request: Sent) -> tuple[Sent, bool]:
     """Give a mutation its request_id if the caller has not.
 
     Returns:
-        Whether the call may be repeated after UNAVAILABLE.
+        What is sent, and whether the call may be repeated after UNAVAILABLE. The caller's message stays as it is: sent
+        a second time it is a second call, not a repetition of the first.
     """
     if effect_of(path) == method_pb2.EFFECT_NONE:
-        return True
+        return request, True
     if "request_id" not in request.DESCRIPTOR.fields_by_name:
-        return False
+        return request, False
     if not request.request_id:  # type: ignore[attr-defined]  # every mutation has the field; the descriptor says so
-        request.request_id = str(uuid.uuid4())  # type: ignore[attr-defined]  # as above
-    return True
+        copy = type(request)()
+        copy.CopyFrom(request)
+        copy.request_id = str(uuid.uuid4())  # type: ignore[attr-defined]  # as above
+        return copy, True
+    return request, True
 
 
 def delay_seconds(attempt: int, asked: float | None) -> float:

@@ -36,7 +36,7 @@ class _Calls(
     """Sets request ids, repeats what is safe, and turns failures into typed exceptions."""
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # gRPC's own types
-        repeatable = calls.prepare(details.method, request)
+        request, repeatable = calls.prepare(details.method, request)
         ends_at = None if details.timeout is None else time.monotonic() + details.timeout
         attempt = 0
         while True:

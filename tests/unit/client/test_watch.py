@@ -43,14 +43,18 @@ def test_the_delay_rises_only_while_nothing_comes() -> None:
 def test_a_mutation_gets_a_request_id_and_keeps_its_own() -> None:
     path = "/virtfleet.compute.v1.DomainService/StartDomain"
     request = domain_pb2.StartDomainRequest(name="nodes/n1/domains/web")
-    assert calls.prepare(path, request)
-    assert request.request_id
-    kept = request.request_id
-    assert calls.prepare(path, request)
-    assert request.request_id == kept
+    sent, repeatable = calls.prepare(path, request)
+    assert repeatable
+    assert sent.request_id
+    assert not request.request_id, "the caller's own message, sent again, is another call"
+    again, _ = calls.prepare(path, request)
+    assert again.request_id != sent.request_id
+    kept, repeatable = calls.prepare(path, sent)
+    assert repeatable
+    assert kept.request_id == sent.request_id
 
 
 def test_what_is_repeated() -> None:
     read = domain_pb2.GetDomainRequest(name="nodes/n1/domains/web")
-    assert calls.prepare("/virtfleet.compute.v1.DomainService/GetDomain", read)
-    assert not calls.prepare("/somebody.Else/Method", read)
+    assert calls.prepare("/virtfleet.compute.v1.DomainService/GetDomain", read) == (read, True)
+    assert calls.prepare("/somebody.Else/Method", read) == (read, False)

@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 from google.protobuf import empty_pb2
 
+from tests.fleet.rig import Wire, issue, unique
 from tools.paths import ROOT
 from virtfleet.compute.v1 import domain_pb2
-from virtfleet_client import Fleet, connect
+from virtfleet_client import Credentials, Fleet, connect
 from virtfleet_client.errors import NotFound
 
 START_SECONDS = 60
@@ -100,3 +101,18 @@ def domain(fleet: Fleet, nodes: list[str]) -> Iterator[domain_pb2.Domain]:
     except NotFound:
         return
     fleet.wait(fleet.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=made.name)), empty_pb2.Empty)
+
+
+@pytest.fixture(scope="session")
+def wire(environment: dict[str, str]) -> Iterator[Wire]:
+    """Yield what calls with bytes as an administrator."""
+    connection = Wire(environment)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def people(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Credentials]:
+    """Return the credentials of one person a role: `viewer`, `operator` and another `admin`."""
+    folder = tmp_path_factory.mktemp("people")
+    return {role: issue(fleet, folder / role, unique(role), role) for role in ("viewer", "operator", "admin")}

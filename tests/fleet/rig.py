@@ -1,0 +1,248 @@
+"""What the tests of a fleet share: refusals as data, resources that are taken away again, raw calls, more callers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from google.longrunning import operations_pb2
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet_client import Credentials, Fleet, connect
+from virtfleet_client.endpoint import Endpoint
+from virtfleet_client.errors import VirtfleetError, from_call
+
+MIB = 1 << 20
+SERVICES = ("compute", "storage", "network")
+State = domain_pb2.DomainState
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Is what a caller may rely on in an error: code, reason and the fields at fault."""
+
+    code: str
+    reason: str
+    fields: tuple[str, ...] = ()
+
+
+def refusal_of(error: VirtfleetError) -> Refusal:
+    """Return an error as data."""
+    return Refusal(error.code().name, error.reason, error.fields)
+
+
+def refused(call: Callable[[], object]) -> VirtfleetError:
+    """Make a call that must fail and return its error."""
+    try:
+        answer = call()
+    except VirtfleetError as error:
+        return error
+    raise AssertionError(f"the call is answered: {answer!s:.500}")
+
+
+def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Look again and again until something holds; calls that fail on the way count as `not yet`."""
+    ends_at = time.monotonic() + seconds
+    last: object = None
+    while True:
+        try:
+            last = holds()
+        except VirtfleetError as error:
+            last = error
+        else:
+            if last:
+                return last
+        assert time.monotonic() < ends_at, f"{what} does not hold after {seconds} s: {last!s:.500}"
+        time.sleep(0.05)
+
+
+def unique(prefix: str = "d") -> str:
+    """Return an id that no other test has."""
+    return f"{prefix}-{uuid.uuid4().hex[:10]}"
+
+
+def mac() -> str:
+    """Return a MAC address that no other test has."""
+    tail = uuid.uuid4().hex[:8]
+    return ":".join(["06", "02", *(tail[index : index + 2] for index in range(0, 8, 2))])
+
+
+def small_spec(**fields: Any) -> domain_spec_pb2.DomainSpec:
+    """Return the spec of a small domain of the in-memory driver."""
+    spec = domain_spec_pb2.DomainSpec(driver="test", **fields)
+    spec.memory.maximum_bytes = 64 * MIB
+    return spec
+
+
+def creation(parent: str, domain_id: str = "", *, start: str = "", **fields: Any) -> domain_pb2.CreateDomainRequest:
+    """Return a request for a domain; `start` is empty, `running` or `paused`; further fields are the domain's."""
+    fields.setdefault("spec", small_spec())
+    return domain_pb2.CreateDomainRequest(
+        parent=parent,
+        domain_id=domain_id or unique(),
+        domain=domain_pb2.Domain(**fields),
+        start=domain_pb2.StartOptions(paused=start == "paused") if start else None,
+    )
+
+
+def create(fleet: Fleet, parent: str, domain_id: str = "", **fields: Any) -> domain_pb2.Domain:
+    """Make a domain: see `creation`."""
+    return fleet.wait(fleet.domains.CreateDomain(creation(parent, domain_id, **fields)), domain_pb2.Domain)
+
+
+def get(fleet: Fleet, name: str) -> domain_pb2.Domain:
+    """Read a domain."""
+    found: domain_pb2.Domain = fleet.domains.GetDomain(domain_pb2.GetDomainRequest(name=name), timeout=10)
+    return found
+
+
+def verb(fleet: Fleet, method: str, name: str, **fields: Any) -> domain_pb2.Domain:
+    """Call a method like StartDomain and wait for its end."""
+    request = getattr(domain_pb2, f"{method}Request")(name=name, **fields)
+    return fleet.wait(getattr(fleet.domains, method)(request), domain_pb2.Domain)
+
+
+def delete(fleet: Fleet, name: str, *, stop: bool = True) -> None:
+    """Delete a domain, whatever it does; succeeds if there is none."""
+    request = domain_pb2.DeleteDomainRequest(name=name, stop=stop, allow_missing=True)
+    fleet.wait(fleet.domains.DeleteDomain(request), empty_pb2.Empty)
+
+
+@contextmanager
+def domain(fleet: Fleet, parent: str, domain_id: str = "", **fields: Any) -> Iterator[domain_pb2.Domain]:
+    """Make a domain for the length of a `with` block."""
+    made = create(fleet, parent, domain_id, **fields)
+    try:
+        yield made
+    finally:
+        delete(fleet, made.name)
+
+
+class Wire:
+    """Calls methods with bytes as they are, on a connection of its own."""
+
+    def __init__(self, environment: dict[str, str], certificate: str = "", key: str = "") -> None:
+        credentials = Credentials(
+            Path(environment["VIRTFLEET_CA_FILE"]),
+            Path(certificate or environment["VIRTFLEET_CERT_FILE"]),
+            Path(key or environment["VIRTFLEET_KEY_FILE"]),
+        )
+        endpoint = Endpoint.parse(environment["VIRTFLEET_ADDRESS"])
+        self._channel = grpc.secure_channel(endpoint.target, credentials.for_channel(), options=endpoint.options())
+
+    def __call__(self, path: str, request: bytes | Message, *, metadata: Metadata = ()) -> bytes:
+        """Call `package.Service/Method` once and return the bytes of the answer."""
+        encoded = request.SerializeToString() if isinstance(request, Message) else request
+        try:
+            answer: bytes = self._channel.unary_unary(f"/{path}", _registered_method=False)(
+                encoded, timeout=10, metadata=tuple(metadata)
+            )
+        except grpc.RpcError as error:
+            assert isinstance(error, grpc.Call)
+            raise from_call(error.code(), error.details(), error.trailing_metadata()) from error
+        return answer
+
+    def begin(self, path: str, request: Message) -> Any:
+        """Begin a call and return it, so that it can be cancelled."""
+        return self._channel.unary_unary(f"/{path}", _registered_method=False).future(request.SerializeToString())
+
+    def close(self) -> None:
+        """End the connection."""
+        self._channel.close()
+
+
+def issue(fleet: Fleet, folder: Path, user: str, *roles: str) -> Credentials:
+    """Have a certificate issued for a person."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    request = enrollment_pb2.IssueUserCertificateRequest(
+        user=user, roles=roles, certificate_request=csr.public_bytes(serialization.Encoding.PEM).decode()
+    )
+    answer = fleet.enrollment.IssueUserCertificate(request, timeout=10)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = Credentials(folder / "ca.crt", folder / f"{user}.crt", folder / f"{user}.key")
+    files.ca_file.write_text("".join(answer.trust_bundle.ca_certificates))
+    files.certificate_file.write_text(answer.certificate.certificate_chain)
+    files.key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+@contextmanager
+def caller(environment: dict[str, str], credentials: Credentials) -> Iterator[Fleet]:
+    """Connect as somebody else."""
+    with connect(f"tls://{environment['VIRTFLEET_ADDRESS']}", credentials) as connection:
+        yield connection
+
+
+# Bytes that no library writes.
+
+
+def varint(number: int) -> bytes:
+    """Return a number as protobuf writes it."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+def field(number: int, value: bytes | int) -> bytes:
+    """Return one field: a number as varint, bytes with their length."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+# Processes of the fleet.
+
+
+def pid_of(run_folder: Path, place: str) -> int:
+    """Return the process of `gateway` or `n1/compute`."""
+    return int((run_folder / f"{place}.pid").read_text())
+
+
+def kill(run_folder: Path, place: str) -> int:
+    """Kill a process with SIGKILL, wait until the supervisor has put another in its place; returns the new one."""
+    before = pid_of(run_folder, place)
+    os.kill(before, signal.SIGKILL)
+
+    def replaced() -> int:
+        path = run_folder / f"{place}.pid"
+        text = path.read_text().strip() if path.exists() else ""
+        return int(text) if text and int(text) != before else 0
+
+    after: int = until(replaced, 20, f"another {place} runs")
+    return after
+
+
+@contextmanager
+def frozen(run_folder: Path, node: str) -> Iterator[None]:
+    """Stop the three services of a node with SIGSTOP for the length of a `with` block."""
+    processes = [pid_of(run_folder, f"{node}/{service}") for service in SERVICES]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)

@@ -84,10 +84,11 @@ class NodeNetwork:
 
     def remove(self) -> None:
         """Remove both; succeeds if they are gone. The kernel ends the links inside with the namespace."""
-        if self.namespace in namespaces():
-            run("ip", "netns", "delete", self.namespace)
+        # The link first: the kernel takes a namespace down in the background, and its links at any moment.
         if self.outer_link in links():
             run("ip", "link", "delete", self.outer_link)
+        if self.namespace in namespaces():
+            run("ip", "netns", "delete", self.namespace)
 
     def enter(self, *command: str) -> list[str]:
         """Return the argument list that runs a command inside, in the caller's mount namespace.

@@ -21,7 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtfleet_network.backends.api import DriftKind, PortLink
-from virtfleet_network.backends.bridge.link_message import change_link
+from virtfleet_network.backends.bridge.link_message import (
+    change_link,
+    delete_group,
+    delete_link,
+    find_link,
+    group_link,
+)
 from virtfleet_service.errors import IdentityInUse
 
 if TYPE_CHECKING:
@@ -227,6 +233,9 @@ def _gone_is_fine() -> Iterator[None]:
     except NetlinkError as error:
         if abs(int(error.code)) != errno.ENODEV:
             raise
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 def make_tap(ipr: IPRoute, link: PortLink, bridge: BridgeSettings) -> None:
@@ -276,34 +285,34 @@ def _index(name: str) -> int:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
 
 
-def delete_links(ipr: IPRoute, owners: Mapping[str, str]) -> None:
+def delete_links(_ipr: IPRoute, owners: Mapping[str, str]) -> None:
     """Remove taps by name; those that are not there, or are not of the port that is named with them, are left.
 
     The kernel takes 20 ms for a removal, however many links it takes at once: they are put into a group and removed
     as one.
 
     Args:
-        ipr: The socket.
+        _ipr: Not needed: as all that runs in a `NetlinkThread`.
         owners: The name of a link → the uid of its port.
     """
-    found = take_snapshot(ipr).links
+    found = {name: find_link(name) for name in owners}
     ours = [
-        found[name]
+        there[0]
         for name, port_uid in owners.items()
-        if name in found and found[name].alias == ALIAS_PREFIX + port_uid
+        if (there := found[name]) is not None and there[1] == ALIAS_PREFIX + port_uid
     ]
     if len(ours) <= 1:
-        for link in ours:
+        for index in ours:
             with _gone_is_fine():
-                ipr.link("del", index=link.index)
+                delete_link(index)
         return
     # Nobody else has a group of this number, but for one chance in 2^30.
     group = secrets.randbits(30) | (1 << 30)
-    for link in ours:
+    for index in ours:
         with _gone_is_fine():
-            ipr.link("set", index=link.index, group=group)
+            group_link(index, group)
     with _gone_is_fine():
-        ipr.link("del", group=group)
+        delete_group(group)
 
 
 def delete_links_of(ipr: IPRoute, port_uids: frozenset[str], keep: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import samples, specs, stage
+from bench import domains, samples, specs, stage
 from bench.figures import Figure
 from bench.machine import cpu_seconds
 from bench.stage import Stage
@@ -81,6 +81,7 @@ async def leg(on: Stage) -> list[Figure]:
                     Way("gateway", gateway.unary_unary(METHOD), {"gateway": gateway_pid, "server": compute_pid}),
                 ]
                 await measure(on, paths, request, reply)
+    await domains.delete(await on.connect(fleet), [domain.name])
     return figures(paths, len(reply))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from bench import samples, specs, stage
+from bench import domains, samples, specs, stage
 from bench.figures import Figure
 from bench.stage import Stage
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
@@ -73,6 +73,7 @@ async def leg(on: Stage) -> list[Figure]:
         await asyncio.gather(*tasks, return_exceptions=True)
         for channel in channels:
             await channel.close()
+        await domains.delete(direct, [domain.name])
     note = (
         f"destroy call to {WATCHERS} watchers behind the gateway, all in the client's one process; libvirt to one: 0.39"
     )

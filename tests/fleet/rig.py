@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
@@ -246,3 +246,96 @@ def frozen(run_folder: Path, node: str) -> Iterator[None]:
     finally:
         for process in processes:
             os.kill(process, signal.SIGCONT)
+
+
+# Watching.
+
+
+class Watcher:
+    """Follows a watch in a thread, on a connection of its own, and remembers all that it is told."""
+
+    def __init__(self, environment: dict[str, str], request: Message) -> None:
+        self.history: list[tuple[str, str, int]] = []
+        """`put`, `delete` or `event`, with the name and the generation (of an event: its type)."""
+        self.known: dict[str, Any] = {}
+        self.statuses: list[tuple[str, int]] = []
+        self.snapshots_ended = 0
+        self.bookmarks = 0
+        self.token = ""
+        self.failure: BaseException | None = None
+        self._news = threading.Condition()
+        self._closing = False
+        self._request = request
+        self._connection = connect(f"tls://{environment['VIRTFLEET_ADDRESS']}", credentials_of(environment))
+        self._fleet = self._connection.__enter__()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        try:
+            for answer in self._fleet.watch(self._request):
+                with self._news:
+                    self._take(answer)
+                    self._news.notify_all()
+        except (VirtfleetError, ValueError) as error:
+            # The connection is closed under the stream; nothing else ends a watch.
+            with self._news:
+                self.failure = None if self._closing else error
+                self._news.notify_all()
+
+    def _take(self, answer: Any) -> None:
+        for change in answer.changes:
+            kind = change.WhichOneof("kind")
+            if kind == "put":
+                resource = getattr(change.put, change.put.WhichOneof("resource"))
+                self.known[resource.name] = resource
+                self.history.append(("put", resource.name, resource.generation))
+            elif kind == "delete":
+                self.known.pop(change.delete.name, None)
+                self.history.append(("delete", change.delete.name, 0))
+            elif kind == "event":
+                self.history.append(("event", change.event.resource, change.event.type))
+        marker = answer.WhichOneof("marker")
+        self.snapshots_ended += marker == "snapshot_end"
+        self.bookmarks += marker == "bookmark"
+        if marker == "source_status":
+            self.statuses.append((answer.source_status.node, answer.source_status.state))
+        self.token = answer.resume_token or self.token
+
+    def until(self, holds: Callable[[], Any], seconds: float, what: str) -> None:
+        """Wait until what has been told makes something hold."""
+        with self._news:
+            reached = self._news.wait_for(lambda: self.failure is not None or holds(), seconds)
+            assert self.failure is None, self.failure
+            assert reached, f"{what} is not told within {seconds} s: {self.history[-20:]} {self.statuses}"
+
+    def of(self, name: str, *kinds: str) -> list[int]:
+        """Return the generations that were told of one resource, in order."""
+        with self._news:
+            return [number for kind, told, number in self.history if told == name and kind in (kinds or ("put",))]
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closing = True
+        self._connection.__exit__(None, None, None)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@contextmanager
+def watching(environment: dict[str, str], request: Message) -> Iterator[Watcher]:
+    """Watch for the length of a `with` block."""
+    watcher = Watcher(environment, request)
+    try:
+        yield watcher
+    finally:
+        watcher.close()
+
+
+def credentials_of(environment: dict[str, str]) -> Credentials:
+    """Return the credentials of the administrator."""
+    return Credentials(
+        Path(environment["VIRTFLEET_CA_FILE"]),
+        Path(environment["VIRTFLEET_CERT_FILE"]),
+        Path(environment["VIRTFLEET_KEY_FILE"]),
+    )

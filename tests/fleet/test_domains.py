@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grpc
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2, empty_pb2, field_mask_pb2
@@ -279,7 +278,7 @@ def test_one_bad_item_does_not_stand_in_the_way_of_the_others(fleet: Fleet, node
         assert statuses(response) == wanted
         assert get(fleet, taken.name) == taken
         names = [f"{nodes[0]}/domains/{id_}" for id_ in [*wanted, f"{prefix}-none"]]
-        wanted = {id_: "" for id_ in wanted} | {f"{prefix}-none": "RESOURCE_NOT_FOUND"}
+        wanted = dict.fromkeys(wanted, "") | {f"{prefix}-none": "RESOURCE_NOT_FOUND"}
         start = domain_pb2.BatchStartDomainsRequest(
             parent=nodes[0], requests=[domain_pb2.StartDomainRequest(name=name) for name in names]
         )

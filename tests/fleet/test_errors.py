@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import field_mask_pb2
 
@@ -40,7 +39,7 @@ from virtfleet.node.v1 import caller_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_client import Credentials, Fleet
-from virtfleet_client.errors import Unavailable, VirtfleetError, from_status
+from virtfleet_client.errors import Unavailable, VirtfleetError
 
 DOMAINS = "virtfleet.compute.v1.DomainService"
 CREATE = f"{DOMAINS}/CreateDomain"

@@ -1,0 +1,405 @@
+"""What dies, freezes or goes away takes nothing else with it, and nothing is left undone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.longrunning import operations_pb2
+from google.protobuf import duration_pb2
+
+from tests.fleet.rig import (
+    MIB,
+    State,
+    caller,
+    create,
+    creation,
+    credentials_of,
+    delete,
+    domain,
+    frozen,
+    get,
+    kill,
+    pid_of,
+    refusal_of,
+    refused,
+    small_spec,
+    unique,
+    until,
+    verb,
+)
+from virtfleet.common.v1 import admin_pb2
+from virtfleet.common.v1 import operations_pb2 as common_pb2
+from virtfleet.compute.v1 import console_pb2, domain_pb2, stats_pb2, watch_pb2
+from virtfleet.fleet.v1 import node_pb2
+from virtfleet.storage.v1 import pool_pb2, volume_pb2
+from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
+from virtfleet_client import Fleet
+from virtfleet_client.errors import VirtfleetError, from_status
+from virtfleet_client.operations import metadata_of
+
+READY = node_pb2.NODE_STATE_READY
+
+
+def state_of(fleet: Fleet, node: str) -> int:
+    """Return how the gateway sees a node."""
+    found: int = fleet.nodes.GetNode(node_pb2.GetNodeRequest(name=node), timeout=5).status.state
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _whole(fleet: Fleet, nodes: list[str]) -> Iterator[None]:
+    """Leave the fleet as it was: every node ready."""
+    yield
+    for node in nodes:
+        until(lambda node=node: state_of(fleet, node) == READY, 30, f"{node} is ready")  # type: ignore[misc]  # binds the round's own
+
+
+# Processes that die.
+
+
+@pytest.mark.parametrize("method", ["StopDomain", "RebootDomain"])
+def test_an_operation_in_flight_is_settled_after_a_crash(
+    fleet: Fleet, nodes: list[str], run_folder: Path, method: str
+) -> None:
+    spec = small_spec()
+    spec.test.power_button_delay.FromSeconds(600)
+    with domain(fleet, nodes[0], spec=spec, start="running") as made:
+        fields: dict[str, Any] = {"mode": domain_pb2.STOP_MODE_GRACEFUL} if method == "StopDomain" else {}
+        request = getattr(domain_pb2, f"{method}Request")(
+            name=made.name,
+            request_id=unique("r"),
+            grace_period=duration_pb2.Duration(seconds=600),
+            inline_wait=duration_pb2.Duration(nanos=1_000_000),
+            **fields,
+        )
+        operation = getattr(fleet.domains, method)(request)
+        assert not operation.done
+        kill(run_folder, f"{nodes[0].removeprefix('nodes/')}/compute")
+        wanted = operations_pb2.GetOperationRequest(name=operation.name)
+        ended = until(
+            lambda: one if (one := fleet.operations.GetOperation(wanted, timeout=5)).done else None,
+            60,
+            "the operation is settled",
+        )
+        assert metadata_of(ended).target == made.name
+        after = get(fleet, made.name)
+        if ended.HasField("error"):
+            assert from_status(ended.error).reason, ended
+        else:
+            assert after.status.state == State.DOMAIN_STATE_SHUT_OFF
+        # The same call again is told the same, and a new one is free to act.
+        again = getattr(fleet.domains, method)(request)
+        assert again.name == operation.name
+        assert again.done
+        assert verb(fleet, "StartDomain", made.name).status.state == State.DOMAIN_STATE_RUNNING
+
+
+def test_a_killed_service_comes_back_with_all_that_was_acknowledged(
+    fleet: Fleet, nodes: list[str], run_folder: Path
+) -> None:
+    pool = pool_pb2.CreatePoolRequest(parent=nodes[1], pool_id=unique("pool"), start=True)
+    pool.pool.spec.dir.SetInParent()
+    made_pool = fleet.wait(fleet.pools.CreatePool(pool), pool_pb2.Pool)
+    with domain(fleet, nodes[1], labels={"a": "b"}) as made:
+        for service in ("compute", "storage", "network"):
+            kill(run_folder, f"{nodes[1].removeprefix('nodes/')}/{service}")
+        until(lambda: get(fleet, made.name) == made, 20, "the domain is as it was")
+
+        def running() -> bool:
+            found = fleet.pools.GetPool(pool_pb2.GetPoolRequest(name=made_pool.name), timeout=5)
+            return bool(found.uid == made_pool.uid and found.status.state == pool_pb2.POOL_STATE_RUNNING)
+
+        until(running, 20, "the pool runs again")
+    until(lambda: state_of(fleet, nodes[1]) == READY, 30, "the node is ready")
+    fleet.wait(fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name)), pool_pb2.Pool)
+    fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name))
+
+
+def test_the_others_answer_while_a_service_is_started_again(fleet: Fleet, nodes: list[str], run_folder: Path) -> None:
+    node = nodes[0].removeprefix("nodes/")
+    with domain(fleet, nodes[1]) as there:
+        process = pid_of(run_folder, f"{node}/storage")
+        kill(run_folder, f"{node}/storage")
+        assert not Path(f"/proc/{process}").exists()
+        assert get(fleet, there.name) == there
+        listed = fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(parent=nodes[0]), timeout=5)
+        assert listed is not None, "compute answers without storage"
+        until(
+            lambda: fleet.pools.ListPools(pool_pb2.ListPoolsRequest(parent=nodes[0]), timeout=5) is not None,
+            20,
+            "storage is back",
+        )
+
+
+# A node that freezes.
+
+
+def test_a_frozen_node_takes_nobodys_time(fleet: Fleet, nodes: list[str], run_folder: Path) -> None:
+    away, alive = nodes[1], nodes[0]
+    with domain(fleet, alive) as here, domain(fleet, away) as there:
+        request = domain_pb2.ListDomainsRequest(parent="nodes/-")
+        until(
+            lambda: {here.name, there.name} <= {one.name for one in fleet.domains.ListDomains(request).domains},
+            5,
+            "the fleet lists both",
+        )
+        with frozen(run_folder, away.removeprefix("nodes/")):
+            began = time.monotonic()
+            until(lambda: state_of(fleet, away) != READY, 7, "the node is seen as not ready")
+            assert time.monotonic() - began < 7
+            seen = fleet.nodes.GetNode(node_pb2.GetNodeRequest(name=away))
+            assert seen.status.state == node_pb2.NODE_STATE_NOT_READY
+            assert seen.status.reason
+            assert time.time() - seen.status.last_seen_time.ToNanoseconds() / 1e9 < 15
+            assert state_of(fleet, alive) == READY
+
+            began = time.monotonic()
+            listed = fleet.domains.ListDomains(request, timeout=5)
+            assert time.monotonic() - began < 1, "the list does not wait for the node"
+            assert here.name in {one.name for one in listed.domains}
+            assert there.name not in {one.name for one in listed.domains}
+            assert [one.node for one in listed.unreachable] == [away]
+            failure = from_status(listed.unreachable[0].status)
+            assert (failure.code().name, failure.reason) == ("UNAVAILABLE", "NODE_UNREACHABLE"), failure
+            assert listed.unreachable[0].last_seen_time.seconds
+            assert {one.node for one in listed.freshness} == {alive}
+
+            stale = fleet.domains.ListDomains(
+                domain_pb2.ListDomainsRequest(parent="nodes/-", allow_stale=True), timeout=5
+            )
+            assert there.name in {one.name for one in stale.domains}
+
+            began = time.monotonic()
+            through = fleet.domains.ListDomains(
+                domain_pb2.ListDomainsRequest(parent="nodes/-", read_through=True), timeout=3
+            )
+            assert time.monotonic() - began < 3, "the deadline is divided"
+            assert here.name in {one.name for one in through.domains}
+            assert [one.node for one in through.unreachable] == [away]
+
+            counted = fleet.stats.BatchGetDomainStats(stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-"), timeout=3)
+            assert here.name in {one.name for one in counted.stats}
+            assert [one.node for one in counted.unreachable] == [away]
+
+            for _ in range(5):
+                began = time.monotonic()
+                verb(fleet, "StartDomain", here.name)
+                verb(fleet, "StopDomain", here.name, mode=domain_pb2.STOP_MODE_FORCE)
+                assert time.monotonic() - began < 1, "the other node does not notice"
+
+            began = time.monotonic()
+            error = refused(lambda: fleet.domains.GetDomain(domain_pb2.GetDomainRequest(name=there.name), timeout=2))
+            assert error.code().name in ("UNAVAILABLE", "DEADLINE_EXCEEDED"), error
+            assert time.monotonic() - began < 3
+        until(lambda: state_of(fleet, away) == READY, 20, "the node is ready again")
+        until(lambda: get(fleet, there.name) == there, 10, "its domain is as it was")
+        until(
+            lambda: (
+                there.name in {one.name for one in fleet.domains.ListDomains(request).domains}
+                and not fleet.domains.ListDomains(request).unreachable
+            ),
+            10,
+            "the fleet lists it again",
+        )
+
+
+def test_one_frozen_service_leaves_the_others(fleet: Fleet, nodes: list[str], run_folder: Path) -> None:
+    node = nodes[0].removeprefix("nodes/")
+    process = pid_of(run_folder, f"{node}/network")
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with domain(fleet, nodes[0], start="running") as made:
+            assert made.status.state == State.DOMAIN_STATE_RUNNING, "it needs no network"
+        until(lambda: state_of(fleet, nodes[0]) == node_pb2.NODE_STATE_NOT_READY, 8, "the node is not ready")
+        seen = fleet.nodes.GetNode(node_pb2.GetNodeRequest(name=nodes[0]))
+        states = {one.service: one.state for one in seen.status.services}
+        assert states["compute"] == states["storage"] == node_pb2.SERVICE_STATE_SERVING
+        assert states["network"] != node_pb2.SERVICE_STATE_SERVING
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+# Clients that go.
+
+
+def active_calls(fleet: Fleet, node: str, service: str) -> int:
+    """Return how many calls a service is busy with, this one included."""
+    request = admin_pb2.GetServerRequest(name=f"{node}/services/{service}")
+    found: int = fleet.servers.GetServer(request, timeout=5).active_calls_count
+    return found
+
+
+def watch_of(person: Fleet, parent: str) -> Any:
+    """Begin a watch and read its first answer."""
+    stub = person.channel.unary_stream(
+        "/virtfleet.compute.v1.WatchService/WatchResources",
+        request_serializer=watch_pb2.WatchResourcesRequest.SerializeToString,
+        response_deserializer=watch_pb2.WatchResourcesResponse.FromString,
+    )
+    request = watch_pb2.WatchResourcesRequest(
+        parent=parent, snapshot=type_watch_pb2.WatchSnapshot(), bookmark_interval={"seconds": 1}
+    )
+    stream = stub(request)
+    next(stream)
+    return stream
+
+
+def operations_watch(person: Fleet, made: domain_pb2.Domain) -> None:
+    service = "/".join([*made.name.split("/")[:2], "services/compute"])
+    request = common_pb2.WatchOperationsRequest(parent=service, snapshot=type_watch_pb2.WatchSnapshot())
+    next(person.operation_watches.WatchOperations(request))
+
+
+def console(person: Fleet, made: domain_pb2.Domain) -> None:
+    opening = console_pb2.OpenConsoleRequest(name=made.name)
+    opening.open.device_id = "tty"
+
+    def endless() -> Iterator[console_pb2.OpenConsoleRequest]:
+        yield opening
+        while True:
+            time.sleep(0.01)
+            yield console_pb2.OpenConsoleRequest(data=b"x")
+
+    stream = person.consoles.OpenConsole(endless())
+    for _ in range(3):
+        next(stream)
+
+
+def console_log(person: Fleet, made: domain_pb2.Domain) -> None:
+    next(
+        person.consoles.ReadConsoleLog(console_pb2.ReadConsoleLogRequest(name=made.name, device_id="tty", follow=True))
+    )
+
+
+def stats(person: Fleet, made: domain_pb2.Domain) -> None:
+    parent = "/".join(made.name.split("/")[:2])
+    next(
+        person.stats.StreamDomainStats(
+            stats_pb2.StreamDomainStatsRequest(parent=parent, interval=duration_pb2.Duration(nanos=100_000_000))
+        )
+    )
+
+
+def waiting(person: Fleet, made: domain_pb2.Domain) -> None:
+    request = domain_pb2.StopDomainRequest(
+        name=made.name,
+        mode=domain_pb2.STOP_MODE_GRACEFUL,
+        grace_period=duration_pb2.Duration(seconds=600),
+        inline_wait=duration_pb2.Duration(nanos=1_000_000),
+    )
+    operation = person.domains.StopDomain(request)
+    stub = person.channel.unary_unary("/google.longrunning.Operations/WaitOperation")
+    wait = operations_pb2.WaitOperationRequest(name=operation.name, timeout=duration_pb2.Duration(seconds=20))
+    try:
+        stub(wait.SerializeToString(), timeout=0.3)
+    except VirtfleetError:
+        return
+
+
+STREAMS: list[tuple[str, Callable[[Fleet, domain_pb2.Domain], object]]] = [
+    ("watch of a node", lambda person, made: watch_of(person, "/".join(made.name.split("/")[:2]))),
+    ("watch of operations", operations_watch),
+    ("console", console),
+    ("log of a console", console_log),
+    ("stats", stats),
+    ("waiting for an operation", waiting),
+]
+
+
+@pytest.mark.parametrize("begin", [row[1] for row in STREAMS], ids=[row[0] for row in STREAMS])
+def test_a_client_that_goes_leaves_no_call_behind(
+    fleet: Fleet,
+    environment: dict[str, str],
+    nodes: list[str],
+    begin: Callable[[Fleet, domain_pb2.Domain], object],
+) -> None:
+    spec = small_spec()
+    spec.serials["tty"].SetInParent()
+    spec.test.power_button_delay.FromSeconds(600)
+    with domain(fleet, nodes[0], spec=spec, start="running") as made:
+        before = active_calls(fleet, nodes[0], "compute")
+        with caller(environment, credentials_of(environment)) as person:
+            begin(person, made)
+        until(lambda: active_calls(fleet, nodes[0], "compute") <= before, 5, "the call has ended at the node")
+        if begin is waiting:
+            request = operations_pb2.ListOperationsRequest(name=f"{nodes[0]}/services/compute", filter="done=false")
+            for one in fleet.pages(fleet.operations.ListOperations, request):
+                fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=one.name))
+        assert verb(fleet, "StopDomain", made.name, mode=domain_pb2.STOP_MODE_FORCE)
+
+
+def test_an_upload_whose_client_goes_leaves_the_volume_as_it_was(
+    fleet: Fleet, environment: dict[str, str], nodes: list[str]
+) -> None:
+    pool = pool_pb2.CreatePoolRequest(parent=nodes[0], pool_id=unique("pool"), start=True)
+    pool.pool.spec.dir.SetInParent()
+    made_pool = fleet.wait(fleet.pools.CreatePool(pool), pool_pb2.Pool)
+    volume = volume_pb2.CreateVolumeRequest(parent=made_pool.name, volume_id="disk")
+    volume.volume.spec.capacity_bytes = 8 * MIB
+    volume.volume.spec.format = volume_pb2.VOLUME_FORMAT_RAW
+    disk = fleet.wait(fleet.volumes.CreateVolume(volume), volume_pb2.Volume)
+    try:
+        before = active_calls(fleet, nodes[0], "storage")
+        with caller(environment, credentials_of(environment)) as person:
+
+            def pieces() -> Iterator[volume_pb2.UploadVolumeRequest]:
+                start = volume_pb2.UploadStart(length_bytes=8 * MIB, digest="sha256:" + "0" * 64, upload_id="cut")
+                yield volume_pb2.UploadVolumeRequest(name=disk.name, start=start)
+                for number in range(4):
+                    piece = volume_pb2.UploadVolumeRequest()
+                    piece.chunk.offset = number * MIB
+                    piece.chunk.data = bytes([number]) * MIB
+                    yield piece
+                time.sleep(0.5)
+                person.close()
+                time.sleep(0.5)
+
+            with pytest.raises((VirtfleetError, ValueError)):
+                person.volumes.UploadVolume(pieces())
+        until(lambda: active_calls(fleet, nodes[0], "storage") <= before, 5, "the call has ended at the node")
+        after = fleet.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=disk.name))
+        assert (after.etag, after.status.digest) == (disk.etag, disk.status.digest)
+    finally:
+        fleet.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=disk.name), timeout=10)
+        fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name), timeout=10)
+        fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name), timeout=10)
+
+
+def test_200_connections_that_never_speak(fleet: Fleet, environment: dict[str, str], nodes: list[str]) -> None:
+    host, _, port = environment["VIRTFLEET_ADDRESS"].rpartition(":")
+    silent = []
+    try:
+        silent.extend(socket.create_connection((host, int(port)), timeout=5) for _ in range(200))
+        began = time.monotonic()
+        with caller(environment, credentials_of(environment)) as person:
+            with domain(person, nodes[0], start="running") as made:
+                assert made.status.state == State.DOMAIN_STATE_RUNNING
+            for _ in range(20):
+                person.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-"), timeout=5)
+        assert time.monotonic() - began < 5
+    finally:
+        for connection in silent:
+            connection.close()
+    made = create(fleet, nodes[0])
+    delete(fleet, made.name)
+
+
+def test_a_deadline_that_passes_undoes_nothing(fleet: Fleet, nodes: list[str]) -> None:
+    with domain(fleet, nodes[0]) as made:
+        error = refused(lambda: fleet.domains.GetDomain(domain_pb2.GetDomainRequest(name=made.name), timeout=0.000_001))
+        assert refusal_of(error).code == "DEADLINE_EXCEEDED"
+        request = creation(nodes[0], start="running")
+        request.request_id = unique("r")
+        error = refused(lambda: fleet.domains.CreateDomain(request, timeout=0.001))
+        assert error.code().name == "DEADLINE_EXCEEDED"
+        # Whether the call has reached the node or not: with its request_id it is made once.
+        one = fleet.wait(fleet.domains.CreateDomain(request, timeout=10), domain_pb2.Domain)
+        assert get(fleet, one.name).uid == one.uid
+        delete(fleet, one.name)

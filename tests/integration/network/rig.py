@@ -239,7 +239,8 @@ class Node:
         self.operations = operations_pb2_grpc.OperationsStub(self.channel)  # type: ignore[no-untyped-call]  # googleapis has no types
         self.plugs = plug_pb2_grpc.PlugServiceStub(self.peer_channel)
         with contextlib.suppress(grpc.FutureTimeoutError):
-            grpc.channel_ready_future(self.channel).result(10)
+            # The last of the sockets: with it all are there.
+            grpc.channel_ready_future(self.peer_channel).result(10)
 
     def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
         process = self.processes.pop(name)
@@ -248,7 +249,8 @@ class Node:
 
     def died(self) -> None:
         """Wait until the service has died at its failpoint."""
-        assert self.processes.pop("service").wait(20) == -signal.SIGKILL
+        assert self.processes["service"].wait(20) == -signal.SIGKILL
+        del self.processes["service"]
 
     def dnsmasq(self, network_uid: str) -> int:
         """Return the process of dnsmasq of a network; 0: none."""

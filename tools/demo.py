@@ -183,6 +183,7 @@ def start_domain(fleet: Fleet, parent: str, nonce: str, say: Steps) -> domain_pb
     request = domain_pb2.CreateDomainRequest(parent=parent, domain_id="demo")
     request.start.SetInParent()
     spec = request.domain.spec
+    spec.driver = "qemu"
     spec.os.kernel.kernel_volume = "pools/demo/volumes/kernel"
     spec.os.kernel.initrd_volume = "pools/demo/volumes/initrd"
     spec.os.kernel.command_line = guest_image.command_line(nonce)

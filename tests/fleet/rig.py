@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from google.protobuf import empty_pb2
+from google.protobuf import duration_pb2, empty_pb2
 from google.protobuf.message import Message
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
@@ -70,6 +70,13 @@ def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
                 return last
         assert time.monotonic() < ends_at, f"{what} does not hold after {seconds} s: {last!s:.500}"
         time.sleep(0.05)
+
+
+def seconds(number: float) -> duration_pb2.Duration:
+    """Return a duration."""
+    found = duration_pb2.Duration()
+    found.FromNanoseconds(int(number * 1e9))
+    return found
 
 
 def unique(prefix: str = "d") -> str:
@@ -150,17 +157,18 @@ class Wire:
         """Call `package.Service/Method` once and return the bytes of the answer."""
         encoded = request.SerializeToString() if isinstance(request, Message) else request
         try:
-            answer: bytes = self._channel.unary_unary(f"/{path}", _registered_method=False)(
-                encoded, timeout=10, metadata=tuple(metadata)
-            )
+            answer: bytes = self._method(path)(encoded, timeout=10, metadata=tuple(metadata))
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            raise from_call(error.code(), error.details(), error.trailing_metadata()) from error
+            failed: Any = error  # a call too
+            raise from_call(failed.code(), failed.details(), failed.trailing_metadata()) from error
         return answer
 
     def begin(self, path: str, request: Message) -> Any:
         """Begin a call and return it, so that it can be cancelled."""
-        return self._channel.unary_unary(f"/{path}", _registered_method=False).future(request.SerializeToString())
+        return self._method(path).future(request.SerializeToString())
+
+    def _method(self, path: str) -> Any:
+        return self._channel.unary_unary(f"/{path}")
 
     def close(self) -> None:
         """End the connection."""

@@ -518,16 +518,11 @@ def stopping(fleet: Fleet, nodes: list[str]) -> Iterator[tuple[domain_pb2.Domain
         )
         operation = fleet.domains.StopDomain(request)
         assert not operation.done
-        try:
-            yield made, operation
-        finally:
-            cancel = operations_pb2.CancelOperationRequest(name=operation.name)
-            try:
-                fleet.operations.CancelOperation(cancel)
-                wait = operations_pb2.WaitOperationRequest(name=operation.name, timeout={"seconds": 10})
-                fleet.operations.WaitOperation(wait)
-            except VirtfleetError as error:
-                assert error.reason == "RESOURCE_NOT_FOUND", error
+        yield made, operation
+        for name in running_on(fleet, made.name):
+            fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
+            wait = operations_pb2.WaitOperationRequest(name=name, timeout=duration_pb2.Duration(seconds=10))
+            assert fleet.operations.WaitOperation(wait).done
 
 
 def running_on(fleet: Fleet, name: str) -> list[str]:
@@ -598,7 +593,9 @@ def test_a_cancelled_operation_ends_and_leaves_the_guest(fleet: Fleet, stopping:
 
 def test_an_operation_outlives_its_caller(fleet: Fleet, wire: Wire, nodes: list[str]) -> None:
     with domain(fleet, nodes[0], spec=stubborn(1.0), start="running") as made:
-        request = domain_pb2.StopDomainRequest(name=made.name, mode=GRACEFUL, inline_wait={"seconds": 30})
+        request = domain_pb2.StopDomainRequest(
+            name=made.name, mode=GRACEFUL, inline_wait=duration_pb2.Duration(seconds=30)
+        )
         call = wire.begin("virtfleet.compute.v1.DomainService/StopDomain", request)
         until(lambda: running_on(fleet, made.name), 5, "the operation runs")
         call.cancel()
@@ -623,7 +620,9 @@ def test_operations_are_watched_from_their_beginning_to_their_end(fleet: Fleet, 
         for answer in stream:
             if answer.WhichOneof("marker") == "snapshot_end":
                 break
-        stop = domain_pb2.StopDomainRequest(name=made.name, mode=GRACEFUL, inline_wait={"nanos": 1_000_000})
+        stop = domain_pb2.StopDomainRequest(
+            name=made.name, mode=GRACEFUL, inline_wait=duration_pb2.Duration(nanos=1_000_000)
+        )
         operation = fleet.domains.StopDomain(stop)
         for answer in stream:
             seen += [one for one in answer.operations if one.name == operation.name]

@@ -24,20 +24,25 @@ from tests.fleet.rig import (
     domain,
     field,
     get,
+    issue,
     mac,
     refusal_of,
     refused,
+    seconds,
     small_spec,
     unique,
+    until,
     verb,
 )
+from tests.pki import Pki
 from virtfleet.common.v1 import admin_pb2
-from virtfleet.compute.v1 import domain_pb2, watch_pb2
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2, watch_pb2
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2
 from virtfleet.network.v1 import network_pb2
 from virtfleet.node.v1 import caller_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet.type.v1 import resource_pb2
+from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 from virtfleet_client import Credentials, Fleet
 from virtfleet_client.errors import Unavailable, VirtfleetError
 
@@ -192,7 +197,7 @@ REQUESTS: list[Row] = [
         (
             f"id: {what}",
             Refusal(INVALID, "NAME_MALFORMED", ("domain_id",)),
-            lambda s, id_=id_: made(s, id_),  # type: ignore[misc]  # binds the row's own id
+            lambda s, id_=id_: made(s, id_),
         )
         for what, id_ in (
             ("64 characters", "a" * 64),
@@ -314,7 +319,7 @@ REQUESTS: list[Row] = [
         "inline wait of an hour",
         Refusal(INVALID, "FIELD_OUT_OF_RANGE", ("inline_wait",)),
         lambda s: s.fleet.domains.StartDomain(
-            domain_pb2.StartDomainRequest(name=s.domain.name, inline_wait={"seconds": 3600})
+            domain_pb2.StartDomainRequest(name=s.domain.name, inline_wait=seconds(3600))
         ),
     ),
     # Masks, filters, tokens.
@@ -326,7 +331,11 @@ REQUESTS: list[Row] = [
     (
         "immutable field",
         Refusal(INVALID, "FIELD_CONFLICT", ("spec.driver",)),
-        lambda s: update(s, "spec.driver", changed=domain_pb2.Domain(name=s.domain.name, spec={"driver": "qemu"})),
+        lambda s: update(
+            s,
+            "spec.driver",
+            changed=domain_pb2.Domain(name=s.domain.name, spec=domain_spec_pb2.DomainSpec(driver="qemu")),
+        ),
     ),
     (
         "filter without a value",
@@ -665,7 +674,8 @@ def test_a_request_id_is_of_one_caller(
 
 def test_a_change_that_cannot_go_live_is_refused_as_a_whole(stand: Stand) -> None:
     running = verb(stand.fleet, "StartDomain", stand.domain.name)
-    wanted = domain_pb2.Domain(name=running.name, spec={"memory": {"maximum_bytes": 128 * MIB}, "title": "x"})
+    wanted = domain_pb2.Domain(name=running.name, spec=domain_spec_pb2.DomainSpec(title="x"))
+    wanted.spec.memory.maximum_bytes = 128 * MIB
     paths = ("spec.memory.maximum_bytes", "spec.title")
     for scope in (resource_pb2.CHANGE_SCOPE_LIVE_AND_CONFIG, resource_pb2.CHANGE_SCOPE_LIVE):
         mask = paths if scope == resource_pb2.CHANGE_SCOPE_LIVE_AND_CONFIG else paths[:1]
@@ -823,14 +833,18 @@ VIEWERS: list[tuple[str, str, Callable[[Fleet, Stand], object]]] = [
         "token",
         "joinTokens.create",
         lambda f, _: f.enrollment.CreateJoinToken(
-            enrollment_pb2.CreateJoinTokenRequest(join_token={"spec": {"node": "nodes/n9"}})
+            enrollment_pb2.CreateJoinTokenRequest(
+                join_token=enrollment_pb2.JoinToken(spec=enrollment_pb2.JoinTokenSpec(node="nodes/n9"))
+            )
         ),
     ),
     (
         "pool",
         "pools.create",
         lambda f, s: f.pools.CreatePool(
-            pool_pb2.CreatePoolRequest(parent=s.node, pool_id="mine", pool={"spec": {"dir": {}}})
+            pool_pb2.CreatePoolRequest(
+                parent=s.node, pool_id="mine", pool=pool_pb2.Pool(spec=pool_pb2.PoolSpec(dir=pool_pb2.DirBackend()))
+            )
         ),
     ),
 ]
@@ -882,8 +896,6 @@ def test_a_node_is_no_client(environment: dict[str, str], run_folder: Path, node
 
 
 def test_a_foreign_certificate_is_not_let_in(environment: dict[str, str], tmp_path: Path, nodes: list[str]) -> None:
-    from tests.pki import Pki
-
     other = Pki(tmp_path / "other").issue("user/admin", file="admin")
     stranger = Wire(environment, str(other.certificate_file), str(other.key_file))
     try:
@@ -896,8 +908,6 @@ def test_a_foreign_certificate_is_not_let_in(environment: dict[str, str], tmp_pa
 def test_a_revoked_certificate_is_refused_within_5_seconds(
     fleet: Fleet, environment: dict[str, str], tmp_path: Path, nodes: list[str]
 ) -> None:
-    from tests.fleet.rig import issue, until
-
     user = unique("gone")
     credentials = issue(fleet, tmp_path, user, "viewer")
     with caller(environment, credentials) as person:
@@ -905,7 +915,7 @@ def test_a_revoked_certificate_is_refused_within_5_seconds(
             "/virtfleet.compute.v1.WatchService/WatchResources",
             request_serializer=watch_pb2.WatchResourcesRequest.SerializeToString,
             response_deserializer=watch_pb2.WatchResourcesResponse.FromString,
-        )(watch_pb2.WatchResourcesRequest(parent=nodes[0], snapshot={}))
+        )(watch_pb2.WatchResourcesRequest(parent=nodes[0], snapshot=type_watch_pb2.WatchSnapshot()))
         next(stream)
         mine = [
             certificate

@@ -244,7 +244,7 @@ def watch_of(person: Fleet, parent: str) -> Any:
         response_deserializer=watch_pb2.WatchResourcesResponse.FromString,
     )
     request = watch_pb2.WatchResourcesRequest(
-        parent=parent, snapshot=type_watch_pb2.WatchSnapshot(), bookmark_interval={"seconds": 1}
+        parent=parent, snapshot=type_watch_pb2.WatchSnapshot(), bookmark_interval=duration_pb2.Duration(seconds=1)
     )
     stream = stub(request)
     next(stream)
@@ -332,7 +332,8 @@ def test_a_client_that_goes_leaves_no_call_behind(
             request = operations_pb2.ListOperationsRequest(name=f"{nodes[0]}/services/compute", filter="done=false")
             for one in fleet.pages(fleet.operations.ListOperations, request):
                 fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=one.name))
-        assert verb(fleet, "StopDomain", made.name, mode=domain_pb2.STOP_MODE_FORCE)
+        stopped = verb(fleet, "StopDomain", made.name, mode=domain_pb2.STOP_MODE_FORCE)
+        assert stopped.status.state == State.DOMAIN_STATE_SHUT_OFF
 
 
 def test_an_upload_whose_client_goes_leaves_the_volume_as_it_was(
@@ -374,7 +375,7 @@ def test_an_upload_whose_client_goes_leaves_the_volume_as_it_was(
 
 def test_200_connections_that_never_speak(fleet: Fleet, environment: dict[str, str], nodes: list[str]) -> None:
     host, _, port = environment["VIRTFLEET_ADDRESS"].rpartition(":")
-    silent = []
+    silent: list[socket.socket] = []
     try:
         silent.extend(socket.create_connection((host, int(port)), timeout=5) for _ in range(200))
         began = time.monotonic()

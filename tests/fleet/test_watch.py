@@ -242,17 +242,20 @@ def test_events_are_listed_afterwards(fleet: Fleet, nodes: list[str], one: domai
 def test_the_fleets_watch_says_where_each_node_stands(
     fleet: Fleet, environment: dict[str, str], nodes: list[str]
 ) -> None:
-    with domain(fleet, nodes[0]) as here, domain(fleet, nodes[1]) as there:
-        with watching(environment, snapshot("nodes/-")) as watcher:
-            watcher.until(lambda: {here.name, there.name} <= set(watcher.known), 5, "the domains of both nodes")
-            watcher.until(lambda: watcher.snapshots_ended, 5, "the end of the snapshot")
-            assert all(state == LIVE for _, state in watcher.statuses), "both nodes are heard"
-            for number in range(3):
-                label(fleet, here.name, number)
-                label(fleet, there.name, number)
-            for made in (here, there):
-                watcher.until(lambda name=made.name: watcher.of(name)[-1] == 4, 5, "the last change")  # type: ignore[misc]  # binds the round's own
-                assert watcher.of(made.name) == [1, 2, 3, 4]
+    with (
+        domain(fleet, nodes[0]) as here,
+        domain(fleet, nodes[1]) as there,
+        watching(environment, snapshot("nodes/-")) as watcher,
+    ):
+        watcher.until(lambda: {here.name, there.name} <= set(watcher.known), 5, "the domains of both nodes")
+        watcher.until(lambda: watcher.snapshots_ended, 5, "the end of the snapshot")
+        assert all(state == LIVE for _, state in watcher.statuses), "both nodes are heard"
+        for number in range(3):
+            label(fleet, here.name, number)
+            label(fleet, there.name, number)
+        for made in (here, there):
+            watcher.until(lambda name=made.name: watcher.of(name)[-1] == 4, 5, "the last change")  # type: ignore[misc]  # binds the round's own
+            assert watcher.of(made.name) == [1, 2, 3, 4]
 
 
 def test_nodes_are_watched_too(fleet: Fleet, environment: dict[str, str], nodes: list[str]) -> None:

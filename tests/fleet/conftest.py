@@ -13,18 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from google.protobuf import empty_pb2
 
-from tests.fleet.rig import Wire, issue, unique
+from tests.fleet.rig import Wire, issue, unique, until, whole
 from tools.paths import ROOT
-from virtfleet.compute.v1 import domain_pb2
 from virtfleet_client import Credentials, Fleet, connect
-from virtfleet_client.errors import NotFound
 
 START_SECONDS = 60
 
@@ -87,20 +83,10 @@ def run_folder(environment: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def domain(fleet: Fleet, nodes: list[str]) -> Iterator[domain_pb2.Domain]:
-    """Yield a stopped domain of the in-memory driver on the first node, deleted afterwards."""
-    request = domain_pb2.CreateDomainRequest(parent=nodes[0], domain_id=f"d-{uuid.uuid4().hex[:8]}")
-    request.domain.spec.driver = "test"
-    request.domain.spec.memory.maximum_bytes = 64 << 20
-    request.domain.spec.serials["tty"].SetInParent()
-    made = fleet.wait(fleet.domains.CreateDomain(request), domain_pb2.Domain)
-    yield made
-    stop = domain_pb2.StopDomainRequest(name=made.name, mode=domain_pb2.STOP_MODE_FORCE)
-    try:
-        fleet.wait(fleet.domains.StopDomain(stop), domain_pb2.Domain)
-    except NotFound:
-        return
-    fleet.wait(fleet.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=made.name)), empty_pb2.Empty)
+def made_whole(fleet: Fleet, nodes: list[str]) -> Iterator[None]:
+    """Leave the fleet as it was after a test that kills: all of it ready and listed."""
+    yield
+    until(lambda: whole(fleet, nodes), 30, "the fleet is whole")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,9 @@ from google.protobuf import duration_pb2, empty_pb2
 from google.protobuf.message import Message
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
-from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet.fleet.v1 import enrollment_pb2, node_pb2
+from virtfleet.network.v1 import network_pb2
+from virtfleet.storage.v1 import pool_pb2
 from virtfleet_client import Credentials, Fleet, connect
 from virtfleet_client.endpoint import Endpoint
 from virtfleet_client.errors import VirtfleetError, from_call
@@ -254,6 +256,20 @@ def frozen(run_folder: Path, node: str) -> Iterator[None]:
     finally:
         for process in processes:
             os.kill(process, signal.SIGCONT)
+
+
+def whole(fleet: Fleet, nodes: Sequence[str]) -> bool:
+    """Tell whether every node is ready and everything of it is in the fleet's lists."""
+    ready = all(
+        fleet.nodes.GetNode(node_pb2.GetNodeRequest(name=node), timeout=5).status.state == node_pb2.NODE_STATE_READY
+        for node in nodes
+    )
+    lists: list[Any] = [
+        fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-"), timeout=5),
+        fleet.pools.ListPools(pool_pb2.ListPoolsRequest(parent="nodes/-"), timeout=5),
+        fleet.networks.ListNetworks(network_pb2.ListNetworksRequest(parent="nodes/-"), timeout=5),
+    ]
+    return ready and not any(answer.unreachable for answer in lists)
 
 
 # Watching.

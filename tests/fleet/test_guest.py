@@ -31,6 +31,7 @@ def guests(run_folder: Path, node: str) -> list[int]:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("made_whole")
 def test_a_guest_boots_computes_is_found_again_and_stops(fleet: Fleet, nodes: list[str], run_folder: Path) -> None:
     node = nodes[1].removeprefix("nodes/")
     seen: list[list[int]] = []

@@ -23,7 +23,6 @@ from tests.fleet.rig import (
     kill,
     refused,
     unique,
-    until,
     verb,
     watching,
 )
@@ -42,6 +41,8 @@ from virtfleet_client.errors import DeadlineExceeded, Unavailable
 LIVE, STALE = type_watch_pb2.SOURCE_STATE_LIVE, type_watch_pb2.SOURCE_STATE_STALE
 RESYNCING, LOST = type_watch_pb2.SOURCE_STATE_RESYNCING, type_watch_pb2.SOURCE_STATE_LOST
 DOMAIN = watch_pb2.RESOURCE_TYPE_DOMAIN
+
+pytestmark = pytest.mark.usefixtures("made_whole")
 
 
 def snapshot(parent: str, **fields: Any) -> watch_pb2.WatchResourcesRequest:
@@ -358,18 +359,6 @@ def test_a_killed_gateway_is_nothing_but_a_pause(
         there.check(watcher)
         here.check(own)
         assert (watcher.snapshots_ended, own.snapshots_ended) == (1, 1), "both went on from their tokens"
-    for node in nodes:
-        ready(fleet, node)
-
-
-def ready(fleet: Fleet, node: str) -> None:
-    """Wait until a node is ready."""
-    request = node_pb2.GetNodeRequest(name=node)
-    until(
-        lambda: fleet.nodes.GetNode(request, timeout=5).status.state == node_pb2.NODE_STATE_READY,
-        20,
-        f"{node} is ready",
-    )
 
 
 def test_a_frozen_node_is_told_as_stale_and_its_changes_follow(
@@ -382,4 +371,3 @@ def test_a_frozen_node_is_told_as_stale_and_its_changes_follow(
         there.write(2)
         there.check(watcher)
         watcher.until(lambda: states(watcher, nodes[1])[-1:] == [LIVE], 20, "that the node is back")
-    ready(fleet, nodes[1])

@@ -86,8 +86,8 @@ class Volumes:
 
     async def create(self, request: volume_pb2.CreateVolumeRequest, call: Call) -> operations_pb2.Operation:
         """Make a volume."""
-        place = self._places.need(request.parent)
         lifecycle.check_pool(catalog.need_pool(self._store, request.parent), "use")
+        place = self._places.need(request.parent)
         volume = volume_pb2.Volume()
         volume.CopyFrom(request.volume)
         volume.ClearField("status")

@@ -35,6 +35,12 @@ async def test_a_raw_volume_is_a_sparse_file(node: Rig, pool: Path) -> None:
     assert volume.spec.format == RAW
 
 
+async def test_a_volume_of_a_pool_that_does_not_exist(node: Rig) -> None:
+    with pytest.raises(Refused) as refused:
+        await node.client.volume("none", "disk", capacity_bytes=MIB)
+    assert refused.value.reason == "RESOURCE_NOT_FOUND"
+
+
 @pytest.mark.parametrize("preallocation", [volume_pb2.PREALLOCATION_FALLOC, volume_pb2.PREALLOCATION_FULL])
 async def test_room_can_be_taken_in_advance(node: Rig, pool: Path, preallocation: int) -> None:
     kind = volume_pb2.Preallocation.ValueType(preallocation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -80,6 +81,11 @@ def check_preconditions(resource: Message, etag: str = "", expected_uid: str = "
         )
 
 
+def _field_of(resource: Message) -> str:
+    """Return the name of the field that holds a resource in requests: `join_token` for a JoinToken."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", resource.DESCRIPTOR.name).lower()
+
+
 def check_annotations(resource: Message) -> None:
     """Bound the annotations of a resource as a whole; single entries are bounded by the rules in the proto.
 
@@ -91,7 +97,7 @@ def check_annotations(resource: Message) -> None:
     if size > ANNOTATIONS_LIMIT_BYTES:
         raise errors.FieldOutOfRange(
             f"the annotations have {size} bytes in all; at most {ANNOTATIONS_LIMIT_BYTES} are kept",
-            field="annotations",
+            field=f"{_field_of(resource)}.annotations",
             size_bytes=size,
             limit_bytes=ANNOTATIONS_LIMIT_BYTES,
         )

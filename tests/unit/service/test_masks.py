@@ -196,7 +196,7 @@ def test_annotations_are_bounded_as_a_whole() -> None:
         update.annotations[str(index)] = "x" * 4000
     with pytest.raises(errors.FieldOutOfRange) as caught:
         apply(update, "annotations")
-    assert caught.value.field == "annotations"
+    assert caught.value.field == "domain.annotations"
 
 
 def test_members_of_a_oneof_displace_each_other() -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.rig import Wire, issue, unique, until, whole
+from tests.fleet.rig import Wire, domain, issue, small_spec, unique, until, whole
+from tests.fleet.stand import Stand
 from tools.paths import ROOT
 from virtfleet_client import Credentials, Fleet, connect
 
@@ -102,3 +103,10 @@ def people(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """Return the credentials of one person a role: `viewer`, `operator` and another `admin`."""
     folder = tmp_path_factory.mktemp("people")
     return {role: issue(fleet, folder / role, unique(role), role) for role in ("viewer", "operator", "admin")}
+
+
+@pytest.fixture
+def stand(fleet: Fleet, wire: Wire, nodes: list[str]) -> Iterator[Stand]:
+    """Yield a stopped domain on the first node."""
+    with domain(fleet, nodes[0], spec=small_spec(), labels={"row": "errors"}) as made:
+        yield Stand(fleet, wire, nodes[0], nodes[1], made)

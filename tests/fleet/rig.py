@@ -231,10 +231,10 @@ def pid_of(run_folder: Path, place: str) -> int:
     return int((run_folder / f"{place}.pid").read_text())
 
 
-def kill(run_folder: Path, place: str) -> int:
-    """Kill a process with SIGKILL, wait until the supervisor has put another in its place; returns the new one."""
+def kill(run_folder: Path, place: str, number: signal.Signals = signal.SIGKILL) -> int:
+    """Kill a process, wait until the supervisor has put another in its place; returns the new one."""
     before = pid_of(run_folder, place)
-    os.kill(before, signal.SIGKILL)
+    os.kill(before, number)
 
     def replaced() -> int:
         path = run_folder / f"{place}.pid"

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from google.protobuf import duration_pb2
 from tests.fleet.rig import (
     MIB,
     State,
+    Wire,
     caller,
     create,
     creation,
@@ -29,6 +30,7 @@ from tests.fleet.rig import (
     kill,
     pid_of,
     refused,
+    seconds,
     small_spec,
     unique,
     until,
@@ -95,22 +97,67 @@ def test_an_operation_in_flight_is_settled_after_a_crash(
         assert verb(fleet, "StartDomain", made.name).status.state == State.DOMAIN_STATE_RUNNING
 
 
+@pytest.mark.parametrize("place", ["n1/compute", "gateway"])
+def test_a_process_that_is_asked_to_end_under_load_leaves_nothing_undone(
+    fleet: Fleet, wire: Wire, nodes: list[str], run_folder: Path, place: str
+) -> None:
+    spec = small_spec()
+    spec.test.power_button_delay.FromMilliseconds(300)
+    with ExitStack() as stack:
+        made = [stack.enter_context(domain(fleet, nodes[0], spec=spec, start="running")) for _ in range(10)]
+        calls = [
+            wire.begin(
+                "virtfleet.compute.v1.DomainService/StopDomain",
+                domain_pb2.StopDomainRequest(name=one.name, mode=domain_pb2.STOP_MODE_GRACEFUL, inline_wait=seconds(9)),
+            )
+            for one in made
+        ]
+        until(lambda: unfinished(fleet, nodes[0]), 5, "they are at work")
+        kill(run_folder, place, signal.SIGTERM)
+        for call in calls:
+            failure = call.exception(timeout=20)
+            assert failure is None or failure.code().name == "UNAVAILABLE", failure
+        until(lambda: not unfinished(fleet, nodes[0]), 60, "every operation is settled")
+        for one in made:
+            until(
+                lambda name=one.name: get(fleet, name).status.state == State.DOMAIN_STATE_SHUT_OFF,  # type: ignore[misc]  # binds the round's own
+                10,
+                "the guest has stopped",
+            )
+
+
+def unfinished(fleet: Fleet, node: str) -> list[str]:
+    """Return the operations of a compute service that have not ended."""
+    request = operations_pb2.ListOperationsRequest(name=f"{node}/services/compute", filter="done=false")
+    return [one.name for one in fleet.pages(fleet.operations.ListOperations, request)]
+
+
 def test_a_killed_service_comes_back_with_all_that_was_acknowledged(
     fleet: Fleet, nodes: list[str], run_folder: Path
 ) -> None:
     pool = pool_pb2.CreatePoolRequest(parent=nodes[1], pool_id=unique("pool"), start=True)
     pool.pool.spec.dir.SetInParent()
     made_pool = fleet.wait(fleet.pools.CreatePool(pool), pool_pb2.Pool)
-    with domain(fleet, nodes[1], labels={"a": "b"}) as made:
+    request = creation(nodes[1], labels={"a": "b"})
+    request.request_id = unique("r")
+    made = fleet.wait(fleet.domains.CreateDomain(request), domain_pb2.Domain)
+    try:
         for service in ("compute", "storage", "network"):
             kill(run_folder, f"{nodes[1].removeprefix('nodes/')}/{service}")
         until(lambda: get(fleet, made.name) == made, 20, "the domain is as it was")
+        again = fleet.wait(fleet.domains.CreateDomain(request), domain_pb2.Domain)
+        assert again.uid == made.uid, "the same call is told the same"
+        request.domain.labels["a"] = "c"
+        error = refused(lambda: fleet.domains.CreateDomain(request))
+        assert error.reason == "REQUEST_ID_REUSED", error
 
         def running() -> bool:
             found = fleet.pools.GetPool(pool_pb2.GetPoolRequest(name=made_pool.name), timeout=5)
             return bool(found.uid == made_pool.uid and found.status.state == pool_pb2.POOL_STATE_RUNNING)
 
         until(running, 20, "the pool runs again")
+    finally:
+        delete(fleet, made.name)
     until(lambda: state_of(fleet, nodes[1]) == READY, 30, "the node is ready")
     fleet.wait(fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name)), pool_pb2.Pool)
     fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name))
@@ -323,9 +370,8 @@ def test_a_client_that_goes_leaves_no_call_behind(
             begin(person, made)
         until(lambda: active_calls(fleet, nodes[0], "compute") <= before, 5, "the call has ended at the node")
         if begin is waiting:
-            request = operations_pb2.ListOperationsRequest(name=f"{nodes[0]}/services/compute", filter="done=false")
-            for one in fleet.pages(fleet.operations.ListOperations, request):
-                fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=one.name))
+            for name in unfinished(fleet, nodes[0]):
+                fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
         stopped = verb(fleet, "StopDomain", made.name, mode=domain_pb2.STOP_MODE_FORCE)
         assert stopped.status.state == State.DOMAIN_STATE_SHUT_OFF
 

@@ -1,0 +1,110 @@
+"""The place where refusals are tried: a stopped domain, calls around it, and a picture of all that its node has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import field_mask_pb2
+
+from tests.fleet.rig import (
+    Wire,
+    create,
+    creation,
+    delete,
+    field,
+    small_spec,
+    unique,
+)
+from virtfleet.compute.v1 import domain_pb2
+from virtfleet.network.v1 import network_pb2
+from virtfleet.storage.v1 import pool_pb2
+from virtfleet_client import Fleet
+
+DOMAINS = "virtfleet.compute.v1.DomainService"
+CREATE = f"{DOMAINS}/CreateDomain"
+INVALID = "INVALID_ARGUMENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Is what a row of the tables works with."""
+
+    fleet: Fleet
+    wire: Wire
+    node: str
+    other_node: str
+    domain: domain_pb2.Domain
+
+
+def everything(fleet: Fleet, node: str) -> list[bytes]:
+    """Return all that a node has, as bytes."""
+    lists: list[tuple[Any, Any]] = [
+        (fleet.domains.ListDomains, domain_pb2.ListDomainsRequest),
+        (fleet.pools.ListPools, pool_pb2.ListPoolsRequest),
+        (fleet.networks.ListNetworks, network_pb2.ListNetworksRequest),
+    ]
+    return [
+        resource.name.encode() + resource.etag.encode() + resource.spec.SerializeToString(deterministic=True)
+        for method, request in lists
+        for resource in fleet.pages(method, request(parent=node))
+    ]
+
+
+def update(stand: Stand, *paths: str, changed: domain_pb2.Domain | None = None, **fields: Any) -> object:
+    """Change the domain of the stand."""
+    wanted = changed or domain_pb2.Domain(name=stand.domain.name)
+    mask = field_mask_pb2.FieldMask(paths=paths)
+    return stand.fleet.domains.UpdateDomain(
+        domain_pb2.UpdateDomainRequest(domain=wanted, update_mask=mask, **fields), timeout=10
+    )
+
+
+def listed(stand: Stand, **fields: Any) -> object:
+    """List the domains of the node."""
+    fields.setdefault("parent", stand.node)
+    return stand.fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(**fields), timeout=10)
+
+
+def page_token(stand: Stand, **fields: Any) -> str:
+    """Return the token of the second page of a list."""
+    fields.setdefault("parent", stand.node)
+    others = [create(stand.fleet, stand.node, unique("page")) for _ in range(2)]
+    try:
+        answer = stand.fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(page_size=1, **fields), timeout=10)
+    finally:
+        for made in others:
+            delete(stand.fleet, made.name)
+    token: str = answer.next_page_token
+    assert token
+    return token
+
+
+def made(stand: Stand, domain_id: str = "", parent: str = "", **fields: Any) -> object:
+    """Make a domain."""
+    return stand.fleet.domains.CreateDomain(creation(parent or stand.node, domain_id, **fields), timeout=10)
+
+
+def raw(stand: Stand, *parts: bytes, domain_id: str = "") -> object:
+    """Make a domain from the bytes of its message."""
+    request = field(1, stand.node.encode()) + field(2, b"".join(parts)) + field(3, (domain_id or unique()).encode())
+    return stand.wire(CREATE, request)
+
+
+def spec(*parts: bytes) -> bytes:
+    """Return `spec` of a domain as bytes."""
+    return field(10, small_spec().SerializeToString() + b"".join(parts))
+
+
+def with_interface(address: str) -> Any:
+    """Return a spec with one interface."""
+    found = small_spec()
+    found.interfaces["lan"].mac_address = address
+    return found
+
+
+def with_disk(volume: str) -> Any:
+    """Return a spec with one disk."""
+    found = small_spec()
+    found.disks["root"].volume = volume
+    return found

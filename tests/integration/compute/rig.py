@@ -60,8 +60,7 @@ class Refused(Exception):
         )
         for detail in status.details:
             for kind in (info, bad, failure):
-                if detail.Is(kind.DESCRIPTOR):
-                    detail.Unpack(kind)
+                detail.Unpack(kind)
         self.reason = info.reason
         self.metadata = dict(info.metadata)
         self.fields = [violation.field for violation in bad.field_violations]
@@ -89,7 +88,7 @@ class Client:
         self.drivers: Any = capability_pb2_grpc.CapabilityServiceStub(self.channel)
         self.agents: Any = guest_agent_pb2_grpc.GuestAgentServiceStub(self.channel)
         self.watches: Any = watch_pb2_grpc.WatchServiceStub(self.channel)
-        self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)  # type: ignore[no-untyped-call]  # no types
 
     async def call(self, method: Any, request: Message, *, timeout: float = 30) -> Any:
         try:
@@ -166,7 +165,7 @@ class Client:
         try:
             async for response in stream:
                 for change in response.changes:
-                    domain = change.put.domain
+                    domain: domain_pb2.Domain = change.put.domain
                     if change.WhichOneof("kind") == "put" and domain.name == name(id_) and domain.status.state == state:
                         return domain
         finally:

@@ -39,8 +39,8 @@ async def test_one_result_per_item(node: Service) -> None:
             domain_pb2.DeleteDomainRequest(name=name("gone"), allow_missing=True),
         ],
     )
-    answer = await node.do(node.domains.BatchDeleteDomains, delete, domain_pb2.BatchDeleteDomainsResponse)
-    assert [result.status.code for result in answer.results] == [9, 0, 0]
+    deleted = await node.do(node.domains.BatchDeleteDomains, delete, domain_pb2.BatchDeleteDomainsResponse)
+    assert [result.status.code for result in deleted.results] == [9, 0, 0]
     assert [domain.name for domain in (await node.list()).domains] == [name("a"), name("c")]
 
 
@@ -49,7 +49,7 @@ async def test_one_result_per_item(node: Service) -> None:
     [
         domain_pb2.StartDomainRequest(name=name("a"), request_id="x"),
         domain_pb2.StartDomainRequest(name=name("a"), validate_only=True),
-        domain_pb2.StartDomainRequest(name="nodes/n1/domains/b", inline_wait={"seconds": 1}),  # type: ignore[arg-type]
+        domain_pb2.StartDomainRequest(name="nodes/n1/domains/b", inline_wait={"seconds": 1}),  # type: ignore[arg-type]  # a dict will do
     ],
     ids=["request_id", "validate_only", "inline_wait"],
 )

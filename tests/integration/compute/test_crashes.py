@@ -28,7 +28,7 @@ async def process(place: Path) -> AsyncIterator[Process]:
 async def cut(process: Process, client: Client, work: object) -> None:
     """Make a call in which the process dies."""
     with pytest.raises(grpc.aio.AioRpcError):
-        await work  # type: ignore[misc]
+        await work  # type: ignore[misc]  # any awaitable
     await process.died()
     await client.close()
 
@@ -168,7 +168,7 @@ async def test_without_a_state_file_guests_end_with_the_process(place: Path) -> 
 async def test_autostart_after_a_boot_and_only_then(place: Path) -> None:
     async with service(place) as node:
         for id_, autostart in (("always", 2), ("once", 3), ("never", 1)):
-            await node.create(id_, spec=domain_spec_pb2.DomainSpec(autostart=autostart))  # type: ignore[arg-type]
+            await node.create(id_, spec=domain_spec_pb2.DomainSpec(autostart=autostart))  # type: ignore[arg-type]  # a number
     async with service(place) as node:
         assert not [one for one in (await node.list()).domains if one.status.active], "the node has not booted"
         await forget_boot(node)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ from virtfleet.type.v1 import resource_pb2
 async def typed(node: Client, id_: str, text: str, *, until: bytes = b"") -> bytes:
     """Write a line to a guest's console and return what it puts out until the console ends or a text is seen."""
 
-    async def messages():  # type: ignore[no-untyped-def]
+    async def messages() -> AsyncIterator[console_pb2.OpenConsoleRequest]:
         yield console_pb2.OpenConsoleRequest(name=name(id_), open=console_pb2.ConsoleOpen())
         yield console_pb2.OpenConsoleRequest(data=text.encode() + b"\n")
 
@@ -152,11 +154,11 @@ async def test_a_console_echoes_and_keeps_its_history(node: Service) -> None:
 async def test_one_writer_many_readers(node: Service) -> None:
     await node.create("web", spec=with_console(), start=True)
 
-    def opened(mode: int, *, force: bool = False):  # type: ignore[no-untyped-def]
-        async def messages():  # type: ignore[no-untyped-def]
+    def opened(mode: int, *, force: bool = False) -> Any:
+        async def messages() -> AsyncIterator[console_pb2.OpenConsoleRequest]:
             yield console_pb2.OpenConsoleRequest(
                 name=name("web"),
-                open=console_pb2.ConsoleOpen(mode=mode, force=force),  # type: ignore[arg-type]
+                open=console_pb2.ConsoleOpen(mode=mode, force=force),  # type: ignore[arg-type]  # a number
             )
             await asyncio.Event().wait()
 

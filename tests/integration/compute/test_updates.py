@@ -6,7 +6,7 @@ import pytest
 from google.longrunning import operations_pb2
 
 from tests.integration.compute.rig import PARENT, Refused, Service, name
-from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
 
 GIB = 1 << 30
@@ -271,7 +271,7 @@ async def test_what_a_role_may_not_do(node: Service, role: str) -> None:
     try:
         spec = domain_spec_pb2.DomainSpec()
         spec.disks["data"].host_path = "/dev/sda"
-        spec.disks["data"].format = 1
+        spec.disks["data"].format = device_pb2.DISK_FORMAT_RAW
         with pytest.raises(Refused) as refused:
             await client.create("web", spec=spec)
         assert refused.value.reason == ("READ_ONLY_SOCKET" if role == "viewer" else "PERMISSION_MISSING")

@@ -34,7 +34,10 @@ class Storage(Client):
 
     async def make_pool(self) -> None:
         request = pool_pb2.CreatePoolRequest(
-            parent=PARENT, pool_id="p", pool=pool_pb2.Pool(spec=pool_pb2.PoolSpec(dir={})), start=True
+            parent=PARENT,
+            pool_id="p",
+            pool=pool_pb2.Pool(spec=pool_pb2.PoolSpec(dir=pool_pb2.DirBackend())),
+            start=True,
         )
         await self.do(self.pools.CreatePool, request, pool_pb2.Pool)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]  # not all annotated
+from grpc_health.v1 import health_pb2
 
 from tests.integration.server import rig as rigs
 from tests.integration.server.rig import Refused, ask, refused, running
@@ -88,7 +88,8 @@ async def test_a_run_dir_that_is_too_deep_is_named(tmp_path: Path) -> None:
 
 async def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
     rig = rigs.Rig(tmp_path)
-    rig.settings.tls.certificate_file.unlink()  # type: ignore[union-attr]  # the rig has set it
+    assert rig.settings.tls.certificate_file
+    rig.settings.tls.certificate_file.unlink()
     with pytest.raises(errors.BackingMissing, match="certificate file"):
         async with rig.make():
             pass

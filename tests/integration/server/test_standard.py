@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2
-from grpc_channelz.v1 import channelz_pb2  # type: ignore[import-untyped]  # not all annotated
-from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]  # not all annotated
-from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]  # not all annotated
+from grpc_channelz.v1 import channelz_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.integration.server import rig as rigs
 from tests.integration.server.rig import ask, refused, running

@@ -46,7 +46,7 @@ async def killed_at(base: Rig, failpoint: str, act: object) -> None:
     try:
         async with base.clients():
             with pytest.raises(grpc.aio.AioRpcError) as error:
-                await act()  # type: ignore[operator]
+                await act()  # type: ignore[operator]  # from a table
             assert error.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
         assert await asyncio.wait_for(process.process.wait(), 5) == -9
     finally:

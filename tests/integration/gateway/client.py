@@ -109,6 +109,11 @@ class Watcher:
                 for name in [name for name in self.known if name.startswith(f"{node}/") and name not in seen]:
                     del self.known[name]
 
+    @property
+    def resyncing(self) -> bool:
+        """Tell whether a part is being told anew; a token from within it begins that part again."""
+        return bool(self._resyncing)
+
     async def until(self, good: Any, seconds: float = 15) -> None:
         async with asyncio.timeout(seconds):
             while not good(self):

@@ -58,7 +58,7 @@ async def test_a_token_holds_across_a_gateway_that_starts_anew(fleet: RealFleet)
     await create(fleet, "n1", "a")
     await create(fleet, "n2", "b", "gone")
     watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 3)
+    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 3 and not watch.resyncing)
     token = await watcher.stop()
     await fleet.stop_gateway()
     # What happens while no gateway is there is told out of the nodes' own logs.
@@ -90,7 +90,7 @@ async def test_a_token_that_a_node_does_not_know_any_more_is_told_as_resyncing(f
     await create(fleet, "n1", "a")
     await create(fleet, "n2", "b")
     watcher = Watcher(fleet)
-    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 2)
+    await watcher.until(lambda watch: watch.snapshot_ended and len(watch.known) == 2 and not watch.resyncing)
     token = await watcher.stop()
     # The node loses its store: the same node, another history.
     node = fleet.nodes["n1"]

@@ -301,7 +301,7 @@ async def test_a_slow_reader_holds_the_node_back(fleet: Rig) -> None:
 
 CASES = [
     ("unknown node", GET, named("nodes/n9/domains/web"), (), grpc.StatusCode.NOT_FOUND, "NODE_UNKNOWN"),
-    ("no name", GET, b"", (), grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED"),
+    ("no name", GET, b"", (), grpc.StatusCode.INVALID_ARGUMENT, "FIELD_REQUIRED"),
     ("other collection", GET, named("pools/x"), (), grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED"),
     ("upper case", GET, named("nodes/N1/domains/web"), (), grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED"),
     ("look-alike", GET, named("nodes/n\u0661/domains/web"), (), grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED"),

@@ -207,7 +207,7 @@ async def test_what_does_not_end_in_time_is_told_why(tmp_path: Path) -> None:
 
     rig.domains.act = act
     async with rig.make(drain_seconds=0.5) as server:
-        channel = rig.socket("viewer")
+        channel = rig.socket("operator")
         call: Any = channel.unary_unary(rigs.GET_DOMAIN)(GET.SerializeToString(), timeout=20)
         stream: Any = channel.unary_stream(rigs.DOWNLOAD)(
             volume_pb2.DownloadVolumeRequest(name="nodes/n1/pools/p/volumes/v").SerializeToString()

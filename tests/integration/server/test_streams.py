@@ -70,7 +70,7 @@ class Echo:
 async def test_a_download_is_whole_and_its_handler_ends(tmp_path: Path) -> None:
     async with running(tmp_path) as rig:
         rig.volumes.go_on.set()
-        channel = rig.socket("viewer")
+        channel = rig.socket("operator")
         call = channel.unary_stream(rigs.DOWNLOAD)(volume_pb2.DownloadVolumeRequest(name=VOLUME).SerializeToString())
         pieces = [volume_pb2.DownloadVolumeResponse.FromString(piece) async for piece in call]
         assert [piece.chunk.data for piece in pieces] == [VOLUME.encode()] * 2
@@ -80,7 +80,7 @@ async def test_a_download_is_whole_and_its_handler_ends(tmp_path: Path) -> None:
 
 async def test_a_stream_is_refused_before_its_handler_runs(tmp_path: Path) -> None:
     async with running(tmp_path) as rig:
-        channel = rig.socket("viewer")
+        channel = rig.socket("operator")
         call = channel.unary_stream(rigs.DOWNLOAD)(volume_pb2.DownloadVolumeRequest(name="x").SerializeToString())
         assert (await outcome(call)).short == ("INVALID_ARGUMENT", "NAME_MALFORMED")
         assert rig.volumes.ended == []
@@ -89,7 +89,7 @@ async def test_a_stream_is_refused_before_its_handler_runs(tmp_path: Path) -> No
 
 async def test_a_client_that_leaves_a_download_ends_its_handler(tmp_path: Path) -> None:
     async with running(tmp_path) as rig:
-        channel = rig.socket("viewer")
+        channel = rig.socket("operator")
         call: Any = channel.unary_stream(rigs.DOWNLOAD)(
             volume_pb2.DownloadVolumeRequest(name=VOLUME).SerializeToString()
         )

@@ -186,7 +186,17 @@ class Registry:
         away = [presence.service for presence in presences.values() if presence.state not in (SERVING, NOT_SERVING)]
         waiting = [presence.service for presence in presences.values() if presence.state == NOT_SERVING]
         if not silent and not away and not waiting and presences:
-            return Judgement(node_pb2.NODE_STATE_READY)
+            unread = [service for service, source in self._index.sources(name).items() if not source.synced]
+            if not unread:
+                return Judgement(node_pb2.NODE_STATE_READY)
+            # Who sees a node ready may rely on finding its resources in the lists of the fleet.
+            return Judgement(
+                node_pb2.NODE_STATE_JOINING
+                if stored.state == node_pb2.NODE_STATE_JOINING
+                else node_pb2.NODE_STATE_NOT_READY,
+                "INDEX_INCOMPLETE",
+                f"The gateway has not read all of {', '.join(sorted(unread))} yet",
+            )
         heard = any(presence.server is not None for presence in presences.values())
         if stored.state == node_pb2.NODE_STATE_JOINING and not heard:
             return Judgement(stored.state, stored.reason, stored.message)

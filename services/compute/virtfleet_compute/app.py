@@ -99,9 +99,19 @@ async def running(settings: ComputeSettings) -> AsyncIterator[App]:
         hub = WatchHub(store)
         operations = Operations(store, SERVICE_NAME, settings.node)
         server = Server(settings, service=SERVICE_NAME, store_id=lambda: store.store_id)
+
+        def outgoing() -> list[tuple[str, str]]:
+            tracer = server.telemetry.tracer
+            return tracer.outgoing() if tracer is not None else []
+
         peers = [
             await stack.enter_async_context(
-                Peer(settings.run_dir / name / "peer.sock", service=SERVICE_NAME, node=settings.node)
+                Peer(
+                    settings.run_dir / name / "peer.sock",
+                    service=SERVICE_NAME,
+                    node=settings.node,
+                    outgoing=outgoing,
+                )
             )
             for name in ("storage", "network")
         ]

@@ -265,11 +265,16 @@ class Process:
             "drain_seconds = 1.0",
         ]
         lines += [f"{key} = {json.dumps(value)}" for key, value in self._changes.items() if key != "drivers"]
-        lines += ["[compute.drivers.test]", f'state_file = "{self.path / "guests"}"']
-        lines += [f"{key} = {json.dumps(value)}" for key, value in self._changes.get("drivers", {}).items()]
+        driver = {"state_file": str(self.path / "guests"), **self._changes.get("drivers", {})}
+        lines += ["[compute.drivers.test]", *(f"{key} = {json.dumps(value)}" for key, value in driver.items() if value)]
         self._config.write_text("\n".join(lines) + "\n")
 
-    async def start(self, failpoint: str = "") -> Client:
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self, failpoint: str = "", *, seconds: float = READY_SECONDS) -> Client:
         """Start the process and return a client when it serves."""
         self._write_config()
         environment = {**os.environ, "VIRTFLEET_FAILPOINT": failpoint}
@@ -277,7 +282,7 @@ class Process:
             sys.executable, "-m", "virtfleet_compute", "--config", str(self._config), env=environment
         )
         client = Client(self.path / "r" / "compute" / "admin.sock")
-        async with asyncio.timeout(READY_SECONDS):
+        async with asyncio.timeout(seconds):
             await client.channel.channel_ready()
         return client
 

@@ -1,0 +1,67 @@
+"""A hundred thousand domains from a seed file: how long it takes and how much memory it holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tests.integration.compute.rig import PARENT, Process, Service, State, name, service
+from virtfleet.compute.v1 import domain_pb2, stats_pb2
+
+COUNT = 100_000
+SECONDS = 50
+MEMORY_MIB = 200
+
+
+def seed(place: Path, count: int) -> Path:
+    path = place / "seed.json"
+    group = {"id": "d{number:06d}", "count": count, "running": True, "spec": {"memory": {"maximumBytes": "67108864"}}}
+    path.write_text(json.dumps({"domains": [group]}))
+    return path
+
+
+def private_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no Private_Dirty")
+
+
+async def test_a_hundred_thousand_domains(place: Path) -> None:
+    process = Process(place, drivers={"seed_file": str(seed(place, COUNT)), "state_file": ""})
+    began = time.monotonic()
+    try:
+        client = await process.start(seconds=SECONDS)
+        took = time.monotonic() - began
+        domain = await client.get(f"d{COUNT - 1:06}")
+        assert domain.status.state == State.DOMAIN_STATE_RUNNING
+        page = await client.list(page_size=1000)
+        assert page.next_page_token
+        used = private_mib(process.pid)
+        print(f"{COUNT} domains: {took:.1f} s, {used:.0f} MiB private")
+        assert used < MEMORY_MIB
+        await client.close()
+    finally:
+        await process.kill()
+
+
+async def test_seeds_are_taken_over_once(place: Path) -> None:
+    drivers = {"test": {"seed_file": str(seed(place, 5))}}
+    async with service(place, drivers=drivers) as node:
+        assert len((await node.list()).domains) == 5
+        await _counted(node, running=5)
+        await node.delete("d000001", stop=True)
+    async with service(place, drivers=drivers) as node:
+        domains = (await node.list()).domains
+        assert name("d000001") not in [domain.name for domain in domains]
+        assert {domain.status.state for domain in domains} == {State.DOMAIN_STATE_SHUT_OFF}
+
+
+async def _counted(node: Service, *, running: int) -> None:
+    answer = await node.call(node.stats.BatchGetDomainStats, stats_pb2.BatchGetDomainStatsRequest(parent=PARENT))
+    assert len([one for one in answer.stats if one.HasField("cpu")]) == running
+    assert node.app.context.admission.active_count == running
+    domain = domain_pb2.Domain()
+    domain.CopyFrom(await node.get("d000000"))
+    assert domain.status.active_spec == domain.status.resolved_spec

@@ -16,9 +16,11 @@ async def test_two_services_in_one_process_and_an_orderly_end(place: Path) -> No
     settings = place / "node.toml"
     settings.write_text(
         f'node = "{NODE}"\nstate_dir = "{place / "s"}"\nrun_dir = "{place / "r"}"\ndrain_seconds = 1.0\n'
-        '[node]\nservices = ["storage", "compute"]\n[compute]\nenabled_drivers = ["test"]\n'
+        '[compute]\nenabled_drivers = ["test"]\n'
     )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "virtfleet_node", "--settings", str(settings))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "virtfleet_node", "--settings", str(settings), "--services", "storage,compute"
+    )
     compute = Client(place / "r" / "compute" / "admin.sock")
     storage = Client(place / "r" / "storage" / "admin.sock")
     try:
@@ -51,11 +53,9 @@ async def test_two_services_in_one_process_and_an_orderly_end(place: Path) -> No
     assert not list((place / "r").rglob("*.sock"))
 
 
-async def test_settings_that_cannot_be_used_are_one_line(place: Path) -> None:
-    settings = place / "node.toml"
-    settings.write_text(f'node = "{NODE}"\n[node]\nservices = ["gateway"]\n')
+async def test_settings_that_cannot_be_used_are_one_line() -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "virtfleet_node", "--settings", str(settings), stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "virtfleet_node", "--services", "gateway", stderr=asyncio.subprocess.PIPE
     )
     _, said = await process.communicate()
     assert process.returncode == 2

@@ -63,7 +63,7 @@ async def test_one_who_gives_up_waiting_wakes_the_next() -> None:
     ids=["nothing", "quiet", "same", "unrecorded", "state", "run"],
 )
 async def test_news_that_the_holder_did_not_record_are_looked_at(
-    recorded: DomainObservation | None, told: DomainObservation | None, outdated: bool
+    recorded: DomainObservation | None, told: DomainObservation | None, *, outdated: bool
 ) -> None:
     looked: list[str] = []
     holds = Holds(looked.append)

@@ -79,7 +79,8 @@ async def test_the_work_of_an_operation_does_not_end_with_the_callers_deadline(t
         await storage.call(ATTACH, REQUEST, attachment_pb2.AttachVolumeResponse, call, timeout_seconds=30)
         left = rig.attachments.remaining[0]
         assert left is not None
-        assert 20 < left <= 30
+        # gRPC sends long deadlines rounded up.
+        assert 20 < left <= 31
 
 
 async def test_a_service_calls_for_itself(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from virtfleet_compute.holds import Holds
 from virtfleet_compute.hosts import Hosts
 from virtfleet_compute.hypervisors import Hypervisors
 from virtfleet_compute.observer import Observer
+from virtfleet_compute.occupation import Occupation
 from virtfleet_compute.power import Power
 from virtfleet_compute.reconcile import Reconciler
 from virtfleet_compute.servicers.consoles import ConsoleServicer
@@ -128,6 +129,7 @@ async def running(settings: ComputeSettings) -> AsyncIterator[App]:
             admission=Admission(settings),
             holds=holds,
             wiring=wiring,
+            occupation=Occupation(store, holds, tasks),
             batched={},
         )
         guests = Guests(context)
@@ -139,6 +141,7 @@ async def running(settings: ComputeSettings) -> AsyncIterator[App]:
         hosts = Hosts(context, boot_id)
         await hosts_module.forget_drivers(store, settings.node, settings.enabled_drivers)
         await hosts.store()
+        await context.occupation.forget()
         await Reconciler(context, creation, domains, rebooted=autostart.rebooted).run()
         observer = Observer(context, guests, tasks)
         looks.append(observer)

@@ -17,6 +17,7 @@ from virtfleet_service.operations import Operations
 from virtfleet_service.store import Store, Transaction
 
 if TYPE_CHECKING:
+    from virtfleet_compute.occupation import Occupation
     from virtfleet_compute.wiring import Wiring
 
 KIND = "domain"
@@ -33,6 +34,7 @@ class Context:
     admission: Admission
     holds: Holds
     wiring: Wiring
+    occupation: Occupation
     batched: dict[str, str]
     """The name of the batch operation that works on a domain now, by the domain's name."""
 

@@ -92,9 +92,7 @@ class Domains:
         method = requests.method_name(call)
 
         async def work(job: Job) -> Commit:
-            hold = await context.holds.acquire(draft.domain.uid)
-            assert job.task is not None  # noqa: S101  # this is that task
-            job.task.add_done_callback(lambda _: context.holds.release(hold))
+            hold = await context.occupation.hold(job, draft.domain.uid)
             job.on_failure(lambda tx, _error: creation.forget(tx, draft.creating))
             failpoints.reach("compute.create.intent")
             async with AsyncExitStack() as undo:
@@ -148,9 +146,7 @@ class Domains:
             if missing:
                 return lambda _tx: empty_pb2.Empty()
             domain = context.domain(request.name)
-            hold = await context.holds.acquire(domain.uid)
-            assert job.task is not None  # noqa: S101  # this is that task
-            job.task.add_done_callback(lambda _: context.holds.release(hold))
+            hold = await context.occupation.hold(job, domain.uid)
             domain = context.domain(request.name)
             await self.take_down(
                 domain,

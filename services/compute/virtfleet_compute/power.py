@@ -182,10 +182,7 @@ class Power:
 
         async def work(job: Job) -> Commit:
             domain = context.domain(request.name)
-            hold = await context.holds.acquire(domain.uid)
-            assert job.task is not None  # noqa: S101  # this is that task
-            # The result is recorded after this function; what the driver tells until then must wait for it.
-            job.task.add_done_callback(lambda _: context.holds.release(hold))
+            hold = await context.occupation.hold(job, domain.uid)
             domain = context.domain(request.name)
             if lifecycle.judge(verb, domain) is Outcome.DONE:
                 return lambda tx: _unchanged(tx, domain)

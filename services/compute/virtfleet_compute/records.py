@@ -7,6 +7,7 @@
 * `create` (name → a creation): creations that have begun and not ended.
 * `volumes` (uid → names): the volumes that were made with a domain.
 * `leftover` (volume → uid): volumes of undone creations that storage could not be told to delete.
+* `occupied` (uid → operation): the domains whose status shows an operation.
 * `service` (key → value): the boot id of the last autostart, the inventories that were taken over.
 """
 
@@ -30,6 +31,7 @@ START = "start"
 CREATE = "create"
 VOLUMES = "volumes"
 LEFTOVER = "leftover"
+OCCUPIED = "occupied"
 SERVICE = "service"
 
 
@@ -80,6 +82,9 @@ def save(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: i
         cause: The full name of the method, or `observed`.
         old_state: Its state before; None: no event is told.
     """
+    if cause != statuses.OBSERVED:
+        # The record of a method is the end of its operation.
+        statuses.free(domain)
     tx.put(KIND, domain, cause=cause)
     if statuses.is_active(domain):
         tx.put_record(ACTIVE, domain.uid, domain.name.encode())
@@ -98,7 +103,7 @@ def remove(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state:
     if old_state is not None and old_state != domain.status.state:
         tx.event(statuses.state_event(domain, old_state))
     tx.delete(domain.name, cause=cause)
-    for space in (ACTIVE, AUTOSTART, START, VOLUMES):
+    for space in (ACTIVE, AUTOSTART, START, VOLUMES, OCCUPIED):
         tx.delete_record(space, domain.uid)
     for card in domain.status.resolved_spec.interfaces.values():
         free_mac(tx, card.mac_address, domain.uid)

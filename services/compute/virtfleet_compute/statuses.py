@@ -126,7 +126,7 @@ def observed(domain: domain_pb2.Domain, observation: DomainObservation) -> bool:
     if observation.control_lost:
         _control(status, domain_pb2.CONTROL_STATE_LOST, "HYPERVISOR_SILENT")
     else:
-        _control(status, domain_pb2.CONTROL_STATE_OK, "")
+        _in_hand(status)
     if observation.active:
         _observed_active(status, observation)
     else:
@@ -169,6 +169,31 @@ def _ended(status: domain_pb2.DomainStatus) -> None:
     status.addresses.extend(learned)
     for card in status.interfaces:
         card.host_device = ""
+
+
+def occupied(domain: domain_pb2.Domain, operation: str) -> None:
+    """Write that an operation works on a domain."""
+    del domain.status.operations[:]
+    domain.status.operations.append(operation)
+    if domain.status.control.state != domain_pb2.CONTROL_STATE_LOST:
+        _in_hand(domain.status)
+
+
+def free(domain: domain_pb2.Domain) -> bool:
+    """Write that no operation works on a domain. Returns whether that was different before."""
+    if not domain.status.operations:
+        return False
+    del domain.status.operations[:]
+    if domain.status.control.state == domain_pb2.CONTROL_STATE_BUSY:
+        _in_hand(domain.status)
+    return True
+
+
+def _in_hand(status: domain_pb2.DomainStatus) -> None:
+    if status.operations:
+        _control(status, domain_pb2.CONTROL_STATE_BUSY, status.operations[0])
+    else:
+        _control(status, domain_pb2.CONTROL_STATE_OK, "")
 
 
 def _control(status: domain_pb2.DomainStatus, state: domain_pb2.ControlState.ValueType, reason: str) -> None:

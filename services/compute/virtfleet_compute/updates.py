@@ -246,9 +246,7 @@ class Updates:
             return domain.uid
 
         async def work(job: Job) -> Commit:
-            hold = await context.holds.acquire(change.before.uid)
-            assert job.task is not None  # noqa: S101  # this is that task
-            job.task.add_done_callback(lambda _: context.holds.release(hold))
+            await context.occupation.hold(job, change.before.uid)
             if change.empty:
                 return lambda tx: read(tx, name)
             domain = context.domain(name)

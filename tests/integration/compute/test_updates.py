@@ -6,7 +6,7 @@ import pytest
 from google.longrunning import operations_pb2
 
 from tests.integration.compute.rig import PARENT, Refused, Service, name
-from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2
+from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
 
 GIB = 1 << 30
@@ -237,6 +237,31 @@ async def test_a_second_operation_on_a_domain_is_refused_with_the_name_of_the_fi
     assert Refused(ended.error).reason == "OPERATION_CANCELLED"
     node.faults()
     await node.start("web")
+
+
+async def test_an_operation_that_lasts_is_shown_until_its_end(node: Service) -> None:
+    await node.create("web")
+    node.faults({"method": "start", "hang": True})
+    request = domain_pb2.StartDomainRequest(name=name("web"))
+    request.inline_wait.FromNanoseconds(0)
+    operation = await node.call(node.domains.StartDomain, request)
+    stream = node.watches.WatchResources(
+        watch_pb2.WatchResourcesRequest(parent=PARENT, resource_types=[watch_pb2.RESOURCE_TYPE_DOMAIN]), timeout=10
+    )
+    seen: list[tuple[list[str], int]] = []
+    async for response in stream:
+        for change in response.changes:
+            if change.WhichOneof("kind") == "put":
+                status = change.put.domain.status
+                seen.append((list(status.operations), status.control.state))
+        if len(seen) == 2:
+            cancel = operations_pb2.CancelOperationRequest(name=operation.name)
+            await node.call(node.operations.CancelOperation, cancel)
+        if len(seen) == 3:
+            break
+    stream.cancel()
+    ok, busy = domain_pb2.CONTROL_STATE_OK, domain_pb2.CONTROL_STATE_BUSY
+    assert seen == [([], ok), ([operation.name], busy), ([], ok)]
 
 
 async def test_a_repeated_request_is_done_once(node: Service) -> None:

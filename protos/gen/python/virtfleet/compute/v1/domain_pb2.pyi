@@ -489,7 +489,7 @@ class DomainStatus(message.Message):
 
     @builtins.property
     def operations(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The operations that work on it now."""
+        """The operation that works on it now, once it has lasted for a second."""
 
     @builtins.property
     def last_failure(self) -> status_pb2.Status:

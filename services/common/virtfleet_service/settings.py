@@ -82,7 +82,7 @@ class TelemetrySettings:
     """Where traces and metrics go; nothing is loaded for what is not set.
 
     Attributes:
-        otlp_endpoint: `http://host:4317` of a collector, which gets traces.
+        otlp_endpoint: `http://host:4317` of a collector, which gets traces and metrics.
         prometheus: `127.0.0.1:port` where metrics can be read.
     """
 

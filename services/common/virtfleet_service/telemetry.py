@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _EXPORT_SECONDS: Final = 3
+_METRICS_SECONDS: Final = 30
 
 BUCKETS_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """The upper ends of the latency buckets."""
@@ -55,6 +56,22 @@ class Meters:
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Show a value that is read when somebody asks for it: `virtfleet_{name}`."""
         self._gauges[(name, description)] = read
+
+    def calls(self) -> Iterator[tuple[str, str, int]]:
+        """Yield method, code and count of all calls that have ended."""
+        for meter in list(self._methods.values()):
+            for code, count in list(meter.codes.items()):
+                yield meter.method, code, count
+
+    def seconds(self) -> Iterator[tuple[str, float]]:
+        """Yield each method with the seconds that its calls took together."""
+        for meter in list(self._methods.values()):
+            yield meter.method, meter.seconds
+
+    def gauges(self) -> Iterator[tuple[str, str, Callable[[], float]]]:
+        """Yield name, description and reader of each gauge."""
+        for (name, description), read in self._gauges.items():
+            yield name, description, read
 
     def collect(self) -> Iterator[Any]:
         """Yield the families of metrics for Prometheus."""
@@ -144,6 +161,50 @@ class Tracer:
         self._provider.shutdown()
 
 
+class MetricsSender:
+    """Sends what is counted to a collector with OpenTelemetry, every half minute and at the end.
+
+    Args:
+        endpoint: The OTLP endpoint.
+        service: `virtfleet-{service}`.
+        node: The node.
+        meters: What is counted.
+    """
+
+    def __init__(self, endpoint: str, service: str, node: str, meters: Meters) -> None:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+        from opentelemetry.metrics import CallbackOptions, Observation
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.resources import Resource
+
+        exporter = OTLPMetricExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS)
+        reader = PeriodicExportingMetricReader(exporter, export_interval_millis=_METRICS_SECONDS * 1000)
+        resource = Resource.create({"service.name": f"virtfleet-{service}", "virtfleet.node": node})
+        self._provider = MeterProvider([reader], resource, shutdown_on_exit=False)
+        meter = self._provider.get_meter("virtfleet")
+
+        def calls(_options: CallbackOptions) -> Iterator[Observation]:
+            for method, code, count in meters.calls():
+                yield Observation(count, {"method": method, "code": code})
+
+        def seconds(_options: CallbackOptions) -> Iterator[Observation]:
+            for method, total in meters.seconds():
+                yield Observation(total, {"method": method})
+
+        def gauge(read: Callable[[], float]) -> Callable[[CallbackOptions], Iterator[Observation]]:
+            return lambda _options: iter([Observation(read())])
+
+        meter.create_observable_counter("virtfleet.calls", [calls], description="Calls that have ended.")
+        meter.create_observable_counter("virtfleet.call_seconds", [seconds], "s", "How long calls took together.")
+        for name, description, read in meters.gauges():
+            meter.create_observable_gauge(f"virtfleet.{name}", [gauge(read)], description=description)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._provider.shutdown()
+
+
 class Telemetry:
     """Owns what a process shows and sends; an async context manager.
 
@@ -159,6 +220,7 @@ class Telemetry:
         self._node = node
         self.meters = Meters()
         self.tracer: Tracer | None = None
+        self._sender: MetricsSender | None = None
         self.metrics_port = 0
         self._stop: Callable[[], None] | None = None
 
@@ -170,6 +232,7 @@ class Telemetry:
         """
         if self._settings.otlp_endpoint:
             self.tracer = Tracer(self._settings.otlp_endpoint, self._service, self._node)
+            self._sender = MetricsSender(self._settings.otlp_endpoint, self._service, self._node, self.meters)
         if self._settings.prometheus:
             self._serve_metrics(self._settings.prometheus)
 
@@ -198,3 +261,6 @@ class Telemetry:
         if self.tracer is not None:
             self.tracer.close()
             self.tracer = None
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None

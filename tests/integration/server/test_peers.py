@@ -65,7 +65,7 @@ async def test_the_caller_travels_with_its_limits(tmp_path: Path) -> None:
         )
         left = rig.attachments.remaining[0]
         assert left is not None
-        assert 6 < left <= 7
+        assert 6 < left <= 7.1
         outside = Caller("carol", ("operator",), "tls", "", ("nodes/n1/pools/q/",))
         with pytest.raises(errors.PermissionMissing) as caught:
             await storage.call(ATTACH, REQUEST, attachment_pb2.AttachVolumeResponse, call_of("GetDomain", outside))

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from tests.integration.server import rig as rigs
@@ -27,6 +28,7 @@ class Collector:
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
+        self.metrics: list[Any] = []
         self.port = 0
 
     def export(self, request: Any, _context: Any) -> Any:
@@ -34,6 +36,12 @@ class Collector:
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         return trace_service_pb2.ExportTraceServiceResponse()
+
+    def export_metrics(self, request: Any, _context: Any) -> Any:
+        for resource in request.resource_metrics:
+            for scope in resource.scope_metrics:
+                self.metrics += scope.metrics
+        return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
 @pytest.fixture
@@ -47,6 +55,14 @@ async def collector() -> AsyncIterator[Collector]:
         response_serializer=trace_service_pb2.ExportTraceServiceResponse.SerializeToString,
     )
     server.add_registered_method_handlers("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler})
+    metrics: Any = grpc.unary_unary_rpc_method_handler(
+        found.export_metrics,
+        request_deserializer=metrics_service_pb2.ExportMetricsServiceRequest.FromString,
+        response_serializer=metrics_service_pb2.ExportMetricsServiceResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(
+        "opentelemetry.proto.collector.metrics.v1.MetricsService", {"Export": metrics}
+    )
     found.port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield found
@@ -85,3 +101,16 @@ async def test_a_call_is_a_span_below_that_of_its_client(tmp_path: Path, collect
     reasons = [entry.value.string_value for entry in spans["FAILED_PRECONDITION"].attributes]
     assert "WRONG_STATE" in reasons
     assert outgoing[0]["traceparent"] == f"00-{TRACE}-{spans['OK'].span_id.hex()}-01"
+    counted = {
+        (attributes["method"], attributes["code"]): point.as_int
+        for metric in collector.metrics
+        if metric.name == "virtfleet.calls"
+        for point in metric.sum.data_points
+        for attributes in [{entry.key: entry.value.string_value for entry in point.attributes}]
+    }
+    method = "virtfleet.compute.v1.DomainService.GetDomain"
+    assert counted[method, "OK"] == 1
+    assert counted[method, "FAILED_PRECONDITION"] == 1
+    assert {"virtfleet.calls", "virtfleet.call_seconds", "virtfleet.open_calls"} <= {
+        metric.name for metric in collector.metrics
+    }

@@ -76,6 +76,7 @@ def test_an_operation_tells_what_it_does(fleet: Fleet, nodes: list[str], stoppin
     assert metadata.principal.endswith("/user/admin")
     assert metadata.request_id
     assert metadata.cancellable
+    until(lambda: list(get(fleet, made.name).status.operations) == [operation.name], 5, "the domain shows it")
     got = fleet.operations.GetOperation(operations_pb2.GetOperationRequest(name=operation.name))
     assert got == operation
     began = time.monotonic()
@@ -114,6 +115,7 @@ def test_a_cancelled_operation_ends_and_leaves_the_guest(fleet: Fleet, stopping:
     assert (error.code().name, error.reason) == ("CANCELLED", "OPERATION_CANCELLED"), error
     after = get(fleet, made.name)
     assert (after.status.state, after.status.runtime_id) == (RUNNING, made.status.runtime_id)
+    assert not after.status.operations
     fleet.operations.CancelOperation(
         operations_pb2.CancelOperationRequest(name=operation.name)
     )  # it has ended: no harm

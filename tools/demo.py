@@ -318,9 +318,13 @@ def main() -> int:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", nonce):
         print("demo: NONCE must be 1 to 64 characters of A-Z a-z 0-9 . _ -", file=sys.stderr)
         return 2
+    nodes = os.environ.get("NODES") or "1"
+    if not re.fullmatch(r"[1-9][0-9]?", nodes) or driver not in ("qemu", "test"):
+        print("demo: NODES must be 1 to 99 and DRIVER qemu or test", file=sys.stderr)
+        return 2
     try:
-        return asyncio.run(demo(int(os.environ.get("NODES") or 1), driver, nonce))
-    except (RuntimeError, errors.VirtfleetError) as error:
+        return asyncio.run(demo(int(nodes), driver, nonce))
+    except (RuntimeError, guest_image.GuestImageError, errors.VirtfleetError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
 

@@ -37,6 +37,7 @@ _FAST_BOOT = (
     "random.trust_cpu=on pci=lastbus=0 audit=0 selinux=0 apparmor=0"
 )
 _PREFIX = "VIRTFLEET "
+_MODULES = ("lib/modules", "usr/lib/modules")
 _DECOMPRESSORS = {
     b"\x02\x21\x4c\x18": ("lz4", "-dc"),
     b"\x28\xb5\x2f\xfd": ("zstd", "-dc"),
@@ -110,8 +111,9 @@ def find_kernel(roots: tuple[Path, ...] = (Path("/"), FETCHED_KERNEL)) -> tuple[
     for root in roots:
         for path in root.glob("boot/vmlinuz-*"):
             version = path.name.removeprefix("vmlinuz-")
-            modules = root / "lib/modules" / version
-            if (modules / "kernel").is_dir() and os.access(path, os.R_OK):
+            # An unpacked package has them where its distribution keeps them: below /usr since Debian 13.
+            modules = next((folder for place in _MODULES if (folder := root / place / version).is_dir()), None)
+            if modules and (modules / "kernel").is_dir() and os.access(path, os.R_OK):
                 numbers = [int(part) if part.isdigit() else 0 for part in version.replace("-", ".").split(".")]
                 found.append(("cloud" in version, numbers, path, modules))
     if not found:

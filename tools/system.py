@@ -68,12 +68,12 @@ def _as_root(command: list[str]) -> list[str] | None:
     return None
 
 
-def _apt(*arguments: str) -> bool:
+def _apt(*arguments: str, quiet: bool = False) -> bool:
     command = _as_root(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet=2", *arguments])
     if command is None:
         return False
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode and not quiet:
         sys.stderr.write(done.stdout[-2000:] + done.stderr[-2000:])
     return done.returncode == 0
 
@@ -83,8 +83,9 @@ def install(missing: list[str]) -> bool:
     print(f"installing {' '.join(missing)}")
     options = ["--yes", "--no-install-recommends"]
     options += ["-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=120"]
-    # A list that is fresh enough saves the longest part.
-    if not _apt("install", *options, *missing) and not (_apt("update") and _apt("install", *options, *missing)):
+    # Lists that are fresh enough save the longest part; none, or old ones, are no failure yet.
+    fresh = _apt("install", *options, *missing, quiet=True)
+    if not fresh and not (_apt("update") and _apt("install", *options, *missing)):
         return False
     absent = [need.package for need in needs() if not need.present()]
     if absent:

@@ -36,6 +36,7 @@ from virtfleet_service.watch import WatchHub, operation_watch_service, watch_ser
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
+    from virtfleet_gateway.channels import Connect
     from virtfleet_gateway.settings import FleetSettings
     from virtfleet_service.operations import Handler
     from virtfleet_service.transaction import Transaction
@@ -63,11 +64,16 @@ class App:
     index: Index
     channels: Channels
     enrollment: Enrollment
+    fleet: Fleet
 
 
 @asynccontextmanager
-async def running(settings: FleetSettings) -> AsyncIterator[App]:
+async def running(settings: FleetSettings, *, connect: Connect | None = None) -> AsyncIterator[App]:
     """Run a gateway; it drains and stops when the block ends.
+
+    Args:
+        settings: The settings.
+        connect: Makes the connections to nodes, for whoever holds them in the same process; None: over the network.
 
     Raises:
         SettingsError: The authority cannot be read, or an address cannot be used.
@@ -107,7 +113,9 @@ async def running(settings: FleetSettings) -> AsyncIterator[App]:
         )
         hub = WatchHub(store)
         domain = authority.trust_domain
-        channels = Channels(certificates.client_credentials, lambda node, service: f"{service}.{node}.{domain}")
+        channels = Channels(
+            certificates.client_credentials, lambda node, service: f"{service}.{node}.{domain}", connect
+        )
         stack.push_async_callback(channels.close)
         index = Index(channels, lambda node: registry.changed(node))  # noqa: PLW0108 - the registry comes after it
         stack.push_async_callback(index.close)
@@ -151,7 +159,7 @@ async def running(settings: FleetSettings) -> AsyncIterator[App]:
         registry.start()
         await stack.enter_async_context(server)
         await stack.enter_async_context(_together(registry.run(), own.run(), _sweep(server, certificates, channels)))
-        yield App(settings, server, store, registry, index, channels, enrollment)
+        yield App(settings, server, store, registry, index, channels, enrollment, fleet)
 
 
 def _first(listen: str | Sequence[str]) -> Sequence[str]:

@@ -12,15 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import grpc
 import grpc.aio
 
 from virtfleet_service.errors import NodeUnreachable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 KEEPALIVE_INTERVAL_SECONDS: Final = 2.0
 KEEPALIVE_TIMEOUT_SECONDS: Final = 2.5
@@ -50,6 +48,10 @@ Multicallable = (
     | grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
     | grpc.aio.StreamStreamMultiCallable[bytes, bytes]
 )
+
+
+Connect = Callable[[str, str, str, bool], grpc.aio.Channel]
+"""Makes the connection for a lane: of a node, its service, at an endpoint, and whether volume data go over it."""
 
 
 def _milliseconds(seconds: float) -> int:
@@ -222,15 +224,18 @@ class Channels:
     Args:
         credentials: Gives the gateway's present credentials; None for plain text (tests of the forwarder alone).
         tls_name: Gives the DNS name in the certificate of a service of a node.
+        connect: Makes the connections instead; None: they go over the network.
     """
 
     def __init__(
         self,
         credentials: Callable[[], grpc.ChannelCredentials] | None,
         tls_name: Callable[[str, str], str],
+        connect: Connect | None = None,
     ) -> None:
         self._credentials = credentials
         self._tls_name = tls_name
+        self._connect = connect or self._open
         self._nodes: dict[str, dict[str, ServiceChannels]] = {}
         self._retired: set[asyncio.Task[None]] = set()
 
@@ -256,7 +261,7 @@ class Channels:
                 continue
             if old is not None:
                 self._retire(old, at_once=True)
-            present[service] = ServiceChannels(node, service, endpoint, self._open)
+            present[service] = ServiceChannels(node, service, endpoint, self._connect)
 
     def remove(self, node: str) -> None:
         """Forget a node; its calls end."""

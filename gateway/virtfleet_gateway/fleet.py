@@ -54,6 +54,12 @@ class Fleet:
         for watch in self._watches.values():
             watch.close()
 
+    @property
+    def watch_counts(self) -> tuple[int, int]:
+        """How many watches of all nodes have begun afresh, and how many have gone on from a token."""
+        watches = self._watches.values()
+        return sum(watch.fresh_count for watch in watches), sum(watch.resumed_count for watch in watches)
+
     def service(self, descriptor: ServiceDescriptor) -> tuple[FleetService, list[MethodDescriptor]]:
         """Return the implementation of a service of nodes, and the methods that it has."""
         part = descriptor.file.package.split(".")[1]

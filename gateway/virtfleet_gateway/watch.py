@@ -111,6 +111,10 @@ class FleetWatch:
         self.index = index
         self.channels = channels
         self.closing = False
+        self.fresh_count = 0
+        """How many watches have begun with a snapshot or at the present."""
+        self.resumed_count = 0
+        """How many have gone on from a token."""
         self._shared: dict[tuple[int, int, bool], list[bytes]] = {}
 
     def close(self) -> None:
@@ -127,6 +131,10 @@ class FleetWatch:
         """
         selection = Selection(self.index, request, call)
         tokens = decode_tokens(request.resume_token) if request.WhichOneof("start") == "resume_token" else None
+        if tokens is None:
+            self.fresh_count += 1
+        else:
+            self.resumed_count += 1
         await self.index.settled(SETTLE_SECONDS)
         reader = _Reader(self, selection, _bookmark_seconds(request))
         try:

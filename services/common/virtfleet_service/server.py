@@ -251,7 +251,7 @@ class Server:
             self.telemetry.start()
             self.pipeline.tracer = self.telemetry.tracer
             self._add_standard_services()
-            await self._listen()
+            await self.listen()
         except BaseException:
             await self._abandon()
             raise
@@ -322,7 +322,26 @@ class Server:
         for descriptor in (standard.REFLECTION_V1, standard.REFLECTION_V1ALPHA):
             self.add(descriptor, standard.Reflection(shown))
 
-    async def _listen(self) -> None:
+    def handlers(self, listener: Listener) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """Return the handlers of all services but the peer's own, by the path of the method."""
+        return {
+            f"/{service.name}/{name}": handler
+            for service in self._services
+            if not service.peer
+            for name, handler in self._handlers(service, service.facts, listener).items()
+        }
+
+    def _handlers(
+        self, service: _Registered, methods: list[MethodFacts], listener: Listener
+    ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        return {facts.name: self.pipeline.handler(facts, service.implementation, listener) for facts in methods}
+
+    async def listen(self) -> None:
+        """Open the ways in: TCP and the sockets of this machine.
+
+        Raises:
+            SettingsError: One cannot be opened.
+        """
         settings = self.settings
         for address in settings.addresses:
             self.ports.append(await self._listen_tcp(Listener(TLS), address, "listen"))
@@ -345,10 +364,7 @@ class Server:
             if service.peer != (listener.kind == PEER) or (service.local and listener.kind != LOCAL):
                 continue
             methods = [facts for facts in service.facts if facts.anonymous or listener.kind != ANONYMOUS]
-            server.add_registered_method_handlers(
-                service.name,
-                {facts.name: self.pipeline.handler(facts, service.implementation, listener) for facts in methods},
-            )
+            server.add_registered_method_handlers(service.name, self._handlers(service, methods, listener))
         forwarder = self.forwarder(listener) if self.forwarder is not None else None
         server.add_generic_rpc_handlers((_Fallback(self.pipeline, forwarder),))
         self._servers.append(server)

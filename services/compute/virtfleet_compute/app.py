@@ -83,8 +83,12 @@ def _service(file: FileDescriptor, name: str) -> ServiceDescriptor:
 
 
 @asynccontextmanager
-async def running(settings: ComputeSettings) -> AsyncIterator[App]:
+async def running(settings: ComputeSettings, *, server_class: type[Server] = Server) -> AsyncIterator[App]:
     """Be the compute service while entered: store and host brought together first, then serving.
+
+    Args:
+        settings: The settings.
+        server_class: How it is reached: by sockets, or by whoever holds it in a process of his own.
 
     Raises:
         SettingsError: Something in the settings cannot be used.
@@ -99,7 +103,7 @@ async def running(settings: ComputeSettings) -> AsyncIterator[App]:
         )
         hub = WatchHub(store)
         operations = Operations(store, SERVICE_NAME, settings.node)
-        server = Server(settings, service=SERVICE_NAME, store_id=lambda: store.store_id)
+        server = server_class(settings, service=SERVICE_NAME, store_id=lambda: store.store_id)
 
         def outgoing() -> list[tuple[str, str]]:
             tracer = server.telemetry.tracer

@@ -43,7 +43,7 @@ def delete_tap(node: Node, _bridge: str, tap: str) -> None:
 
 
 def stop_forwarding(node: Node, _bridge: str, _tap: str) -> None:
-    node.namespace("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
+    node.namespace("busybox", "sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
 
 
 @pytest.mark.parametrize(

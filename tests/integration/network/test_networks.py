@@ -80,7 +80,7 @@ def test_what_is_decided_stays_over_stop_and_start(node: Node) -> None:
 
 
 def test_forwarding_that_somebody_else_had_on_stays_on(node: Node) -> None:
-    node.namespace("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+    node.namespace("busybox", "sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
     node.create("demo", nat())
     node.stop("demo")
     assert forwarding(node) == "1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,12 +16,16 @@ from virtfleet.common.v1 import operations_pb2 as common_operations_pb2
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2, watch_pb2
 from virtfleet.type.v1 import operation_pb2
 from virtfleet_gateway.authority import Authority
+from virtfleet_gateway.certificates import Certificates
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.credentials import OwnCertificate
+from virtfleet_gateway.denial_list import DenialList
 from virtfleet_gateway.enrollment import Enrollment, Terms
 from virtfleet_gateway.fanout import FanOut
 from virtfleet_gateway.fleet import Fleet
 from virtfleet_gateway.index import Index
+from virtfleet_gateway.issued import IssuedFolder
+from virtfleet_gateway.join_tokens import JoinTokens
 from virtfleet_gateway.nodes import Registry
 from virtfleet_gateway.routing import build_table
 from virtfleet_gateway.servicers.enrollment import EnrollmentServicer
@@ -94,7 +99,6 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
 
     own = OwnCertificate(authority, identity_dir, settings.name, settings.hosts, refresh)
     own.ensure()
-    denied_file = identity_dir / "denied"
     settings = dataclasses.replace(
         settings,
         trust_domain=authority.trust_domain,
@@ -103,25 +107,23 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
             certificate_file=own.certificate_file,
             key_file=own.key_file,
             ca_file=own.ca_file,
-            denial_list_file=denied_file,
+            denial_list_file=own.denied_file,
         ),
     )
-    certificates = CertificateSource(settings.tls)
+    files = CertificateSource(settings.tls)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             Store.open(settings.state_dir / "gateway.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
         )
         hub = WatchHub(store)
         domain = authority.trust_domain
-        channels = Channels(
-            certificates.client_credentials, lambda node, service: f"{service}.{node}.{domain}", connect
-        )
+        channels = Channels(files.client_credentials, lambda node, service: f"{service}.{node}.{domain}", connect)
         stack.push_async_callback(channels.close)
         index = Index(channels, lambda node: registry.changed(node))  # noqa: PLW0108 - the registry comes after it
         stack.push_async_callback(index.close)
         registry = Registry(store, channels, index)
         stack.push_async_callback(registry.close)
-        fleet = Fleet(index, channels, FanOut(channels, lambda: certificates.current.identity), store.token_key)
+        fleet = Fleet(index, channels, FanOut(channels, lambda: files.current.identity), store.token_key)
         server = GatewayServer(
             settings,
             name=f"gateways/{settings.name}",
@@ -132,24 +134,29 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
             fleet=fleet,
             cordoned=registry.cordoned,
         )
-        refreshes.append(server.refresh)
+        refreshes += [server.refresh, own.look]
         terms = Terms(
             gateway_endpoints=settings.member_endpoints or tuple(_first(settings.listen)),
             gateway_identities=(f"spiffe://{domain}/gateway/",),
-            denied_file=denied_file,
+            node_lifetime=dt.timedelta(seconds=settings.node_certificate_seconds),
         )
-        enrollment = Enrollment(store, authority, terms, denials_changed=refresh)
-        enrollment.restore_file()
+        denial_list = DenialList(store, authority, own.denied_file, changed=refresh)
+        certificates = Certificates(store, authority, denial_list)
+        enrollment = Enrollment(store, authority, terms, certificates, denial_list)
+        denial_list.restore_file()
+        issued = IssuedFolder(settings.authority_dir, certificates)
+        await issued.look()
         operations = await stack.enter_async_context(
             Operations(store, "gateway", "", prefix="operations/").running(drain_seconds=settings.drain_seconds)
         )
-        await operations.settle({"virtfleet.fleet.v1.NodeService.DeleteNode": _settler(enrollment)})
+        await operations.settle({"virtfleet.fleet.v1.NodeService.DeleteNode": _settler(certificates)})
         server.add(
             node_pb2.DESCRIPTOR.services_by_name["NodeService"],
-            NodeServicer(store, registry, operations, enrollment.expel),
+            NodeServicer(store, registry, operations, certificates.expel),
         )
         server.add(
-            enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"], EnrollmentServicer(store, enrollment)
+            enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"],
+            EnrollmentServicer(store, JoinTokens(store, authority.key_hash), enrollment, certificates, denial_list),
         )
         server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
         server.add(OPERATIONS, OperationsService(operations))
@@ -158,7 +165,14 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         server.on_drain(fleet.close)
         registry.start()
         await stack.enter_async_context(server)
-        await stack.enter_async_context(_together(registry.run(), own.run(), _sweep(server, certificates, channels)))
+        await stack.enter_async_context(
+            _together(
+                registry.run(),
+                own.run(lambda pem: certificates.adopt(pem, own.identity)),
+                issued.run(),
+                _sweep(server, files, channels),
+            )
+        )
         yield App(settings, server, store, registry, index, channels, enrollment, fleet)
 
 
@@ -167,13 +181,13 @@ def _first(listen: str | Sequence[str]) -> Sequence[str]:
     return [address.strip() for address in addresses if address.strip()][:1]
 
 
-def _settler(enrollment: Enrollment) -> Handler:
+def _settler(certificates: Certificates) -> Handler:
     """Return what finishes a DeleteNode that a crash has cut: certificates are denied again, and the node goes."""
 
     async def settle(operation: operations_pb2.Operation, _journal: object) -> Callable[[Transaction], node_pb2.Node]:
         metadata = operation_pb2.OperationMetadata()
         operation.metadata.Unpack(metadata)
-        await enrollment.expel(metadata.target.removeprefix("nodes/"), metadata.principal)
+        await certificates.expel(metadata.target.removeprefix("nodes/"), metadata.principal)
         return lambda tx: remove(tx, metadata.target)
 
     return settle
@@ -191,10 +205,10 @@ async def _together(*work: Coroutine[object, object, None]) -> AsyncIterator[Non
                 task.cancel()
 
 
-async def _sweep(server: GatewayServer, certificates: CertificateSource, channels: Channels) -> None:
+async def _sweep(server: GatewayServer, files: CertificateSource, channels: Channels) -> None:
     """Cut off denied callers from forwarded streams, and connect anew to nodes with a new certificate."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         server.sweep()
-        if certificates.reload_if_changed():
+        if files.reload_if_changed():
             channels.renew()

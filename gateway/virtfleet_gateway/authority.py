@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -29,6 +29,9 @@ DEFAULT_TRUST_DOMAIN = "virtfleet.dev"
 ROLE_PREFIX = "virtfleet:"
 """Marks the organisations of a user's certificate that are roles."""
 
+USER_LIFETIME_LIMIT = dt.timedelta(days=366)
+"""Nothing that people and controllers are given lives longer."""
+
 NODE_SERVICES = ("compute", "storage", "network")
 
 _AUTHORITY_LIFETIME = dt.timedelta(days=3650)
@@ -36,6 +39,10 @@ _CLOCK_SKEW = dt.timedelta(minutes=5)
 """A certificate begins a little in the past, since no two clocks agree."""
 
 _REQUEST_LIMIT_BYTES = 16 << 10
+REQUEST_FIELD = "certificate_request"
+"""Where requests for certificates stand in the messages of the API."""
+
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +135,29 @@ class Authority:
         """The SHA-256 of the public key (SubjectPublicKeyInfo, DER) in hexadecimal digits, as join tokens carry it."""
         return key_hash(self._certificate)
 
-    def issue_node(self, request_pem: bytes, node: str, service: str, lifetime: dt.timedelta) -> Certificate:
+    def issue_node(
+        self,
+        request_pem: bytes,
+        node: str,
+        service: str,
+        lifetime: dt.timedelta,
+        *,
+        field: str = REQUEST_FIELD,
+    ) -> Certificate:
         """Sign the certificate of one service of a node, for serving and for calling the gateway.
+
+        Args:
+            request_pem: The request (PKCS #10, PEM).
+            node: The node.
+            service: Its service.
+            lifetime: How long it is good.
+            field: Where the request stood, for the error.
 
         Raises:
             DocumentInvalid: The request does not parse, is not signed by its key, or the key is weak.
         """
         return self._issue(
-            request_pem,
+            _checked_key(request_pem, field),
             subject=f"spiffe://{self.trust_domain}/node/{node}/{service}",
             common_name=f"{service}.{node}",
             dns_names=[f"{service}.{node}.{self.trust_domain}"],
@@ -156,7 +178,7 @@ class Authority:
             except ValueError:
                 dns_names.append(host)
         return self._issue(
-            request_pem,
+            _checked_key(request_pem, REQUEST_FIELD),
             subject=f"spiffe://{self.trust_domain}/gateway/{name}",
             common_name=name,
             dns_names=dns_names,
@@ -172,7 +194,7 @@ class Authority:
             DocumentInvalid: As for `issue_node`.
         """
         return self._issue(
-            request_pem,
+            _checked_key(request_pem, REQUEST_FIELD),
             subject=f"spiffe://{self.trust_domain}/user/{name}",
             common_name=name,
             organisations=[f"{ROLE_PREFIX}{role}" for role in roles],
@@ -183,7 +205,7 @@ class Authority:
 
     def _issue(
         self,
-        request_pem: bytes,
+        key: PublicKey,
         *,
         subject: str,
         common_name: str,
@@ -193,7 +215,6 @@ class Authority:
         organisations: Iterable[str] = (),
         addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address] = (),
     ) -> Certificate:
-        key = _checked_key(request_pem)
         now = dt.datetime.now(dt.UTC)
         not_after = min((now + lifetime).replace(microsecond=0), self._certificate.not_valid_after_utc)
         serial = x509.random_serial_number()
@@ -279,25 +300,27 @@ def new_request(common_name: str) -> tuple[bytes, bytes]:
     return private_pem(key), request.public_bytes(serialization.Encoding.PEM)
 
 
-def _checked_key(request_pem: bytes) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
+def _checked_key(request_pem: bytes, field: str) -> PublicKey:
     """Return the key of a request after looking at all that a stranger could have sent."""
     if len(request_pem) > _REQUEST_LIMIT_BYTES:
         raise DocumentInvalid(
-            f"a certificate request has at most {_REQUEST_LIMIT_BYTES} bytes", limit_bytes=_REQUEST_LIMIT_BYTES
+            f"a certificate request has at most {_REQUEST_LIMIT_BYTES} bytes",
+            field=field,
+            limit_bytes=_REQUEST_LIMIT_BYTES,
         )
     try:
         request = x509.load_pem_x509_csr(request_pem)
         signed = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise DocumentInvalid("the certificate request does not parse as PEM PKCS #10") from error
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise DocumentInvalid("the certificate request does not parse as PEM PKCS #10", field=field) from error
     if not signed:
-        raise DocumentInvalid("the certificate request is not signed by its own key")
+        raise DocumentInvalid("the certificate request is not signed by its own key", field=field)
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
         return key
     if isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192:
         return key
-    raise DocumentInvalid("the key must be ECDSA P-256 or P-384, or RSA of 2048 to 8192 bits")
+    raise DocumentInvalid("the key must be ECDSA P-256 or P-384, or RSA of 2048 to 8192 bits", field=field)
 
 
 def _key_usage(*, certificate_authority: bool) -> x509.KeyUsage:

@@ -1,17 +1,19 @@
-"""The gateway's own certificate: issued by the authority beside it, renewed at half of its life."""
+"""The gateway's own certificate: issued by the authority beside it, renewed at half of its life or once denied."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
 
 from virtfleet_gateway.authority import Authority, new_request
+from virtfleet_service.denial import Denials
 
 LIFETIME = dt.timedelta(days=7)
 _LOOK_SECONDS = 60.0
@@ -35,15 +37,25 @@ class OwnCertificate:
         self._name = name
         self._hosts = tuple(hosts)
         self._changed = changed
+        self._wake = asyncio.Event()
+        self.denied_file = directory / "denied"
         self.certificate_file = directory / "gateway.crt"
         self.key_file = directory / "gateway.key"
         self.ca_file = directory / "ca.crt"
 
+    @property
+    def identity(self) -> str:
+        """Who it is: `spiffe://{trust domain}/gateway/{name}`."""
+        return f"spiffe://{self._authority.trust_domain}/gateway/{self._name}"
+
     def ensure(self) -> None:
-        """Issue a certificate unless there is one for the same authority and hosts that is in its first half.
+        """Issue a certificate unless there is a good one.
+
+        It is good for the same authority and hosts, in its first half, and while it is not denied.
 
         Raises:
             OSError: A file cannot be written.
+            DocumentInvalid: The file of the denial list is damaged.
         """
         if self._is_good():
             return
@@ -76,13 +88,32 @@ class OwnCertificate:
         life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         # A tenth earlier or later by chance, so that replicas do not all renew at once.
         ends_at = certificate.not_valid_before_utc + life * random.uniform(0.45, 0.55)  # noqa: S311  # spread
-        return set(self._hosts) <= known and dt.datetime.now(dt.UTC) < ends_at
+        if not set(self._hosts) <= known or dt.datetime.now(dt.UTC) >= ends_at:
+            return False
+        uri = names.get_values_for_type(x509.UniformResourceIdentifier)[0]
+        denials = Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self._authority.certificate_pem)])
+        return not denials.denies(f"{certificate.serial_number:x}", uri, certificate.not_valid_before_utc)
 
-    async def run(self) -> None:
-        """Renew in time, until cancelled."""
+    def look(self) -> None:
+        """Have `run` look at once, because the denial list has changed."""
+        self._wake.set()
+
+    async def run(self, issued: Callable[[bytes], Awaitable[object]]) -> None:
+        """Renew in time, until cancelled.
+
+        Args:
+            issued: Is given each certificate, the first one too, so that it is known and can be revoked.
+        """
+        known = b""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            before = self.certificate_file.read_bytes()
             await asyncio.to_thread(self.ensure)
-            if self.certificate_file.read_bytes() != before:
-                self._changed()
+            present = self.certificate_file.read_bytes()
+            if present != known:
+                await issued(present)
+                if known:
+                    self._changed()
+                known = present
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._wake.wait()

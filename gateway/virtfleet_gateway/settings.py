@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from virtfleet_service import names
 from virtfleet_service.settings import ServiceSettings, SettingsError, split_address
+
+NODE_LIFETIME_LIMITS: Final = (10, 366 * 86_400)
+"""In seconds. Members look every two: with less than ten there would be no second attempt before the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +23,7 @@ class FleetSettings(ServiceSettings):
         enrollment_listen: `host:port` for nodes that have no certificate yet; empty: nodes cannot join.
         hosts: The DNS names and addresses under which clients and nodes reach it; they stand in its certificate.
         member_endpoints: Where nodes reach gateways, `host:port`; empty: the first of `listen`.
+        node_certificate_seconds: How long the certificates of nodes are good; they are renewed at half of it.
     """
 
     name: str = "gateway"
@@ -26,6 +31,7 @@ class FleetSettings(ServiceSettings):
     enrollment_listen: str = ""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
     member_endpoints: tuple[str, ...] = ()
+    node_certificate_seconds: int = 86_400
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at the machine.
@@ -43,3 +49,8 @@ class FleetSettings(ServiceSettings):
             split_address(self.enrollment_listen, "enrollment_listen")
         for endpoint in self.member_endpoints:
             split_address(endpoint, "member_endpoints")
+        if not NODE_LIFETIME_LIMITS[0] <= self.node_certificate_seconds <= NODE_LIFETIME_LIMITS[1]:
+            raise SettingsError(
+                f"node_certificate_seconds: {self.node_certificate_seconds} is not between {NODE_LIFETIME_LIMITS[0]} "
+                f"and {NODE_LIFETIME_LIMITS[1]}"
+            )

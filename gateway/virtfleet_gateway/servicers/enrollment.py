@@ -8,7 +8,10 @@ from virtfleet.fleet.v1 import enrollment_pb2
 from virtfleet_service import paging, requests
 
 if TYPE_CHECKING:
+    from virtfleet_gateway.certificates import Certificates
+    from virtfleet_gateway.denial_list import DenialList
     from virtfleet_gateway.enrollment import Enrollment
+    from virtfleet_gateway.join_tokens import JoinTokens
     from virtfleet_service.call import Call
     from virtfleet_service.store import Store
 
@@ -16,15 +19,25 @@ if TYPE_CHECKING:
 class EnrollmentServicer:
     """Serves `virtfleet.fleet.v1.EnrollmentService`."""
 
-    def __init__(self, store: Store, enrollment: Enrollment) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tokens: JoinTokens,
+        enrollment: Enrollment,
+        certificates: Certificates,
+        denial_list: DenialList,
+    ) -> None:
         self._store = store
+        self._tokens = tokens
         self._enrollment = enrollment
+        self._certificates = certificates
+        self._denial_list = denial_list
 
     async def create_join_token(
         self, request: enrollment_pb2.CreateJoinTokenRequest, call: Call
     ) -> enrollment_pb2.JoinToken:
         """Make a join token."""
-        return await self._enrollment.create_join_token(request, call)
+        return await self._tokens.create(request, call)
 
     async def list_join_tokens(self, request: enrollment_pb2.ListJoinTokensRequest, call: Call) -> bytes:
         """List join tokens."""
@@ -37,7 +50,7 @@ class EnrollmentServicer:
     ) -> enrollment_pb2.DeleteJoinTokenResponse:
         """Forget a join token."""
         return await requests.once(
-            self._store, call, request, lambda transaction: self._enrollment.delete_join_token(transaction, request)
+            self._store, call, request, lambda transaction: self._tokens.delete(transaction, request)
         )
 
     async def enroll_node(
@@ -72,10 +85,10 @@ class EnrollmentServicer:
         self, request: enrollment_pb2.RevokeCertificateRequest, call: Call
     ) -> enrollment_pb2.Certificate:
         """Put a certificate on the denial list."""
-        return await self._enrollment.revoke(request, call)
+        return await self._certificates.revoke(request, call)
 
     async def get_trust_bundle(
         self, request: enrollment_pb2.GetTrustBundleRequest, _call: Call
     ) -> enrollment_pb2.TrustBundle:
         """Give the CA certificates and the denial list."""
-        return self._enrollment.trust_bundle(request)
+        return self._denial_list.trust_bundle(request)

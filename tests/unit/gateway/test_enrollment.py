@@ -13,7 +13,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2
 from virtfleet_gateway import authority as authorities
 from virtfleet_gateway.authority import Authority, new_request
+from virtfleet_gateway.certificates import Certificates
+from virtfleet_gateway.denial_list import DenialList
 from virtfleet_gateway.enrollment import Enrollment, Terms
+from virtfleet_gateway.join_tokens import JoinTokens
 from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller
 from virtfleet_service.denial import Denials, public_key_sha256
@@ -31,8 +34,11 @@ class Desk:
         self.authority = authority
         self.denied_file = folder / "denied"
         self.told = 0
-        terms = Terms(("10.0.0.1:7443",), ("spiffe://virtfleet.dev/gateway/",), self.denied_file)
-        self.enrollment = Enrollment(store, authority, terms, denials_changed=self._tell)
+        terms = Terms(("10.0.0.1:7443",), ("spiffe://virtfleet.dev/gateway/",))
+        self.denial_list = DenialList(store, authority, self.denied_file, changed=self._tell)
+        self.certificates = Certificates(store, authority, self.denial_list)
+        self.tokens = JoinTokens(store, authority.key_hash)
+        self.enrollment = Enrollment(store, authority, terms, self.certificates, self.denial_list)
 
     def _tell(self) -> None:
         self.told += 1
@@ -42,7 +48,7 @@ class Desk:
         made.join_token.spec.node = f"nodes/{node}"
         if lifetime_seconds is not None:
             made.join_token.spec.lifetime.seconds = lifetime_seconds
-        return (await self.enrollment.create_join_token(made, CALL)).token
+        return (await self.tokens.create(made, CALL)).token
 
     def denials(self) -> Denials:
         return Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self.authority.certificate_pem)])
@@ -143,20 +149,20 @@ async def test_a_machine_that_joins_anew_ends_the_certificates_before(desk: Desk
 
 async def test_revoking_reaches_the_file_and_the_trust_bundle(desk: Desk) -> None:
     answer = await desk.enrollment.enroll_node(enroll(await desk.token()))
-    assert desk.enrollment.trust_bundle(enrollment_pb2.GetTrustBundleRequest()).denial_list_number == 0
+    assert desk.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest()).denial_list_number == 0
     request = enrollment_pb2.RevokeCertificateRequest(name=answer.certificates[0].certificate, reason="lost")
-    revoked = await desk.enrollment.revoke(request, CALL)
+    revoked = await desk.certificates.revoke(request, CALL)
     assert revoked.status.state == enrollment_pb2.CERTIFICATE_STATE_REVOKED
     assert revoked.generation == 2
     assert desk.denials().denies(revoked.status.serial_number, revoked.status.identity, dt.datetime.now(dt.UTC))
-    bundle = desk.enrollment.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
+    bundle = desk.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
     assert bundle.denial_list_number == 1
     known = enrollment_pb2.GetTrustBundleRequest(known_denial_list_number=1, known_ca_digest=bundle.ca_digest)
-    unchanged = desk.enrollment.trust_bundle(known)
+    unchanged = desk.denial_list.trust_bundle(known)
     assert not unchanged.HasField("denial_list")
     assert not unchanged.ca_certificates
     # Once more changes nothing.
-    await desk.enrollment.revoke(request, CALL)
+    await desk.certificates.revoke(request, CALL)
     assert desk.denials().number == 1
 
 
@@ -166,8 +172,8 @@ async def test_a_member_takes_only_newer_lists_that_the_authority_has_signed(des
     answer = await desk.enrollment.enroll_node(enroll(await desk.token()))
     take_trust_bundle(answer.trust_bundle, member)
     for issued in answer.certificates[:2]:
-        await desk.enrollment.revoke(enrollment_pb2.RevokeCertificateRequest(name=issued.certificate), CALL)
-    newest = desk.enrollment.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
+        await desk.certificates.revoke(enrollment_pb2.RevokeCertificateRequest(name=issued.certificate), CALL)
+    newest = desk.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
     assert take_trust_bundle(newest, member)
     ca = [x509.load_pem_x509_certificate(desk.authority.certificate_pem)]
     assert Denials.load(member / "denied", ca).number == 2
@@ -216,8 +222,9 @@ async def test_bad_requests_for_certificates_are_refused_and_do_not_use_the_toke
     request = enroll(await desk.token())
     good = request.services[1].certificate_request
     request.services[1].certificate_request = document.decode()
-    with pytest.raises(DocumentInvalid):
+    with pytest.raises(DocumentInvalid) as caught:
         await desk.enrollment.enroll_node(request)
+    assert caught.value.field == "services[1].certificate_request"
     request.services[1].certificate_request = good
     assert len((await desk.enrollment.enroll_node(request)).certificates) == 3
 
@@ -231,8 +238,12 @@ async def test_a_request_signed_by_another_key_is_refused(tmp_path: Path) -> Non
         pem = x509.load_der_x509_csr(bytes(broken)).public_bytes(serialization.Encoding.PEM)
     except ValueError:
         pem = bytes(broken)
-    with pytest.raises(DocumentInvalid):
+    with pytest.raises(DocumentInvalid) as caught:
         authority.issue_node(pem, "n1", "compute", dt.timedelta(hours=1))
+    assert caught.value.field == "certificate_request"
+    with pytest.raises(DocumentInvalid) as caught:
+        authority.issue_user(pem, "alice", ["viewer"], dt.timedelta(hours=1))
+    assert caught.value.field == "certificate_request"
 
 
 async def test_services_and_names_are_checked(desk: Desk) -> None:
@@ -251,7 +262,7 @@ async def test_services_and_names_are_checked(desk: Desk) -> None:
         bad = enrollment_pb2.CreateJoinTokenRequest()
         bad.join_token.spec.node = name
         with pytest.raises(NameMalformed):
-            await desk.enrollment.create_join_token(bad, CALL)
+            await desk.tokens.create(bad, CALL)
 
 
 def test_an_authority_is_never_replaced(tmp_path: Path) -> None:

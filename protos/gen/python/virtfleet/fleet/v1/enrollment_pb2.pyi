@@ -916,7 +916,7 @@ class CertificateStatus(message.Message):
     kind: CertificateKind.ValueType
     """What kind of holder it has."""
     identity: builtins.str
-    """The identity in it: `spiffe://…`."""
+    """The identity in it: `spiffe://…`; empty: it was revoked by its serial number alone, and nobody has shown it to the gateway."""
     serial_number: builtins.str
     """Its serial number in lower case hex."""
     node: builtins.str
@@ -1056,6 +1056,7 @@ class RevokeCertificateRequest(message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     EXPECTED_UID_FIELD_NUMBER: builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`certificates/{certificate}`."""
     reason: builtins.str
@@ -1070,6 +1071,8 @@ class RevokeCertificateRequest(message.Message):
     """Answers with the certificate as it would be, and changes nothing."""
     expected_uid: builtins.str
     """Must be the uid of the resource if set."""
+    allow_missing: builtins.bool
+    """Denies the serial number in `name` also if the gateway has never seen the certificate: one that was issued with the key of the authority elsewhere."""
     def __init__(
         self,
         *,
@@ -1080,10 +1083,11 @@ class RevokeCertificateRequest(message.Message):
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
         expected_uid: builtins.str = ...,
+        allow_missing: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["etag", b"etag", "expected_uid", b"expected_uid", "name", b"name", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "whole_identity", b"whole_identity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_missing", b"allow_missing", "etag", b"etag", "expected_uid", b"expected_uid", "name", b"name", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "whole_identity", b"whole_identity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

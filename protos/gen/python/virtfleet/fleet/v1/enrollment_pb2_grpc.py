@@ -145,7 +145,8 @@ class EnrollmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCertificates(self, request, context):
-        """Lists the certificates that the authority has issued, until a day after their end.
+        """Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
+        which are listed a second or two after the command.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +154,9 @@ class EnrollmentServiceServicer:
 
     def RevokeCertificate(self, request, context):
         """Puts a certificate, or every certificate of its identity, on the denial list: within 5 s no process of the fleet takes it, on open streams neither.
-        Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND · ABORTED ETAG_MISMATCH.
+        Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND: the gateway does not know it, and `allow_missing` is not set ·
+        INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT: with `allow_missing` the name holds no serial number, or `whole_identity` is asked for of an identity that
+        nobody knows · ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,10 +63,14 @@ class EnrollmentServiceStub:
     INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
     """
     ListCertificates: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListCertificatesRequest, _enrollment_pb2.ListCertificatesResponse]
-    """Lists the certificates that the authority has issued, until a day after their end."""
+    """Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
+    which are listed a second or two after the command.
+    """
     RevokeCertificate: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.RevokeCertificateRequest, _enrollment_pb2.Certificate]
     """Puts a certificate, or every certificate of its identity, on the denial list: within 5 s no process of the fleet takes it, on open streams neither.
-    Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND · ABORTED ETAG_MISMATCH.
+    Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND: the gateway does not know it, and `allow_missing` is not set ·
+    INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT: with `allow_missing` the name holds no serial number, or `whole_identity` is asked for of an identity that
+    nobody knows · ABORTED ETAG_MISMATCH.
     """
     GetTrustBundle: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetTrustBundleRequest, _enrollment_pb2.TrustBundle]
     """Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
@@ -108,10 +112,14 @@ class EnrollmentServiceAsyncStub(EnrollmentServiceStub):
     INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
     """
     ListCertificates: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListCertificatesRequest, _enrollment_pb2.ListCertificatesResponse]  # type: ignore[assignment]
-    """Lists the certificates that the authority has issued, until a day after their end."""
+    """Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
+    which are listed a second or two after the command.
+    """
     RevokeCertificate: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.RevokeCertificateRequest, _enrollment_pb2.Certificate]  # type: ignore[assignment]
     """Puts a certificate, or every certificate of its identity, on the denial list: within 5 s no process of the fleet takes it, on open streams neither.
-    Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND · ABORTED ETAG_MISMATCH.
+    Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND: the gateway does not know it, and `allow_missing` is not set ·
+    INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT: with `allow_missing` the name holds no serial number, or `whole_identity` is asked for of an identity that
+    nobody knows · ABORTED ETAG_MISMATCH.
     """
     GetTrustBundle: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetTrustBundleRequest, _enrollment_pb2.TrustBundle]  # type: ignore[assignment]
     """Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
@@ -192,7 +200,9 @@ class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrollment_pb2.ListCertificatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.ListCertificatesResponse, _abc.Awaitable[_enrollment_pb2.ListCertificatesResponse]]:
-        """Lists the certificates that the authority has issued, until a day after their end."""
+        """Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
+        which are listed a second or two after the command.
+        """
 
     @_abc_1.abstractmethod
     def RevokeCertificate(
@@ -201,7 +211,9 @@ class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.Certificate, _abc.Awaitable[_enrollment_pb2.Certificate]]:
         """Puts a certificate, or every certificate of its identity, on the denial list: within 5 s no process of the fleet takes it, on open streams neither.
-        Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND · ABORTED ETAG_MISMATCH.
+        Succeeds if it is revoked already. There is no way back. NOT_FOUND RESOURCE_NOT_FOUND: the gateway does not know it, and `allow_missing` is not set ·
+        INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT: with `allow_missing` the name holds no serial number, or `whole_identity` is asked for of an identity that
+        nobody knows · ABORTED ETAG_MISMATCH.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,301 @@
+"""The certificates that a gateway knows of: those it issued, those in the authority's folder, and their end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+
+from virtfleet.fleet.v1 import enrollment_pb2, watch_pb2
+from virtfleet_gateway.authority import USER_LIFETIME_LIMIT
+from virtfleet_service import identity, requests, resources
+from virtfleet_service.errors import CredentialsInvalid, DocumentInvalid, FieldConflict, NameMalformed, ResourceNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtfleet_gateway.authority import Authority
+    from virtfleet_gateway.denial_list import DenialList
+    from virtfleet_service.call import Call
+    from virtfleet_service.denial import Denials
+    from virtfleet_service.store import Store, Transaction
+
+KIND: Final = "certificate"
+LISTED_AFTER_END: Final = dt.timedelta(days=1)
+"""How long certificates stay listed after their end."""
+
+_CAUSE: Final = "virtfleet.fleet.v1.EnrollmentService."
+_ADOPTED: Final = "issued by command"
+_NAME = re.compile(r"certificates/c([1-9a-f][0-9a-f]{0,39})")
+_KINDS: Final = {
+    identity.NODE: enrollment_pb2.CERTIFICATE_KIND_NODE,
+    identity.GATEWAY: enrollment_pb2.CERTIFICATE_KIND_GATEWAY,
+    identity.USER: enrollment_pb2.CERTIFICATE_KIND_USER,
+}
+
+
+@dataclass(slots=True)
+class _Signed:
+    """Carries the denial list out of the transaction that made it."""
+
+    denials: Denials | None = field(default=None)
+
+
+class Certificates:
+    """Records, finds and revokes certificates.
+
+    Args:
+        store: The gateway's store.
+        authority: What has signed them.
+        denial_list: Takes what is revoked.
+    """
+
+    def __init__(self, store: Store, authority: Authority, denial_list: DenialList) -> None:
+        self._store = store
+        self._authority = x509.load_pem_x509_certificate(authority.certificate_pem)
+        self._trust_domain = authority.trust_domain
+        self._denial_list = denial_list
+
+    # What is known
+
+    def record(self, transaction: Transaction, pem: bytes, *, principal: str, method: str) -> None:
+        """Write down a certificate that is being issued.
+
+        Args:
+            transaction: The one that issues it.
+            pem: The certificate.
+            principal: Who asked for it.
+            method: By which method of the EnrollmentService.
+        """
+        resource = self._resource(pem, principal)
+        renewed = method == "RenewCertificate"
+        self._put(transaction, resource, f"{_CAUSE}{method}", renewed=renewed)
+
+    async def adopt(self, pem: bytes, principal: str) -> bool:
+        """Enter a certificate that was issued elsewhere with the authority's key; one that is known stays as it is.
+
+        One that has ended long ago is left out. One that was revoked by its serial number alone gets its identity.
+
+        Returns:
+            Whether it is new.
+
+        Raises:
+            DocumentInvalid: It is no certificate of this authority.
+        """
+        resource = self._resource(pem, principal)
+        if resource.status.expire_time.ToDatetime(dt.UTC) < _now() - LISTED_AFTER_END or self._complete(resource.name):
+            return False
+
+        def work(transaction: Transaction) -> None:
+            row = transaction.get(resource.name)
+            if row is None:
+                self._put(transaction, resource, _ADOPTED, renewed=False)
+                return
+            known = enrollment_pb2.Certificate.FromString(row.body)
+            before = known.generation
+            resource.status.state = known.status.state
+            resource.status.revoke_time.CopyFrom(known.status.revoke_time)
+            resource.status.revoke_reason = known.status.revoke_reason
+            known.display_name = resource.display_name
+            known.status.CopyFrom(resource.status)
+            resources.touch(known)
+            transaction.put(KIND, known, cause=_ADOPTED, old_generation=before)
+
+        await self._store.write(work)
+        return True
+
+    def _complete(self, name: str) -> bool:
+        row = self._store.get(name)
+        return row is not None and bool(enrollment_pb2.Certificate.FromString(row.body).status.identity)
+
+    def _resource(self, pem: bytes, principal: str) -> enrollment_pb2.Certificate:
+        """Return what stands for a certificate.
+
+        Raises:
+            DocumentInvalid: It is no certificate of this authority.
+        """
+        try:
+            parsed = x509.load_pem_x509_certificate(pem)
+            parsed.verify_directly_issued_by(self._authority)
+            who = identity.parse_certificate(pem, self._trust_domain)
+        except (ValueError, TypeError, InvalidSignature, CredentialsInvalid) as error:
+            raise DocumentInvalid("this is no certificate that the authority of this fleet has signed") from error
+        resource = enrollment_pb2.Certificate(display_name=who.uri.rsplit("/", 1)[-1])
+        resources.create_head(resource, f"certificates/c{who.serial_number}")
+        status = resource.status
+        status.state = enrollment_pb2.CERTIFICATE_STATE_VALID
+        status.kind = _KINDS[who.kind]
+        status.identity = who.uri
+        status.serial_number = who.serial_number
+        status.begin_time.FromDatetime(parsed.not_valid_before_utc)
+        status.expire_time.FromDatetime(parsed.not_valid_after_utc)
+        status.roles.extend(who.roles)
+        status.node = f"nodes/{who.name}" if who.kind == identity.NODE else ""
+        status.principal = principal
+        status.fingerprint_sha256 = parsed.fingerprint(hashes.SHA256()).hex()
+        return resource
+
+    @staticmethod
+    def _put(transaction: Transaction, resource: enrollment_pb2.Certificate, cause: str, *, renewed: bool) -> None:
+        transaction.put(KIND, resource, cause=cause)
+        kind = watch_pb2.EVENT_TYPE_CERTIFICATE_RENEWED if renewed else watch_pb2.EVENT_TYPE_CERTIFICATE_ISSUED
+        ends = resource.status.expire_time.ToDatetime(dt.UTC)
+        transaction.event(
+            watch_pb2.Event(
+                resource=resource.name,
+                uid=resource.uid,
+                type=kind,
+                time=resource.create_time,
+                reason="RENEWED" if renewed else "ISSUED",
+                message=f"{resource.status.identity}, good until {ends:%Y-%m-%d %H:%M:%S} UTC",
+            )
+        )
+
+    @staticmethod
+    def _all(transaction: Transaction) -> list[enrollment_pb2.Certificate]:
+        return [enrollment_pb2.Certificate.FromString(row.body) for row in transaction.list(KIND)]
+
+    def of_node(self, transaction: Transaction, node: str) -> list[enrollment_pb2.Certificate]:
+        """Return the certificates of a node."""
+        return [certificate for certificate in self._all(transaction) if certificate.status.node == f"nodes/{node}"]
+
+    def forget_old(self, transaction: Transaction) -> None:
+        """Drop certificates that have ended long ago."""
+        limit = _now() - LISTED_AFTER_END
+        for certificate in self._all(transaction):
+            if certificate.status.expire_time.ToDatetime(dt.UTC) < limit:
+                transaction.delete(certificate.name, cause="expired")
+
+    # Their end
+
+    async def revoke(self, request: enrollment_pb2.RevokeCertificateRequest, call: Call) -> enrollment_pb2.Certificate:
+        """Put a certificate, or all of its identity, on the denial list.
+
+        Raises:
+            ResourceNotFound: There is no such certificate, and `allow_missing` is not set.
+            NameMalformed: There is none, and the name holds no serial number.
+            FieldConflict: All of the identity of a certificate are asked for that nobody has seen.
+            EtagMismatch: It has changed.
+        """
+        out = _Signed()
+
+        def work(transaction: Transaction) -> enrollment_pb2.Certificate:
+            certificate = self._revocable(transaction, request, call)
+            resources.check_preconditions(certificate, etag=request.etag, expected_uid=request.expected_uid)
+            targets = [certificate]
+            if request.whole_identity:
+                if not certificate.status.identity:
+                    raise FieldConflict(
+                        f"nobody knows the identity of {request.name}: deny it alone", field="whole_identity"
+                    )
+                targets = [
+                    other for other in self._all(transaction) if other.status.identity == certificate.status.identity
+                ]
+            if request.validate_only:
+                certificate.status.state = enrollment_pb2.CERTIFICATE_STATE_REVOKED
+                return certificate
+            out.denials = self.deny(transaction, targets, request.reason, call.caller.subject)
+            row = transaction.get(request.name)
+            return enrollment_pb2.Certificate.FromString(row.body) if row is not None else certificate
+
+        answer = await requests.once(self._store, call, request, work)
+        self._denial_list.publish(out.denials)
+        return answer
+
+    @staticmethod
+    def _revocable(
+        transaction: Transaction, request: enrollment_pb2.RevokeCertificateRequest, call: Call
+    ) -> enrollment_pb2.Certificate:
+        """Return the certificate that is meant; for one that nobody has seen, what stands for its serial number."""
+        row = transaction.get(request.name)
+        if row is not None and row.kind == KIND:
+            return enrollment_pb2.Certificate.FromString(row.body)
+        if not request.allow_missing:
+            raise ResourceNotFound(f"there is no {request.name}", resource=request.name)
+        found = _NAME.fullmatch(request.name)
+        if found is None:
+            raise NameMalformed(
+                "name must be certificates/c and the serial number in lower-case hexadecimal digits",
+                field="name",
+                name=request.name,
+            )
+        certificate = enrollment_pb2.Certificate()
+        resources.create_head(certificate, request.name)
+        certificate.status.state = enrollment_pb2.CERTIFICATE_STATE_VALID
+        certificate.status.serial_number = found.group(1)
+        # Its end is not known: nothing that people are given lives longer.
+        certificate.status.expire_time.FromDatetime(_now() + USER_LIFETIME_LIMIT)
+        certificate.status.principal = call.caller.subject
+        if not request.validate_only:
+            transaction.put(KIND, certificate, cause=f"{_CAUSE}RevokeCertificate")
+        return certificate
+
+    async def expel(self, node: str, principal: str) -> None:
+        """Deny every certificate of a node that has been removed."""
+        out = _Signed()
+
+        def work(transaction: Transaction) -> None:
+            out.denials = self.deny(transaction, self.of_node(transaction, node), "node removed", principal)
+
+        await self._store.write(work)
+        self._denial_list.publish(out.denials)
+
+    def deny(
+        self,
+        transaction: Transaction,
+        targets: Sequence[enrollment_pb2.Certificate],
+        reason: str,
+        principal: str,
+    ) -> Denials | None:
+        """Deny certificates by their serial numbers.
+
+        By serial and not by identity and time: clocks differ, and the certificate that replaces a denied one must be
+        good at once.
+
+        Returns:
+            The new list, to be published after the commit; None if all were denied already.
+        """
+        fresh = [
+            target
+            for target in targets
+            if target.status.state != enrollment_pb2.CERTIFICATE_STATE_REVOKED
+            and target.status.expire_time.ToDatetime(dt.UTC) > _now()
+        ]
+        if not fresh:
+            return None
+        for certificate in fresh:
+            before = certificate.generation
+            certificate.status.state = enrollment_pb2.CERTIFICATE_STATE_REVOKED
+            certificate.status.revoke_time.FromDatetime(_now())
+            certificate.status.revoke_reason = reason
+            resources.touch(certificate)
+            transaction.put(KIND, certificate, cause=f"{_CAUSE}RevokeCertificate", old_generation=before)
+            who = certificate.status.identity or f"the serial number {certificate.status.serial_number}"
+            transaction.event(
+                watch_pb2.Event(
+                    resource=certificate.name,
+                    uid=certificate.uid,
+                    type=watch_pb2.EVENT_TYPE_CERTIFICATE_REVOKED,
+                    time=certificate.update_time,
+                    reason="REVOKED",
+                    message=f"{who} by {principal}: {reason or 'no reason given'}",
+                )
+            )
+        return self._denial_list.add(
+            transaction,
+            [
+                enrollment_pb2.DeniedCertificate(
+                    serial_number=certificate.status.serial_number, expire_time=certificate.status.expire_time
+                )
+                for certificate in fresh
+            ],
+        )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

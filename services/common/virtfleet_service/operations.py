@@ -189,6 +189,7 @@ class Operations:
         cancellable: bool = True,
         exclusive: bool = True,
         timeout: float | None = None,
+        steps: Sequence[tuple[str, bytes]] = (),
     ) -> operations_pb2.Operation:
         """Record an operation, start its work, and answer: done if it ends soon, else running.
 
@@ -205,6 +206,7 @@ class Operations:
             cancellable: Whether CancelOperation is heeded at first.
             exclusive: False for work on many things (batches), whose items are operations or checks of their own.
             timeout: After so many seconds the work is cancelled and the operation fails with OPERATION_TIMED_OUT.
+            steps: With what the journal begins, in the transaction that accepts the operation.
 
         Raises:
             OperationConflict: An operation on the target runs: metadata `operation`.
@@ -226,7 +228,7 @@ class Operations:
         key = requests.key_of(call, request)
         # A task of its own: a caller that goes away between the record and the start of the work must not split them.
         start = asyncio.create_task(
-            self._start(key, metadata, work, intent, exclusive=exclusive, timeout=timeout),
+            self._start(key, metadata, work, intent, steps, exclusive=exclusive, timeout=timeout),
             name=f"start {metadata.method}",
         )
         self._starting.add(start)
@@ -240,6 +242,7 @@ class Operations:
         metadata: operation_pb2.OperationMetadata,
         work: Work,
         intent: Intent | None,
+        steps: Sequence[tuple[str, bytes]],
         *,
         exclusive: bool,
         timeout: float | None,
@@ -252,6 +255,8 @@ class Operations:
             metadata.target_uid = (intent(tx) if intent is not None else None) or metadata.target_uid
             operation.metadata.Pack(metadata)
             operation_records.save(tx, operation, metadata, exclusive=exclusive)
+            for step, payload in steps:
+                journal.append(tx, operation.name, step, payload)
             if key is not None:
                 requests.remember_operation(tx, key, operation.name)
 

@@ -6,14 +6,15 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from virtfleet.compute.v1 import domain_pb2
-from virtfleet.type.v1 import operation_pb2
-from virtfleet_compute import lifecycle, records, statuses
+from virtfleet_compute import batch_results, lifecycle, records
+from virtfleet_compute.batch_results import Response, Results
 from virtfleet_compute.context import Context, ref, refuse_batched
 from virtfleet_compute.creation import Creation, Draft
 from virtfleet_compute.domains import Domains
@@ -21,7 +22,7 @@ from virtfleet_compute.guests import Guests
 from virtfleet_compute.holds import Hold
 from virtfleet_compute.lifecycle import Outcome, Verb
 from virtfleet_compute.power import Power, record_end, record_failed_start, record_start
-from virtfleet_service import names, requests, resources
+from virtfleet_service import failpoints, names, requests, resources
 from virtfleet_service.errors import (
     FieldConflict,
     OperationConflict,
@@ -33,22 +34,14 @@ from virtfleet_service.store import Transaction
 if TYPE_CHECKING:
     from virtfleet_service.call import Call
 
-RESPONSE_LIMIT_BYTES = 1024 * 1024
-"""Results of more than this carry domains of view BASIC; of more than this even so, none."""
-
 DEFINE_SLICE = 250
 """How many plain definitions share one transaction: others may write in between."""
 
-_Response = TypeVar(
-    "_Response",
-    domain_pb2.BatchCreateDomainsResponse,
-    domain_pb2.BatchStartDomainsResponse,
-    domain_pb2.BatchStopDomainsResponse,
-    domain_pb2.BatchDeleteDomainsResponse,
-)
-
-
 _Item = TypeVar("_Item", domain_pb2.StartDomainRequest, domain_pb2.StopDomainRequest, domain_pb2.DeleteDomainRequest)
+
+
+_Note = Callable[[Transaction], None]
+"""Writes down that an item has ended well, in the transaction that records it."""
 
 
 class _BatchRequest(Protocol):
@@ -57,71 +50,29 @@ class _BatchRequest(Protocol):
     validate_only: bool
 
 
-class _Results:
-    """Collects the results of a batch and shows how many there are."""
-
-    def __init__(self, item_names: Sequence[str], job: Job | None) -> None:
-        self._results = [domain_pb2.DomainResult(name=name) for name in item_names]
-        self._job = job
-        self._detail = operation_pb2.BatchDetail(total_count=len(item_names))
-        self._show()
-
-    def done(self, index: int, domain: domain_pb2.Domain | None) -> None:
-        """Take in the result of an item that has ended well."""
-        self._results[index].status.SetInParent()
-        if domain is not None:
-            self._results[index].domain.CopyFrom(domain)
-        self._detail.succeeded_count += 1
-        self._show()
-
-    def failed(self, index: int, error: VirtfleetError) -> None:
-        """Take in the failure of an item."""
-        self._results[index].status.CopyFrom(error.to_status())
-        self._detail.failed_count += 1
-        self._show()
-
-    def _show(self) -> None:
-        if self._job is None:
-            return
-        self._job.metadata.batch.CopyFrom(self._detail)
-        ended = self._detail.succeeded_count + self._detail.failed_count
-        self._job.progress(ratio=ended / max(self._detail.total_count, 1))
-
-    def response(self, of: type[_Response]) -> _Response:
-        """Return the response, with as much of the domains as fits."""
-        whole = of(results=self._results)
-        if whole.ByteSize() <= RESPONSE_LIMIT_BYTES:
-            return whole
-        for result in self._results:
-            if result.HasField("domain"):
-                basic = statuses.basic(result.domain)
-                result.domain.CopyFrom(basic)
-        basic_response = of(results=self._results)
-        if basic_response.ByteSize() <= RESPONSE_LIMIT_BYTES:
-            return basic_response
-        for result in self._results:
-            result.ClearField("domain")
-        return of(results=self._results)
-
-
 class _Defining:
     """Stores some plain definitions in one transaction, each in a part of its own."""
 
-    def __init__(self, context: Context, creation: Creation, drafts: Sequence[Draft], method: str) -> None:
+    def __init__(
+        self, context: Context, creation: Creation, drafts: Sequence[tuple[int, Draft]], operation: str, method: str
+    ) -> None:
         self._context = context
         self._creation = creation
         self._drafts = drafts
+        self._operation = operation
         self._method = method
 
     def __call__(self, tx: Transaction) -> list[VirtfleetError | None]:
         """Store them; returns the failure of each, or None."""
-        return [self._attempt(tx, draft) for draft in self._drafts]
+        return [self._attempt(tx, index, draft) for index, draft in self._drafts]
 
-    def _attempt(self, tx: Transaction, draft: Draft) -> VirtfleetError | None:
+    def _attempt(self, tx: Transaction, index: int, draft: Draft) -> VirtfleetError | None:
         try:
             tx.attempt(lambda part: self._store(part, draft))
         except VirtfleetError as error:
+            batch_results.note(tx, self._operation, index, error)
             return error
+        batch_results.note(tx, self._operation, index)
         return None
 
     def _store(self, tx: Transaction, draft: Draft) -> None:
@@ -163,8 +114,8 @@ class Batches:
         method = requests.method_name(call)
 
         async def work(job: Job) -> Commit:
-            results = _Results(item_names, job)
-            await self._define_simple(drafts, results, method)
+            results = Results(item_names, job)
+            await self._define_simple(job, drafts, results, method)
             others = [index for index, draft in enumerate(drafts) if isinstance(draft, Draft) and not draft.simple]
 
             async def make(index: int) -> None:
@@ -175,12 +126,12 @@ class Batches:
             await self._each(job, others, [item_names[index] for index in others], request, results, make)
             return lambda _tx: results.response(domain_pb2.BatchCreateDomainsResponse)
 
-        return await self._run(call, request, work)
+        return await self._run(call, request, item_names, work)
 
     def _planned(
         self, item_names: list[str], drafts: list[Draft | VirtfleetError]
     ) -> domain_pb2.BatchCreateDomainsResponse:
-        results = _Results(item_names, None)
+        results = Results(item_names, None)
         for index, draft in enumerate(drafts):
             if isinstance(draft, Draft):
                 results.done(index, draft.domain)
@@ -188,15 +139,21 @@ class Batches:
                 results.failed(index, draft)
         return results.response(domain_pb2.BatchCreateDomainsResponse)
 
-    async def _define_simple(self, drafts: list[Draft | VirtfleetError], results: _Results, method: str) -> None:
+    async def _define_simple(
+        self, job: Job, drafts: list[Draft | VirtfleetError], results: Results, method: str
+    ) -> None:
         """Store all definitions that need nobody's help, in few transactions."""
         context, creation = self._context, self._creation
         simple: list[tuple[int, Draft]] = []
+        wrong: list[tuple[int, VirtfleetError]] = []
         for index, draft in enumerate(drafts):
             if isinstance(draft, VirtfleetError):
                 results.failed(index, draft)
+                wrong.append((index, draft))
             elif draft.simple:
                 simple.append((index, draft))
+        if wrong:
+            await context.store.write(lambda tx: _note_all(tx, job.operation_name, wrong))
 
         for start in range(0, len(simple), DEFINE_SLICE):
             part = simple[start : start + DEFINE_SLICE]
@@ -204,13 +161,14 @@ class Batches:
                 domain = draft.domain
                 driver = context.driver(domain)
                 await driver.define(ref(domain), domain.status.resolved_spec)
-            store = _Defining(context, creation, [draft for _, draft in part], method)
+            store = _Defining(context, creation, part, job.operation_name, method)
             outcomes = await context.store.write(store)
             for (index, draft), error in zip(part, outcomes, strict=True):
                 if error is None:
                     results.done(index, draft.domain)
                 else:
                     results.failed(index, error)
+            failpoints.reach("compute.batch.defined")
 
     async def _make(self, draft: Draft, call: Call, job: Job, index: int, method: str) -> domain_pb2.Domain:
         """Make one domain that needs volumes, ports or a start."""
@@ -225,7 +183,12 @@ class Batches:
             except BaseException:
                 await asyncio.shield(context.store.write(lambda tx: creation.forget(tx, draft.creating)))
                 raise
-            return await asyncio.shield(context.store.write(lambda tx: creation.record(tx, draft, run, method)))
+
+            def record(tx: Transaction) -> domain_pb2.Domain:
+                batch_results.note(tx, job.operation_name, index)
+                return creation.record(tx, draft, run, method)
+
+            return await asyncio.shield(context.store.write(record))
 
     # Start, stop, delete.
 
@@ -233,7 +196,9 @@ class Batches:
         """Start many domains: see `BatchStartDomains`."""
         method = requests.method_name(call)
 
-        async def one(item: domain_pb2.StartDomainRequest, domain: domain_pb2.Domain, hold: Hold) -> domain_pb2.Domain:
+        async def one(
+            item: domain_pb2.StartDomainRequest, domain: domain_pb2.Domain, hold: Hold, note: _Note
+        ) -> domain_pb2.Domain:
             runtime_id = str(uuid.uuid4())
             starting = records.Starting(domain.name, runtime_id)
             store = self._context.store
@@ -250,7 +215,12 @@ class Batches:
             except asyncio.CancelledError:
                 await asyncio.shield(store.write(lambda tx: tx.delete_record(records.START, domain.uid)))
                 raise
-            return await asyncio.shield(store.write(lambda tx: record_start(tx, domain.name, run, method)))
+
+            def record(tx: Transaction) -> domain_pb2.Domain:
+                note(tx)
+                return record_start(tx, domain.name, run, method)
+
+            return await asyncio.shield(store.write(record))
 
         return await self._verbs(request, request.requests, call, Verb.START, one, domain_pb2.BatchStartDomainsResponse)
 
@@ -258,14 +228,20 @@ class Batches:
         """Stop many domains: see `BatchStopDomains`."""
         method = requests.method_name(call)
 
-        async def one(item: domain_pb2.StopDomainRequest, domain: domain_pb2.Domain, hold: Hold) -> domain_pb2.Domain:
+        async def one(
+            item: domain_pb2.StopDomainRequest, domain: domain_pb2.Domain, hold: Hold, note: _Note
+        ) -> domain_pb2.Domain:
             mode = item.mode or domain_pb2.STOP_MODE_GRACEFUL_THEN_FORCE
             observation = await self._guests.end(domain, mode, self._power.grace_seconds(item))
             hold.seen = observation
+            failpoints.reach("compute.batch.stopped")
             await self._guests.let_go(domain)
-            return await asyncio.shield(
-                self._context.store.write(lambda tx: record_end(tx, domain, observation, method))
-            )
+
+            def record(tx: Transaction) -> domain_pb2.Domain:
+                note(tx)
+                return record_end(tx, domain, observation, method)
+
+            return await asyncio.shield(self._context.store.write(record))
 
         return await self._verbs(request, request.requests, call, Verb.STOP, one, domain_pb2.BatchStopDomainsResponse)
 
@@ -273,15 +249,26 @@ class Batches:
         """Delete many domains: see `BatchDeleteDomains`."""
         method = requests.method_name(call)
 
-        async def one(item: domain_pb2.DeleteDomainRequest, domain: domain_pb2.Domain, hold: Hold) -> None:
+        async def one(item: domain_pb2.DeleteDomainRequest, domain: domain_pb2.Domain, hold: Hold, note: _Note) -> None:
             self._domains.check_delete(domain, item)
             if item.delete_volumes:
                 for volume in self._domains.volumes_of(domain.uid):
                     call.authorize(volume, "volumes.delete")
-            await self._domains.take_down(
-                domain, hold, cause=method, delete_volumes=item.delete_volumes, stop=item.stop, call=call
-            )
-            await asyncio.shield(self._context.store.write(lambda tx: self._domains.record_delete(tx, domain, method)))
+            store = self._context.store
+            await store.write(lambda tx: records.begin_deletion(tx, domain.uid, volumes=item.delete_volumes))
+            try:
+                await self._domains.take_down(
+                    domain, hold, cause=method, delete_volumes=item.delete_volumes, stop=item.stop, call=call
+                )
+            except VirtfleetError:
+                await store.write(lambda tx: tx.delete_record(records.DELETE, domain.uid))
+                raise
+
+            def record(tx: Transaction) -> None:
+                note(tx)
+                self._domains.record_delete(tx, domain, method)
+
+            await asyncio.shield(store.write(record))
 
         return await self._verbs(request, request.requests, call, None, one, domain_pb2.BatchDeleteDomainsResponse)
 
@@ -291,8 +278,8 @@ class Batches:
         items: Sequence[_Item],
         call: Call,
         verb: Verb | None,
-        act: Callable[[_Item, domain_pb2.Domain, Hold], Awaitable[domain_pb2.Domain | None]],
-        of: type[_Response],
+        act: Callable[[_Item, domain_pb2.Domain, Hold, _Note], Awaitable[domain_pb2.Domain | None]],
+        of: type[Response],
     ) -> operations_pb2.Operation:
         context = self._context
         for index, item in enumerate(items):
@@ -304,7 +291,7 @@ class Batches:
         item_names = [item.name for item in items]
         _check_twins(item_names)
 
-        async def one(index: int) -> domain_pb2.Domain | None:
+        async def one(index: int, operation: str) -> domain_pb2.Domain | None:
             item = items[index]
             if getattr(item, "allow_missing", False) and context.store.get(item.name) is None:
                 return None
@@ -314,25 +301,26 @@ class Batches:
                 resources.check_preconditions(domain, item.etag, item.expected_uid)
                 if verb is not None and lifecycle.judge(verb, domain) is Outcome.DONE:
                     return domain
-                return await act(item, domain, hold)
+                return await act(item, domain, hold, partial(batch_results.note, operation=operation, index=index))
 
         if request.validate_only:
             return context.operations.plan(self._judged(items, verb, of))
 
         async def work(job: Job) -> Commit:
-            results = _Results(item_names, job)
+            results = Results(item_names, job)
+            job.on_failure(lambda tx, _error: records.end_deletions(tx, item_names))
 
             async def each(index: int) -> None:
-                results.done(index, await one(index))
+                results.done(index, await one(index, job.operation_name))
 
             await self._each(job, range(len(items)), item_names, request, results, each)
             return lambda _tx: results.response(of)
 
-        return await self._run(call, request, work)
+        return await self._run(call, request, item_names, work)
 
-    def _judged(self, items: Sequence[_Item], verb: Verb | None, of: type[_Response]) -> _Response:
+    def _judged(self, items: Sequence[_Item], verb: Verb | None, of: type[Response]) -> Response:
         """Say what would become of each item."""
-        results = _Results([item.name for item in items], None)
+        results = Results([item.name for item in items], None)
         for index, item in enumerate(items):
             try:
                 domain = self._context.domain(item.name)
@@ -347,10 +335,21 @@ class Batches:
         return results.response(of)
 
     async def _run(
-        self, call: Call, request: _BatchRequest, work: Callable[[Job], Awaitable[Commit]]
+        self,
+        call: Call,
+        request: _BatchRequest,
+        item_names: Sequence[str],
+        work: Callable[[Job], Awaitable[Commit]],
     ) -> operations_pb2.Operation:
         assert isinstance(request, Message)  # noqa: S101  # every request is one
-        return await self._context.operations.run(call, request, target=request.parent, work=work, exclusive=False)
+        return await self._context.operations.run(
+            call,
+            request,
+            target=request.parent,
+            work=work,
+            exclusive=False,
+            steps=batch_results.steps(item_names),
+        )
 
     async def _each(  # the parts of one batch
         self,
@@ -358,7 +357,7 @@ class Batches:
         indexes: Sequence[int],
         item_names: Sequence[str],
         request: _BatchRequest,
-        results: _Results,
+        results: Results,
         act: Callable[[int], Awaitable[None]],
     ) -> None:
         """Do the items, some at a time; a domain that another operation works on fails its item."""
@@ -379,11 +378,18 @@ class Batches:
                     finally:
                         del context.batched[name]
                 except VirtfleetError as error:
-                    results.failed(index, error)
+                    failure = error
+                    results.failed(index, failure)
+                    await context.store.write(lambda tx: batch_results.note(tx, job.operation_name, index, failure))
 
         async with asyncio.TaskGroup() as group:
             for index, name in zip(indexes, item_names, strict=True):
                 group.create_task(one(index, name))
+
+
+def _note_all(tx: Transaction, operation: str, failures: Sequence[tuple[int, VirtfleetError]]) -> None:
+    for index, error in failures:
+        batch_results.note(tx, operation, index, error)
 
 
 def _refuse_running(context: Context, name: str) -> None:

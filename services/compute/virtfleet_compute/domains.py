@@ -140,12 +140,14 @@ class Domains:
                 return ""
             domain = read_checked(tx, context, request.name, request.etag, request.expected_uid)
             self.check_delete(domain, request)
+            records.begin_deletion(tx, domain.uid, volumes=request.delete_volumes)
             return domain.uid
 
         async def work(job: Job) -> Commit:
             if missing:
                 return lambda _tx: empty_pb2.Empty()
             domain = context.domain(request.name)
+            job.on_failure(lambda tx, _error: records.end_deletions(tx, [request.name]))
             hold = await context.occupation.hold(job, domain.uid)
             domain = context.domain(request.name)
             await self.take_down(
@@ -231,6 +233,24 @@ class Domains:
             for volume in self.volumes_of(domain.uid):
                 await self._creation.delete_volume(volume, domain.uid, call)
         failpoints.reach("compute.delete.undone")
+
+    async def finish_delete(self, domain: domain_pb2.Domain, cause: str) -> Commit:
+        """Finish a deletion that a crash cut; it was allowed, and part of it may be done.
+
+        Volumes that go with the domain are left to the sweep: storage may not be there yet.
+        """
+        body = self._context.store.get_record(records.DELETE, domain.uid)
+        volumes = self.volumes_of(domain.uid) if body == b"volumes" else []
+        await self.take_down(
+            domain, Hold(domain.uid), cause=statuses.OBSERVED, delete_volumes=False, stop=False, call=None
+        )
+
+        def record(tx: Transaction) -> empty_pb2.Empty:
+            for volume in volumes:
+                tx.put_record(records.LEFTOVER, volume, domain.uid.encode())
+            return self.record_delete(tx, domain, cause)
+
+        return record
 
     @staticmethod
     def _owns(domain: domain_pb2.Domain, port: str) -> bool:

@@ -14,22 +14,16 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from google.longrunning import operations_pb2
-from google.protobuf import empty_pb2
-from google.protobuf.message import Message
-
 from virtfleet.compute.v1 import domain_pb2
-from virtfleet.type.v1 import operation_pb2
 from virtfleet_compute import records, statuses, wiring
 from virtfleet_compute.context import KIND, Context, ref
 from virtfleet_compute.creation import Creation
 from virtfleet_compute.domains import Domains
 from virtfleet_compute.drivers.api import DomainObservation, Driver, FoundDomain, Inventory
-from virtfleet_compute.holds import Hold
 from virtfleet_compute.power import record_start
+from virtfleet_compute.settlement import Settlement
 from virtfleet_service import failpoints, resources
-from virtfleet_service.errors import ChangeRolledBack, VirtfleetError
-from virtfleet_service.operations import Commit, JournalEntry
+from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.store import Transaction
 
 if TYPE_CHECKING:
@@ -37,7 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SERVICE = "virtfleet.compute.v1.DomainService"
 WRITE_SLICE = 500
 RECONNECT_SECONDS = 5.0
 
@@ -67,19 +60,7 @@ class Reconciler:
             await self._take_over(driver)
         await self._adopt_unknown()
         self._count()
-        await context.operations.settle(
-            {
-                f"{SERVICE}.StartDomain": self._settle_start,
-                f"{SERVICE}.StopDomain": self._settle_stop,
-                f"{SERVICE}.SuspendDomain": self._settle_suspend,
-                f"{SERVICE}.ResumeDomain": self._settle_resume,
-                f"{SERVICE}.DeleteDomain": self._settle_delete,
-                **{
-                    f"{SERVICE}.Batch{verb}Domains": self._settle_batch
-                    for verb in ("Create", "Start", "Stop", "Delete")
-                },
-            }
-        )
+        await context.operations.settle(Settlement(context, self._domains).handlers())
 
     async def _list(self, driver: Driver) -> None:
         try:
@@ -234,66 +215,3 @@ class Reconciler:
             except VirtfleetError:
                 counted = True
             context.admission.adopt(domain, counted=counted)
-
-    # Operations that a crash cut.
-
-    def _target(self, operation: operations_pb2.Operation) -> domain_pb2.Domain | None:
-        metadata = operation_pb2.OperationMetadata()
-        operation.metadata.Unpack(metadata)
-        row = self._context.store.get(metadata.target)
-        if row is None or (metadata.target_uid and row.uid != metadata.target_uid):
-            return None
-        return domain_pb2.Domain.FromString(row.body)
-
-    async def _settle_start(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
-        domain = self._target(operation)
-        if domain is None or not statuses.is_active(domain):
-            raise _rolled_back(operation, "the guest does not run")
-        return _answer(domain)
-
-    async def _settle_stop(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
-        domain = self._target(operation)
-        if domain is not None and statuses.is_active(domain):
-            raise _rolled_back(operation, "the guest runs on")
-        # A transient one is gone.
-        return _answer(domain if domain is not None else domain_pb2.Domain())
-
-    async def _settle_suspend(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
-        return self._settle_state(operation, State.DOMAIN_STATE_PAUSED)
-
-    async def _settle_resume(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
-        return self._settle_state(operation, State.DOMAIN_STATE_RUNNING)
-
-    def _settle_state(self, operation: operations_pb2.Operation, wanted: int) -> Commit:
-        domain = self._target(operation)
-        if domain is None or domain.status.state != wanted:
-            raise _rolled_back(operation, "the guest is as before")
-        return _answer(domain)
-
-    async def _settle_delete(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
-        """Finish a deletion: it was allowed, and part of it may be done.
-
-        Volumes stay: they may not have been asked for.
-        """
-        domain = self._target(operation)
-        if domain is None:
-            return lambda _tx: empty_pb2.Empty()
-        if statuses.is_active(domain):
-            raise _rolled_back(operation, "the guest runs on")
-        await self._domains.take_down(
-            domain, Hold(domain.uid), cause=statuses.OBSERVED, delete_volumes=False, stop=False, call=None
-        )
-        return lambda tx: self._domains.record_delete(tx, domain, f"{SERVICE}.DeleteDomain")
-
-    async def _settle_batch(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
-        raise _rolled_back(operation, "items that had ended keep their effect, the others have none")
-
-
-def _answer(message: Message) -> Commit:
-    return lambda _tx: message
-
-
-def _rolled_back(operation: operations_pb2.Operation, what: str) -> ChangeRolledBack:
-    return ChangeRolledBack(
-        f"the service stopped while {operation.name} ran; {what}", operation=operation.name, outcome=what
-    )

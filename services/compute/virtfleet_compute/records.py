@@ -5,8 +5,9 @@
 * `mac` (MAC → uid:device): who has a MAC.
 * `start` (uid → a start): starts that have begun and not ended.
 * `create` (name → a creation): creations that have begun and not ended.
+* `delete` (uid → `volumes` or nothing): deletions that have begun and not ended, and whether volumes go with them.
 * `volumes` (uid → names): the volumes that were made with a domain.
-* `leftover` (volume → uid): volumes of undone creations that storage could not be told to delete.
+* `leftover` (volume → uid): volumes of undone creations and of deletions that were cut: storage is yet to delete them.
 * `occupied` (uid → operation): the domains whose status shows an operation.
 * `service` (key → value): the boot id of the last autostart, the inventories that were taken over.
 """
@@ -29,6 +30,7 @@ AUTOSTART = "autostart"
 MAC = "mac"
 START = "start"
 CREATE = "create"
+DELETE = "delete"
 VOLUMES = "volumes"
 LEFTOVER = "leftover"
 OCCUPIED = "occupied"
@@ -103,10 +105,23 @@ def remove(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state:
     if old_state is not None and old_state != domain.status.state:
         tx.event(statuses.state_event(domain, old_state))
     tx.delete(domain.name, cause=cause)
-    for space in (ACTIVE, AUTOSTART, START, VOLUMES, OCCUPIED):
+    for space in (ACTIVE, AUTOSTART, START, DELETE, VOLUMES, OCCUPIED):
         tx.delete_record(space, domain.uid)
     for card in domain.status.resolved_spec.interfaces.values():
         free_mac(tx, card.mac_address, domain.uid)
+
+
+def begin_deletion(tx: Transaction, uid: str, *, volumes: bool) -> None:
+    """Write down that a domain is about to be taken down, so that a crash does not forget what goes with it."""
+    tx.put_record(DELETE, uid, b"volumes" if volumes else b"")
+
+
+def end_deletions(tx: Transaction, domain_names: Iterable[str]) -> None:
+    """Forget the deletions of domains that are still there."""
+    for name in domain_names:
+        row = tx.get(name)
+        if row is not None:
+            tx.delete_record(DELETE, row.uid)
 
 
 def end(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: int) -> None:

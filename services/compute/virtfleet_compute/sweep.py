@@ -12,7 +12,7 @@ from virtfleet_compute import records, statuses, wiring
 from virtfleet_compute.context import Context
 from virtfleet_compute.creation import Creation
 from virtfleet_compute.drivers.api import DomainRef
-from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.errors import HasChildren, ResourceInUse, VirtfleetError
 
 _log = logging.getLogger(__name__)
 
@@ -58,11 +58,21 @@ class Sweep:
         for attachment in await self._context.wiring.attachments():
             if attachment.domain_uid:
                 await self._release(attachment)
+        failure: VirtfleetError | None = None
         for volume, uid in self._context.store.list_records(records.LEFTOVER):
-            await self._creation.delete_volume(volume, uid.decode())
+            try:
+                await self._creation.delete_volume(volume, uid.decode())
+            except (ResourceInUse, HasChildren) as error:
+                # Others use it by now: it is theirs.
+                _log.warning("%s stays: %s", volume, error)
+            except VirtfleetError as error:
+                failure = error
+                continue
             await self._context.store.write(
                 lambda tx, volume=volume: tx.delete_record(records.LEFTOVER, volume)  # type: ignore[misc]  # bound here
             )
+        if failure is not None:
+            raise failure
 
     async def _release(self, attachment: attachment_pb2.Attachment) -> None:
         context = self._context

@@ -10,8 +10,20 @@ from pathlib import Path
 import grpc
 import pytest
 from google.longrunning import operations_pb2
+from google.protobuf.message import Message
 
-from tests.integration.compute.rig import NODE, PARENT, Client, Process, Refused, Service, State, name, service
+from tests.integration.compute.rig import (
+    NODE,
+    PARENT,
+    Client,
+    Process,
+    Refused,
+    Service,
+    State,
+    metadata,
+    name,
+    service,
+)
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
 
@@ -139,19 +151,80 @@ async def test_a_repeated_request_after_a_crash_is_done_once(process: Process) -
     await client.close()
 
 
-async def test_a_batch_that_is_cut(process: Process, place: Path) -> None:
-    client = await process.start("compute.start.started:5")
-    for number in range(8):
-        await client.create(f"d{number}")
-    batch = domain_pb2.BatchStartDomainsRequest(
-        parent=PARENT, requests=[domain_pb2.StartDomainRequest(name=name(f"d{number}")) for number in range(8)]
-    )
-    await cut(process, client, client.call(client.domains.BatchStartDomains, batch))
+def ids(count: int) -> list[str]:
+    return [f"d{number}" for number in range(count)]
+
+
+def batch_of(verb: str, domains: list[str], **fields: object) -> Message:
+    """Return the request of a batch about some domains, and one item that must fail."""
+    item = getattr(domain_pb2, f"{verb}DomainRequest")
+    several = getattr(domain_pb2, f"Batch{verb}DomainsRequest")
+    if verb == "Create":
+        return several(parent=PARENT, requests=[item(domain_id=id_, **fields) for id_ in ["taken", *domains]])  # type: ignore[no-any-return]  # a message
+    return several(parent=PARENT, requests=[item(name=name(id_), **fields) for id_ in ["missing", *domains]])  # type: ignore[no-any-return]  # a message
+
+
+@pytest.mark.parametrize(
+    ("verb", "failpoint", "fields", "ended"),
+    [
+        ("Create", "compute.batch.defined", {"domain": domain_pb2.Domain()}, 8),
+        (
+            "Create",
+            "compute.start.started:5",
+            {"domain": domain_pb2.Domain(), "start": domain_pb2.StartOptions()},
+            None,
+        ),
+        ("Start", "compute.start.started:5", {}, None),
+        ("Stop", "compute.batch.stopped:5", {"mode": domain_pb2.STOP_MODE_FORCE}, None),
+        ("Delete", "compute.delete.undone:5", {"stop": True}, None),
+    ],
+)
+async def test_a_batch_that_is_cut_tells_of_each_item(
+    process: Process, place: Path, verb: str, failpoint: str, fields: dict[str, object], ended: int | None
+) -> None:
+    """What is told of an item is what is: read from the driver's file and from the domains."""
+    client = await process.start(failpoint)
+    await client.create("taken")
+    for id_ in ids(8) if verb != "Create" else ():
+        await client.create(id_, start=verb in ("Stop", "Delete"))
+    request = batch_of(verb, ids(8), **fields)
+    await cut(process, client, client.call(getattr(client.domains, f"Batch{verb}Domains"), request))
     client = await process.start()
-    active = {domain.uid for domain in (await client.list()).domains if domain.status.active}
-    assert active == running(place)
-    assert all(operation.done for operation in await operations(client))
+    settled = [one for one in await operations(client) if one.name and _method(one).endswith(f"Batch{verb}Domains")]
+    assert len(settled) == 1
+    assert settled[0].done
+    assert not settled[0].HasField("error"), settled[0]
+    response = getattr(domain_pb2, f"Batch{verb}DomainsResponse")()
+    assert settled[0].response.Unpack(response)
+    domains = {domain.name: domain for domain in (await client.list()).domains}
+    guests = running(place)
+    outcomes: dict[str, bool] = {}
+    for result in response.results[1:]:
+        domain = domains.get(result.name)
+        runs = domain is not None and domain.uid in guests
+        there = domain is not None
+        effect = {"Create": there, "Start": runs, "Stop": there and not runs, "Delete": not there}[verb]
+        outcomes[result.name] = effect
+        assert result.HasField("status"), result
+        if effect:
+            assert result.status.code == 0, result
+            assert result.HasField("domain") == (verb != "Delete"), result
+        else:
+            assert Refused(result.status).reason == "CHANGE_ROLLED_BACK", result
+    assert list(outcomes) == [name(id_) for id_ in ids(8)]
+    if ended is not None:
+        assert sum(outcomes.values()) == ended
+    first = Refused(response.results[0].status)
+    wanted = "RESOURCE_EXISTS" if verb == "Create" else "RESOURCE_NOT_FOUND"
+    assert first.reason in (wanted, "CHANGE_ROLLED_BACK"), response.results[0]
+    # The same again makes the rest whole.
+    again = await client.wait(await client.call(getattr(client.domains, f"Batch{verb}Domains"), request))
+    assert not again.HasField("error")
     await client.close()
+
+
+def _method(operation: operations_pb2.Operation) -> str:
+    return metadata(operation).method
 
 
 async def test_without_a_state_file_guests_end_with_the_process(place: Path) -> None:

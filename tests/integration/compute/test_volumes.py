@@ -227,6 +227,60 @@ async def test_a_cut_creation_leaves_no_volume(place: Path, failpoint: str) -> N
             await process.kill()
 
 
+@pytest.mark.parametrize("batch", [False, True], ids=["alone", "in a batch"])
+@pytest.mark.parametrize("failpoint", ["compute.delete.stopped", "compute.delete.undone"])
+async def test_a_cut_deletion_takes_its_volumes_with_it(place: Path, failpoint: str, *, batch: bool) -> None:
+    process = Process(place)
+    delete = domain_pb2.DeleteDomainRequest(name=name("web"), stop=True, delete_volumes=True)
+    async with storage(place) as provider:
+        try:
+            client = await process.start(failpoint)
+            await client.do(client.domains.CreateDomain, request("web", "root", "data"), domain_pb2.Domain)
+            await client.do(client.domains.CreateDomain, request("stays", "other"), domain_pb2.Domain)
+            several = domain_pb2.BatchDeleteDomainsRequest(parent=PARENT, requests=[delete])
+            with pytest.raises(Exception, match=r"UNAVAILABLE|Socket closed|closed"):
+                await (
+                    client.call(client.domains.BatchDeleteDomains, several)
+                    if batch
+                    else client.call(client.domains.DeleteDomain, delete)
+                )
+            await process.died()
+            await client.close()
+            client = await process.start()
+            async with asyncio.timeout(10):
+                while await provider.names() != ["other"] or await provider.held() != {"other"}:
+                    await asyncio.sleep(0.05)
+            assert [domain.name for domain in (await client.list()).domains] == [name("stays")]
+            listed = operations_pb2.ListOperationsRequest(name=f"{PARENT}/services/compute")
+            for operation in (await client.call(client.operations.ListOperations, listed)).operations:
+                assert operation.done
+                assert not operation.HasField("error"), operation
+            await client.close()
+        finally:
+            await process.kill()
+
+
+async def test_volumes_of_a_cut_deletion_stay_unless_asked_for(place: Path) -> None:
+    process = Process(place)
+    async with storage(place) as provider:
+        try:
+            client = await process.start("compute.delete.undone")
+            await client.do(client.domains.CreateDomain, request("web", "root"), domain_pb2.Domain)
+            with pytest.raises(Exception, match=r"UNAVAILABLE|Socket closed|closed"):
+                await client.delete("web", stop=True)
+            await process.died()
+            await client.close()
+            client = await process.start()
+            assert not (await client.list()).domains
+            async with asyncio.timeout(10):
+                while await provider.held():
+                    await asyncio.sleep(0.05)
+            assert await provider.names() == ["root"]
+            await client.close()
+        finally:
+            await process.kill()
+
+
 async def test_the_caller_is_conveyed_to_storage(both: tuple[Service, Storage]) -> None:
     node, provider = both
     await node.do(node.domains.CreateDomain, request("web", "root", start=False), domain_pb2.Domain)

@@ -34,7 +34,7 @@ from virtfleet_service.errors import (
     WrongNode,
 )
 from virtfleet_service.identity import local_caller
-from virtfleet_service.validation import REPLY_LIMIT_BYTES, RequestCheck
+from virtfleet_service.validation import REPLY_LIMIT_BYTES, request_check
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from virtfleet_service.logs import AuditLog
     from virtfleet_service.methods import FoundReference, MethodFacts
     from virtfleet_service.telemetry import Meters, MethodMeter, Span, Tracer
+    from virtfleet_service.validation import RequestCheck
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -288,7 +289,7 @@ class Pipeline:
         method = getattr(implementation, facts.handler, None)
         if method is None:
             method = _missing(facts)
-        check = RequestCheck(facts.request_class, mutation=facts.mutation)
+        check = request_check(facts.request_class, mutation=facts.mutation)
         if facts.client_streaming:
             handle = self._handle(facts, self._serve_stream_in(facts, method, check), listener)
             if facts.server_streaming:

@@ -29,6 +29,7 @@ from virtfleet_service import errors, schema
 from virtfleet_service.changes import ChangeCodec
 from virtfleet_service.schema import StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from virtfleet_service.transaction import (
+    MOVED,
     Entry,
     Records,
     Row,
@@ -261,7 +262,7 @@ class Store:
         """
         row = self.get(name)
         if row is None:
-            raise not_found(name)
+            raise not_found(self.reader, name)
         return row
 
     def find(self, kind: str, name: str) -> Row:
@@ -275,7 +276,7 @@ class Store:
             return self.need(name)
         row = self.get_by_uid(kind, uid)
         if row is None or row.name.split("/")[:-1] != name.split("/")[:-1]:
-            raise not_found(name)
+            raise not_found(self.reader, name)
         return row
 
     def get_by_uid(self, kind: str, uid: str) -> Row | None:
@@ -434,6 +435,13 @@ class Store:
             pass
         while await self.write(self._expire_operations):
             pass
+        await self.write(self._expire_moves)
+
+    def _expire_moves(self, tx: Transaction) -> None:
+        oldest_ns = time.time_ns() - int(self.limits.log_seconds * 1e9)
+        for name, body in list(tx.list_records(MOVED)):
+            if int(body.partition(b" ")[0]) < oldest_ns:
+                tx.delete_record(MOVED, name)
 
     def _save_served(self, tx: Transaction) -> None:
         tx.connection.execute(

@@ -19,6 +19,8 @@ DELETE: Final = "delete"
 EVENT: Final = "event"
 MOVED_OUT: Final = "moved_out"
 MOVED_IN: Final = "moved_in"
+MOVED: Final = "moved"
+"""The space of the records that tell where a resource has gone: when (ns) and its new name, by the old one."""
 OPERATION: Final = "operation"
 
 _ROW_COLUMNS = "kind, name, uid, generation, body"
@@ -187,7 +189,7 @@ class Transaction:
         """
         row = self.get(name)
         if row is None:
-            raise not_found(name)
+            raise not_found(self.connection, name)
         return row
 
     def get_by_uid(self, kind: str, uid: str) -> Row | None:
@@ -223,6 +225,8 @@ class Transaction:
                 self.delete(name, cause=cause)
             elif not old_generation:
                 old_generation = before.generation
+        else:
+            self.delete_record(MOVED, name)
         entry = self._append(
             PUT, kind, name, uid, lambda ns: self._codec.put(ns, kind, body, cause=cause, old_generation=old_generation)
         )
@@ -251,6 +255,7 @@ class Transaction:
         if row is None:
             return False
         self._remove(name)
+        self.put_record(MOVED, name, f"{time.time_ns()} {new_name}".encode())
         self._append(
             MOVED_OUT, row.kind, name, row.uid, lambda ns: self._codec.moved_out(ns, row.kind, name, row.uid, new_name)
         )
@@ -347,9 +352,13 @@ class Transaction:
         return entry
 
 
-def not_found(name: str) -> errors.ResourceNotFound:
-    """Make the error for a resource that does not exist."""
-    return errors.ResourceNotFound(f"{name} does not exist", resource=name, name=name)
+def not_found(connection: sqlite3.Connection, name: str) -> errors.NotFound:
+    """Make the error for a resource that does not exist, or that lives under another name now."""
+    moved = select_record(connection, MOVED, name)
+    if moved is None:
+        return errors.ResourceNotFound(f"{name} does not exist", resource=name, name=name)
+    new_name = moved.decode().partition(" ")[2]
+    return errors.ResourceMoved(f"{name} is {new_name} now", resource=name, name=name, new_name=new_name)
 
 
 def _below(name: str, segments: list[str]) -> bool:

@@ -163,6 +163,17 @@ def validator() -> Validator:
     return _validator
 
 
+_checks: dict[tuple[type[Message], bool], RequestCheck] = {}
+
+
+def request_check(message_class: type[Message], *, mutation: bool) -> RequestCheck:
+    """Return the check of a request type; servers in one process share it."""
+    found = _checks.get((message_class, mutation))
+    if found is None:
+        found = _checks[message_class, mutation] = RequestCheck(message_class, mutation=mutation)
+    return found
+
+
 class RequestCheck:
     """Checks messages of one request type.
 

@@ -482,3 +482,19 @@ async def test_watchers_of_any_speed_end_with_what_the_store_has(store: Store, s
     expected = {one.uid: one for one in (*held.values(), last) if not filter_ or one.labels["env"] == "prod"}
     for watcher in watchers:
         assert watcher.result() == expected
+
+
+async def test_the_old_name_of_a_moved_resource_tells_the_new_one(store: Store) -> None:
+    one = domain("a")
+    await put(store, one)
+    await store.write(lambda tx: tx.move_out(one.name, "nodes/n2/domains/a"))
+    with pytest.raises(errors.ResourceMoved) as told:
+        store.need(one.name)
+    assert told.value.metadata["new_name"] == "nodes/n2/domains/a"
+    with pytest.raises(errors.ResourceMoved):
+        await store.write(lambda tx: tx.need(one.name))
+    other = domain("a")
+    await put(store, other)
+    await store.write(lambda tx: tx.delete(other.name, cause="d"))
+    with pytest.raises(errors.ResourceNotFound):
+        store.need(one.name)

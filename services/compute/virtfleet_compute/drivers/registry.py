@@ -5,6 +5,7 @@ A driver that cannot be imported or made is listed with its reason, like one who
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
@@ -32,8 +33,9 @@ class Missing:
     error: DriverBroken
 
 
-def known() -> dict[str, str]:
-    """Return every driver that is installed, by id."""
+@functools.cache
+def known() -> Mapping[str, str]:
+    """Return every driver that is installed, by id; looked for once a process."""
     found = {point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
     return {**found, **DRIVERS}
 

@@ -174,6 +174,16 @@ class TestDriver:
             return None
         return self if isinstance(self, kind) else None
 
+    def hand_over(self, uid: str, spec: domain_spec_pb2.DomainSpec, target: TestDriver) -> None:
+        """Give a guest to the test driver of another node: what a migration comes to. Nobody is told."""
+        guest = self._guests.get(uid)
+        self._disarm(uid)
+        self._guests.forget(uid)
+        self._drop_ports(uid)
+        if guest is not None and _active(guest):
+            moved = target._guests.start(uid, spec, guest.runtime_id, guest.start_ns, paused=guest.state == _PAUSED)
+            target._arm(uid, moved)
+
     # GracefulStop, Reboot, Reset, Suspend.
 
     async def shut_down(self, domain: DomainRef, *, timeout_seconds: float) -> DomainObservation:

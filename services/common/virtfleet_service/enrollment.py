@@ -316,10 +316,18 @@ class Membership:
             await channel.close()
 
     def _planned_renewal(self) -> dt.datetime:
-        """Return half of the certificate's life, a tenth of it earlier or later by chance."""
-        certificate = x509.load_pem_x509_certificate((self._directory / f"{self._service}.crt").read_bytes())
-        life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-        return certificate.not_valid_before_utc + life * random.uniform(0.45, 0.55)  # noqa: S311  # spreads members
+        """Return half of the certificate's life, a tenth of it earlier or later by chance.
+
+        The life counts from when the certificate was written here: it begins some minutes before it was issued, which
+        is most of a short life.
+        """
+        file = self._directory / f"{self._service}.crt"
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        written = dt.datetime.fromtimestamp(file.stat().st_mtime, dt.UTC)
+        if begin <= written <= dt.datetime.now(dt.UTC):
+            begin = min(written, end)
+        return begin + (end - begin) * random.uniform(0.45, 0.55)  # noqa: S311  # spreads members
 
 
 async def _authority_of(gateway: str, token: JoinToken) -> bytes:

@@ -27,5 +27,6 @@ IMPORT_ROOTS = (
     "gateway",
     "clients/python",
     "clients/cli",
+    "fake",
 )
 """Folders of the tree that hold import packages; each is one distribution."""

@@ -1,0 +1,125 @@
+"""`virtfleet fake`: a fleet in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from virtfleet.fake.v1 import fake_pb2
+from virtfleet_fake import control, fleet
+from virtfleet_fake.clock import MovableLoop
+from virtfleet_service import logs
+from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.server import raise_descriptor_limit
+from virtfleet_service.settings import SettingsError
+
+app = typer.Typer(help="A whole fleet in one process, for tests of controllers.", invoke_without_command=True)
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
+_M_ARENA_MAX = -8
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+
+def parse_fault(text: str) -> fake_pb2.Fault:
+    """Read a fault as the command line has it.
+
+    `n7=freeze` · `n9=latency:300ms` · `n3=away` · `n2=error:HYPERVISOR_FAILED:DomainService.StartDomain`; without a
+    node (`=freeze`) it strikes the connections of clients.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    node, equals, rest = text.partition("=")
+    kind, _, value = rest.partition(":")
+    fault = fake_pb2.Fault(node=node)
+    duration = _DURATION.fullmatch(value)
+    if not equals:
+        raise ValueError(f"`{text}` is no fault: NODE=freeze, NODE=away, NODE=latency:300ms or NODE=error:REASON")
+    if kind == "freeze" and not value:
+        fault.freeze.SetInParent()
+    elif kind == "away" and not value:
+        fault.away.SetInParent()
+    elif kind == "latency" and duration:
+        fault.latency.delay.FromNanoseconds(round(float(duration[1]) * _UNITS[duration[2]] * 1e9))
+    elif kind == "error" and value:
+        fault.error.reason, _, fault.error.method_pattern = value.partition(":")
+    else:
+        raise ValueError(f"`{text}` is no fault: NODE=freeze, NODE=away, NODE=latency:300ms or NODE=error:REASON")
+    return fault
+
+
+@app.callback()
+def fake(
+    nodes: Annotated[int, typer.Option(min=1, max=1000, help="How many nodes: n1, n2, …")] = 1,
+    domains: Annotated[int, typer.Option(min=0, max=100_000, help="How many running domains each node has.")] = 0,
+    seed_file: Annotated[Path | None, typer.Option(help="The domains of each node instead: TOML or JSON.")] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help="n7=freeze, n9=latency:300ms, n3=away, n2=error:REASON[:METHOD]; may be given again."),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Where clients connect, host:port; port 0: a free one.")] = "127.0.0.1:0",
+    control_listen: Annotated[str, typer.Option(help="Where FakeService listens.")] = "127.0.0.1:0",
+    until_eof: Annotated[bool, typer.Option("--until-eof", help="End when standard input ends.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Run a fake fleet until SIGTERM or Ctrl-C.
+
+    Prints one line of JSON when every node is ready: address, control_address, nodes, and the certificate files of an
+    administrator (ca_file, cert_file, key_file) with those of an operator and a viewer beside them.
+    """
+    faults = [parse_fault(text) for text in fault or ()]
+    plan = fleet.Plan(nodes=nodes, domains=domains, seed_file=seed_file, listen=listen)
+    logs.configure("fake", "", "warning")
+    raise_descriptor_limit()
+    _share_arenas()
+    try:
+        with asyncio.Runner(loop_factory=MovableLoop) as runner:
+            runner.run(_run(plan, faults, control_listen, until_eof=until_eof))
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
+    except VirtfleetError as error:
+        raise ValueError(f"{error.message} ({error.reason})") from error
+
+
+def _share_arenas() -> None:
+    """Have the threads of the stores share two arenas of the C library: one each would take most of the memory."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+async def _run(plan: fleet.Plan, faults: list[fake_pb2.Fault], control_listen: str, *, until_eof: bool) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with fleet.running(plan, faults) as running, control.serving(running, control_listen) as control_address:
+        ready = {"address": running.address, "control_address": control_address, **running.files()}
+        ready["nodes"] = ",".join(running.nodes)
+        gc.collect()
+        gc.freeze()
+        typer.echo(json.dumps(ready))
+        sys.stdout.flush()
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(stop.wait())]
+            if until_eof:
+                waiting.append(group.create_task(_end_of_input()))
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+
+
+async def _end_of_input() -> Literal[True]:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(4096):
+        pass
+    return True

@@ -1,0 +1,133 @@
+"""The service that steers the fleet, at an address of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from virtfleet.fake.v1 import fake_pb2
+from virtfleet_fake.clock import MovableLoop
+from virtfleet_fake.fleet import Fleet
+from virtfleet_service.call import Call
+from virtfleet_service.errors import FieldOutOfRange, NodeUnknown
+from virtfleet_service.server import Server
+from virtfleet_service.settings import ServiceSettings
+
+_NODE_PREFIX = "nodes/"
+
+
+class FakeServicer:
+    """Answers `virtfleet.fake.v1.FakeService`."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def get_fake(self, _request: fake_pb2.GetFakeRequest, _call: Call) -> fake_pb2.Fake:
+        """Answer GetFake."""
+        fresh, resumed = self._fleet.watch_counts
+        answer = fake_pb2.Fake(
+            nodes=sorted(self._fleet.nodes),
+            faults=self._fleet.faults.present,
+            connection_count=self._fleet.door.connection_count,
+            fresh_watch_count=fresh,
+            resumed_watch_count=resumed,
+        )
+        answer.time_offset.FromNanoseconds(round(_loop().offset_seconds * 1e9))
+        return answer
+
+    async def inject_fault(self, request: fake_pb2.InjectFaultRequest, _call: Call) -> fake_pb2.Fault:
+        """Answer InjectFault."""
+        fault = fake_pb2.Fault()
+        fault.CopyFrom(request.fault)
+        if request.name:
+            fault.node = self._node(request.name)
+        if request.validate_only:
+            self._fleet.faults.check(fault)
+            return fault
+        return await self._fleet.faults.inject(fault)
+
+    async def clear_faults(self, request: fake_pb2.ClearFaultsRequest, _call: Call) -> fake_pb2.ClearFaultsResponse:
+        """Answer ClearFaults."""
+        node = self._node(request.name) if request.name else ""
+        count = await self._fleet.faults.clear(node, request.fault_id, count_only=request.validate_only)
+        return fake_pb2.ClearFaultsResponse(cleared_count=count)
+
+    async def advance_time(self, request: fake_pb2.AdvanceTimeRequest, _call: Call) -> fake_pb2.AdvanceTimeResponse:
+        """Answer AdvanceTime."""
+        seconds = request.duration.ToNanoseconds() / 1e9
+        if seconds <= 0:
+            raise FieldOutOfRange("time moves forward only", field="duration")
+        offset = _loop().offset_seconds if request.validate_only else _loop().advance(seconds)
+        answer = fake_pb2.AdvanceTimeResponse()
+        answer.time_offset.FromNanoseconds(round(offset * 1e9))
+        return answer
+
+    async def cut_connections(
+        self, request: fake_pb2.CutConnectionsRequest, _call: Call
+    ) -> fake_pb2.CutConnectionsResponse:
+        """Answer CutConnections."""
+        door = self._fleet.door
+        count = door.connection_count if request.validate_only else await door.cut()
+        return fake_pb2.CutConnectionsResponse(connection_count=count)
+
+    async def restart_gateway(
+        self, request: fake_pb2.RestartGatewayRequest, _call: Call
+    ) -> fake_pb2.RestartGatewayResponse:
+        """Answer RestartGateway."""
+        if not request.validate_only:
+            # A caller who goes away does not leave the fleet without a gateway.
+            await asyncio.shield(
+                self._fleet.restart_gateway(request.pause.ToTimedelta().total_seconds(), drain=request.drain)
+            )
+        return fake_pb2.RestartGatewayResponse()
+
+    async def compact_logs(self, request: fake_pb2.CompactLogsRequest, _call: Call) -> fake_pb2.CompactLogsResponse:
+        """Answer CompactLogs."""
+        chosen = [self._node(request.name)] if request.name else list(self._fleet.nodes)
+        for node in () if request.validate_only else chosen:
+            await self._fleet.nodes[node].compact()
+        return fake_pb2.CompactLogsResponse()
+
+    async def move_domain(self, request: fake_pb2.MoveDomainRequest, _call: Call) -> fake_pb2.MoveDomainResponse:
+        """Answer MoveDomain."""
+        source = self._fleet.nodes[self._node("/".join(request.name.split("/")[:2]))]
+        target = self._fleet.nodes.get(request.target_node)
+        if target is None:
+            raise NodeUnknown(f"the fleet has no node {request.target_node}", node=request.target_node)
+        new_name = await source.move(request.name, target, dry=request.validate_only)
+        return fake_pb2.MoveDomainResponse(new_name=new_name)
+
+    def _node(self, name: str) -> str:
+        node = name.removeprefix(_NODE_PREFIX)
+        if node not in self._fleet.nodes:
+            raise NodeUnknown(f"the fleet has no node {node}", node=node)
+        return node
+
+
+def _loop() -> MovableLoop:
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, MovableLoop):
+        raise TypeError("the fleet runs on a MovableLoop")
+    return loop
+
+
+@asynccontextmanager
+async def serving(fleet: Fleet, listen: str) -> AsyncIterator[str]:
+    """Serve while entered; gives the address."""
+    app = fleet.app
+    settings = ServiceSettings(
+        state_dir=fleet.folder / "control",
+        run_dir=fleet.folder,
+        listen=listen,
+        trust_domain=app.settings.trust_domain,
+        tls=dataclasses.replace(app.settings.tls, denial_list_file=None),
+        drain_seconds=0.0,
+        log_level="warning",
+    )
+    settings.state_dir.mkdir()
+    server = Server(settings, service="control", name="fakes/control", store_id=lambda: "")
+    server.add(fake_pb2.DESCRIPTOR.services_by_name["FakeService"], FakeServicer(fleet))
+    async with server:
+        yield f"127.0.0.1:{server.port}"

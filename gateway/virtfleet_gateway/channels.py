@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from virtfleet_service.errors import NodeUnreachable
+from virtfleet_service.memory import FLOW_OPTIONS
 
 KEEPALIVE_INTERVAL_SECONDS: Final = 2.0
 KEEPALIVE_TIMEOUT_SECONDS: Final = 2.5
@@ -71,6 +72,7 @@ def _options(tls_name: str, *, bulk: bool) -> list[tuple[str, int | str]]:
         ("grpc.max_reconnect_backoff_ms", _milliseconds(_BACKOFF_LIMIT_SECONDS)),
         ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
         ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+        *FLOW_OPTIONS,
         # Channels to one address with equal options would share a connection.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),

@@ -33,6 +33,7 @@ from virtfleet_service import admin, standard
 from virtfleet_service.authorization import ADMIN, OPERATOR, VIEWER, Authorizer
 from virtfleet_service.errors import ServiceDraining, VirtfleetError
 from virtfleet_service.logs import AuditLog
+from virtfleet_service.memory import FLOW_OPTIONS, tune_allocator
 from virtfleet_service.methods import FOREIGN_RULES, MethodFacts, facts_of
 from virtfleet_service.pipeline import ANONYMOUS, LOCAL, PEER, TLS, Listener, Pipeline
 from virtfleet_service.settings import ServiceSettings, SettingsError, split_address
@@ -65,6 +66,7 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # More than validation.REQUEST_LIMIT_BYTES, so that the refusal of a message between the two carries our reason.
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", -1),
+    *FLOW_OPTIONS,
     # Who connects and does not speak is dropped.
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Clients of all languages may ping as their defaults have it: no ENHANCE_YOUR_CALM.
@@ -518,6 +520,7 @@ def main(running: Callable[[], AbstractAsyncContextManager[object]]) -> int:
     import uvloop
 
     raise_descriptor_limit()
+    tune_allocator()
     try:
         uvloop.run(serve(running))
     except SettingsError as error:

@@ -24,6 +24,8 @@ import grpc
 import grpc.aio
 
 from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, routing_name, target_of
+from virtfleet_gateway.upward import Upward
+from virtfleet_service import unread
 from virtfleet_service.errors import (
     MethodNotImplemented,
     NameMalformed,
@@ -335,8 +337,9 @@ class Forwarder(grpc.GenericRpcHandler):
 
         async def streaming(_requests: object, context: Context) -> bytes | None:
             first: Any = await context.read()
+            ended = first is _EOF
             try:
-                if first is _EOF:
+                if ended:
                     raise NameMalformed(
                         f"The stream ended before its first message, which carries {route.field_name}",
                         field=route.field_name,
@@ -348,20 +351,20 @@ class Forwarder(grpc.GenericRpcHandler):
                 if not lane.is_up():
                     await lane.up(context.time_remaining())
             except VirtfleetError as error:
+                if not ended:
+                    await unread.drop(context, client_reads=server_streaming)
                 await self._refuse(route, context, error)
             start = lane.callable(path, client_streaming=True, server_streaming=server_streaming)
             call = start(timeout=context.time_remaining(), metadata=metadata)  # type: ignore[call-arg]  # is a stream one
-            pump = asyncio.get_running_loop().create_task(_pump_up(context, call, first))
+            up = Upward(context, call, first, client_reads=server_streaming)
             try:
                 with self.open_calls.entered(call, passport) as cut:
                     if server_streaming:
-                        await _pump_down(call, context, lane, cut)
+                        await _pump_down(call, context, lane, cut, up)
                         return None
-                    return await _one_reply(call, context, lane, cut)
+                    return await _one_reply(call, context, lane, cut, up)
             finally:
-                call.cancel()
-                pump.cancel()
-                await asyncio.wait((pump,))
+                await up.close()
 
         return streaming
 
@@ -400,19 +403,13 @@ async def _stream_own(own: grpc.RpcMethodHandler[Any, Any] | None, request: byte
         await answer
 
 
-async def _pump_up(context: Context, call: Any, message: Any) -> None:  # noqa: ANN401
-    """Carry the caller's messages and its half close to the node."""
-    try:
-        while message is not _EOF:
-            await call.write(message)
-            message = await context.read()
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
-        # The node has ended the call: its status is told by the other direction.
-        return
-
-
-async def _pump_down(call: Any, context: Context, lane: Lane, cut: list[VirtfleetError]) -> None:  # noqa: ANN401
+async def _pump_down(
+    call: Any,  # noqa: ANN401
+    context: Context,
+    lane: Lane,
+    cut: list[VirtfleetError],
+    up: Upward | None = None,
+) -> None:
     """Carry the node's headers, messages and status to the caller."""
     try:
         initial = await call.initial_metadata()
@@ -432,12 +429,24 @@ async def _pump_down(call: Any, context: Context, lane: Lane, cut: list[Virtflee
         if not cut:
             raise
         await abort(context, cut[0])
-    await (abort(context, cut[0]) if cut else _pass_failure(context, lane, error))
+    if cut:
+        await abort(context, cut[0])
+    if up is not None:
+        await up.settle()
+    await _pass_failure(context, lane, error)
 
 
-async def _one_reply(call: Any, context: Context, lane: Lane, cut: list[VirtfleetError]) -> bytes:  # noqa: ANN401
+async def _one_reply(
+    call: Any,  # noqa: ANN401
+    context: Context,
+    lane: Lane,
+    cut: list[VirtfleetError],
+    up: Upward | None = None,
+) -> bytes:
     try:
         reply: bytes = await call
+        if up is not None:
+            await up.settle()
         initial = await call.initial_metadata()
         if initial:
             await context.send_initial_metadata(tuple(initial))
@@ -451,7 +460,11 @@ async def _one_reply(call: Any, context: Context, lane: Lane, cut: list[Virtflee
         if not cut:
             raise
         await abort(context, cut[0])
-    return await (abort(context, cut[0]) if cut else _pass_failure(context, lane, error))
+    if cut:
+        await abort(context, cut[0])
+    if up is not None:
+        await up.settle()
+    return await _pass_failure(context, lane, error)
 
 
 async def _pass_failure(context: Context, lane: Lane, error: grpc.aio.AioRpcError) -> NoReturn:
@@ -490,21 +503,17 @@ async def pump(
         if client_streaming
         else start(request, timeout=remaining, metadata=metadata)
     )
-    up = None
-    if client_streaming:
-        first = await context.read()
-        up = asyncio.get_running_loop().create_task(_pump_up(context, call, first))
+    up = Upward(context, call, await context.read(), client_reads=True) if client_streaming else None
     try:
         with open_calls.entered(call, passport) as cut:
             if not _answers_streaming(path):
                 return await _one_reply(call, context, lane, cut)
-            await _pump_down(call, context, lane, cut)
+            await _pump_down(call, context, lane, cut, up)
             return None
     finally:
         call.cancel()
         if up is not None:
-            up.cancel()
-            await asyncio.wait((up,))
+            await up.close()
 
 
 def _answers_streaming(path: str) -> bool:

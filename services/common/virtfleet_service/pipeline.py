@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from virtfleet_service import names
+from virtfleet_service import names, unread
 from virtfleet_service.call import CALLER_KEY, CURRENT, NODE_KEY, Call, Caller
 from virtfleet_service.errors import (
     CredentialsInvalid,
@@ -305,6 +305,7 @@ class Pipeline:
         """Return the handler of a method that this server does not know."""
 
         async def handle(_requests: object, context: Context) -> None:
+            await unread.drop(context, client_reads=True)
             error = MethodNotImplemented(f"this server has no method {path[1:]}", method=path[1:].replace("/", "."))
             await abort(context, error)
 
@@ -353,7 +354,7 @@ class Pipeline:
                 return reply
             self._finish(facts, call, context, failure)
             end_span(span, meter, started, failure.code.name, failure.reason)
-            await abort(context, failure)
+            await _tell(facts, call, context, failure)
             return None
 
         return handle
@@ -405,7 +406,9 @@ class Pipeline:
                 if facts.server_streaming:
                     await _send(method(requests, call), context)
                     return None
-                return encode(await method(requests, call))
+                reply = encode(await method(requests, call))
+            await unread.drop(context, client_reads=False)
+            return reply
 
         return serve
 
@@ -463,6 +466,13 @@ async def abort(context: Context, error: VirtfleetError) -> None:
     status = error.to_status()
     trailers = (("grpc-status-details-bin", status.SerializeToString()),)
     await context.abort(error.code, status.message, trailers)
+
+
+async def _tell(facts: MethodFacts, call: Call | None, context: Context, failure: VirtfleetError) -> None:
+    """Answer a call with its failure, when its client can take it."""
+    if facts.client_streaming and (call is None or call.ended_by is None):
+        await unread.drop(context, client_reads=facts.server_streaming)
+    await abort(context, failure)
 
 
 def encode(answer: Message | bytes) -> bytes:

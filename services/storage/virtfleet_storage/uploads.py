@@ -50,9 +50,6 @@ SYNC_BYTES = 64 << 20
 PIECE_LIMIT_BYTES = 1 << 20
 HOLE_BYTES = 256 << 20
 
-DRAIN_SECONDS = 2.0
-"""How long the answer to a refused upload waits for the client to have sent what it sends."""
-
 
 @dataclass(slots=True)
 class _Stream:
@@ -86,22 +83,7 @@ class Uploads:
     async def upload(
         self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest], call: Call
     ) -> volume_pb2.UploadVolumeResponse:
-        """Take one stream of an upload; the content is replaced when it is the last one.
-
-        An early answer is held back for a moment while what the client still sends is read and dropped:
-        some clients (grpcio's, and so a gateway on it) lose the answer to a call that ends while they send.
-        """
-        try:
-            response = await self._upload(messages, call)
-        except VirtfleetError:
-            await _drain(messages)
-            raise
-        await _drain(messages)
-        return response
-
-    async def _upload(
-        self, messages: AsyncIterator[volume_pb2.UploadVolumeRequest], call: Call
-    ) -> volume_pb2.UploadVolumeResponse:
+        """Take one stream of an upload; the content is replaced when it is the last one."""
         first = await anext(messages)
         if first.WhichOneof("content") != "start":
             raise FieldRequired("the first message carries `start`", field="start")
@@ -489,17 +471,6 @@ class Uploads:
             catalog.put_volume(tx, current, cause=METHOD)
 
         await self._store.write(record)
-
-
-async def _drain(messages: AsyncIterator[volume_pb2.UploadVolumeRequest]) -> None:
-    """Read what a client still sends, for some time, and drop it."""
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in messages:
-                continue
-    except (TimeoutError, VirtfleetError):
-        # It sends for too long, or nonsense: it gets its answer now.
-        return
 
 
 def _forget_replacing(tx: Transaction, uid: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from virtfleet.fake.v1 import fake_pb2
 from virtfleet_fake.clock import MovableLoop
 from virtfleet_fake.fleet import Fleet
+from virtfleet_service.authorization import ADMIN
 from virtfleet_service.call import Call
 from virtfleet_service.errors import FieldOutOfRange, NodeUnknown
+from virtfleet_service.pipeline import LOCAL, Listener
 from virtfleet_service.server import Server
-from virtfleet_service.settings import ServiceSettings
+from virtfleet_service.settings import ServiceSettings, SettingsError, split_address
 
 _NODE_PREFIX = "nodes/"
 
@@ -113,21 +115,43 @@ def _loop() -> MovableLoop:
     return loop
 
 
+class ControlServer(Server):
+    """Serves in the clear on loopback: who steers the fleet is the test that started it.
+
+    Attributes:
+        address: Where, once it has started.
+    """
+
+    def __init__(self, settings: ServiceSettings, listen: str) -> None:
+        super().__init__(settings, service="control", name="fakes/control", store_id=lambda: "")
+        self._host, self._port = split_address(listen, "control_listen")
+        self.address = ""
+
+    async def listen(self) -> None:
+        """Open the one port.
+
+        Raises:
+            SettingsError: It is taken, or not on loopback.
+        """
+        if self._host != "localhost" and not ipaddress.ip_address(self._host).is_loopback:
+            raise SettingsError(f"control_listen: {self._host} is not on loopback, and nobody proves who he is here")
+        server = self.new_server(Listener(LOCAL, ADMIN))
+        try:
+            port = server.add_insecure_port(f"{self._host}:{self._port}")
+        except RuntimeError as error:
+            raise SettingsError(f"control_listen: cannot listen on {self._host}:{self._port}") from error
+        await server.start()
+        self.address = f"{self._host}:{port}"
+
+
 @asynccontextmanager
 async def serving(fleet: Fleet, listen: str) -> AsyncIterator[str]:
     """Serve while entered; gives the address."""
-    app = fleet.app
     settings = ServiceSettings(
-        state_dir=fleet.folder / "control",
-        run_dir=fleet.folder,
-        listen=listen,
-        trust_domain=app.settings.trust_domain,
-        tls=dataclasses.replace(app.settings.tls, denial_list_file=None),
-        drain_seconds=0.0,
-        log_level="warning",
+        state_dir=fleet.folder / "control", run_dir=fleet.folder, drain_seconds=0.0, log_level="warning"
     )
     settings.state_dir.mkdir()
-    server = Server(settings, service="control", name="fakes/control", store_id=lambda: "")
+    server = ControlServer(settings, listen)
     server.add(fake_pb2.DESCRIPTOR.services_by_name["FakeService"], FakeServicer(fleet))
     async with server:
-        yield f"127.0.0.1:{server.port}"
+        yield server.address

@@ -97,9 +97,10 @@ class GatewayServer(Server):
         }
         return sorted({*super().service_names, *nodes})
 
-    def _new_server(self, listener: Listener) -> grpc.aio.Server:
+    def new_server(self, listener: Listener) -> grpc.aio.Server:
+        """Make the gRPC server of one way in: the forwarder first, then what the gateway answers itself."""
         if listener.kind == ANONYMOUS:
-            return super()._new_server(listener)
+            return super().new_server(listener)
         own = self._own_handlers(listener)
         gate = CertificateGate(self.pipeline, listener, self.authorizer, self.audit, lambda: self.identity)
         forwarder = Forwarder(self._table, self._channels, gate, own, self._cordoned, self.telemetry.meters)
@@ -109,7 +110,7 @@ class GatewayServer(Server):
         services, self._services = self._services, []
         self.forwarder = lambda _: _Both(standard, forwarder, own)
         try:
-            return super()._new_server(listener)
+            return super().new_server(listener)
         finally:
             self._services = services
 

@@ -360,7 +360,8 @@ class Server:
         if any(service.peer for service in self._services):
             await self._listen_unix(Listener(PEER), "peer", 0o600, -1)
 
-    def _new_server(self, listener: Listener) -> grpc.aio.Server:
+    def new_server(self, listener: Listener) -> grpc.aio.Server:
+        """Make the gRPC server of one way in; whoever asked for it gives it a port and starts it."""
         server = grpc.aio.server(options=_OPTIONS)
         for service in self._services:
             if service.peer != (listener.kind == PEER) or (service.local and listener.kind != LOCAL):
@@ -377,7 +378,7 @@ class Server:
         if certificates is None:
             raise SettingsError(f"{setting}: needs certificates")
         split_address(address, setting)
-        server = self._new_server(listener)
+        server = self.new_server(listener)
         credentials = certificates.server_credentials(require_client_certificate=listener.kind == TLS)
         try:
             port = server.add_secure_port(address, credentials)
@@ -393,7 +394,7 @@ class Server:
         if len(os.fsencode(path)) > _PATH_LIMIT_BYTES:
             raise SettingsError(f"run_dir: the path {path} is too long for a socket ({_PATH_LIMIT_BYTES} bytes)")
         _clear_socket(path)
-        server = self._new_server(listener)
+        server = self.new_server(listener)
         # Between bind and chmod nobody else may connect either.
         before = os.umask(0o177)
         try:

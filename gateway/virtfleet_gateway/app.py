@@ -23,6 +23,7 @@ from virtfleet_gateway.denial_list import DenialList
 from virtfleet_gateway.enrollment import Enrollment, Terms
 from virtfleet_gateway.fanout import FanOut
 from virtfleet_gateway.fleet import Fleet
+from virtfleet_gateway.fleet_operations import FleetOperations
 from virtfleet_gateway.index import Index
 from virtfleet_gateway.issued import IssuedFolder
 from virtfleet_gateway.join_tokens import JoinTokens
@@ -31,7 +32,6 @@ from virtfleet_gateway.routing import build_table
 from virtfleet_gateway.servicers.enrollment import EnrollmentServicer
 from virtfleet_gateway.servicers.nodes import NodeServicer, remove
 from virtfleet_gateway.serving import OPERATIONS, GatewayServer
-from virtfleet_service.longrunning import OperationsService
 from virtfleet_service.operations import Operations
 from virtfleet_service.settings import SettingsError, TlsSettings
 from virtfleet_service.store import Store
@@ -123,7 +123,8 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         stack.push_async_callback(index.close)
         registry = Registry(store, channels, index)
         stack.push_async_callback(registry.close)
-        fleet = Fleet(index, channels, FanOut(channels, lambda: files.current.identity), store.token_key)
+        fan_out = FanOut(channels, lambda: files.current.identity)
+        fleet = Fleet(index, channels, fan_out, store.token_key)
         server = GatewayServer(
             settings,
             name=f"gateways/{settings.name}",
@@ -159,7 +160,7 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
             EnrollmentServicer(store, JoinTokens(store, authority.key_hash), enrollment, certificates, denial_list),
         )
         server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
-        server.add(OPERATIONS, OperationsService(operations))
+        server.add(OPERATIONS, FleetOperations(operations, fan_out, registry.services, store.token_key))
         server.add(common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"], operation_watch_service(hub))
         server.on_drain(hub.close)
         server.on_drain(fleet.close)

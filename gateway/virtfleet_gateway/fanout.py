@@ -63,12 +63,25 @@ class FanOut:
             requests: The serialised request for each node.
             call: Whose caller and time it is.
         """
+        return await self.ask_services(path, {(node, service): request for node, request in requests.items()}, call)
+
+    async def ask_services(self, path: str, requests: Mapping[tuple[str, str], bytes], call: Call) -> list[Answer]:
+        """Ask services of nodes for the caller of a call; returns their answers in the order of the requests.
+
+        Args:
+            path: The path of a unary method that each of them has.
+            requests: The serialised request for each node and service.
+            call: Whose caller and time it is.
+        """
         remaining = call.remaining()
         seconds = LIMIT_SECONDS if remaining is None else min(remaining * SHARE_OF_DEADLINE, LIMIT_SECONDS)
         metadata = ((CALLER_METADATA, encode_caller(call.caller, via=self._identity())),)
         return list(
             await asyncio.gather(
-                *(self._one(path, service, node, request, seconds, metadata) for node, request in requests.items())
+                *(
+                    self._one(path, service, node, request, seconds, metadata)
+                    for (node, service), request in requests.items()
+                )
             )
         )
 

@@ -22,7 +22,7 @@ from virtfleet_service import resources
 from virtfleet_service.transaction import DELETE, PUT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from virtfleet_gateway.channels import Channels
     from virtfleet_gateway.index import Index
@@ -120,6 +120,10 @@ class Registry:
         """Note that something about a node may be different."""
         self._dirty.add(node)
         self._wake.set()
+
+    def services(self) -> Mapping[str, Iterable[str]]:
+        """Return the services of each node of the fleet."""
+        return self._endpoints
 
     def cordoned(self, node: str) -> bool:
         """Tell whether a node takes no new domains."""

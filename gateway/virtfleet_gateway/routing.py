@@ -73,6 +73,8 @@ class Route:
     mutates: bool
     creates_domains: bool
     """Whether a cordoned node refuses it."""
+    lists_processes: bool
+    """Whether its name may have `-` in the place of a node or service: `nodes/-/services/-`."""
     bulk: bool
     """Whether it carries volume data, which must not share a connection with watches and quick calls."""
     descriptor: MethodDescriptor
@@ -159,6 +161,7 @@ def _route(package: str, method: MethodDescriptor) -> Route:
         permission=rule.permission or _FOREIGN_PERMISSIONS.get(method.full_name, ""),
         mutates=rule.effect not in (method_pb2.EFFECT_NONE, method_pb2.EFFECT_UNSPECIFIED)
         or method.full_name in _FOREIGN_MUTATIONS,
+        lists_processes=method.full_name == f"{_OPERATIONS}ListOperations",
         creates_domains=method.name in ("CreateDomain", "BatchCreateDomains") and part == "compute",
         bulk=(method.client_streaming or method.server_streaming)
         and (_carries_chunks(method.input_type) or _carries_chunks(method.output_type)),
@@ -251,8 +254,17 @@ def _process_in(route: Route, name: str) -> Target:
     if len(parts) < 4 or parts[2] != "services":
         raise _malformed(route, name, "nodes/{node}/services/{service}/…")
     any_node, any_service = parts[1] == ANY_NODE, parts[3] == ANY_NODE
-    if not (any_node or is_id(parts[1])) or not (parts[3] in SERVICES or (any_node and any_service)):
+    if not (any_node or is_id(parts[1])) or not (any_service or parts[3] in SERVICES):
         raise _malformed(route, name, "nodes/{node}/services/{compute|storage|network}/…")
+    if any_node or any_service:
+        if not route.lists_processes:
+            raise NameMalformed(
+                f"{route.full_name.rpartition('.')[2]} is a call to one process; `-` is for lists",
+                field=route.field_name,
+                name=name,
+            )
+        # Several processes: the gateway asks them.
+        return Target(ANY_NODE, parts[3])
     return Target(parts[1], parts[3])
 
 

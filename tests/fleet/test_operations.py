@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from google.longrunning import operations_pb2
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, empty_pb2
 
 from tests.fleet.rig import (
+    SERVICES,
+    Refusal,
     State,
     Wire,
     domain,
+    frozen,
     get,
+    refusal_of,
     refused,
     small_spec,
+    unique,
     until,
     verb,
 )
 from virtfleet.common.v1 import operations_pb2 as common_pb2
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.storage.v1 import pool_pb2
 from virtfleet.type.v1 import watch_pb2
 from virtfleet_client import Fleet
 from virtfleet_client.errors import from_status
@@ -167,3 +175,111 @@ def test_operations_are_watched_from_their_beginning_to_their_end(fleet: Fleet, 
         found = domain_pb2.Domain()
         assert seen[-1].response.Unpack(found)
         assert found.status.state == SHUT_OFF
+
+
+def listed(fleet: Fleet, name: str, **fields: Any) -> list[str]:
+    """Return the names of the operations in all pages of a list."""
+    request = operations_pb2.ListOperationsRequest(name=name, **fields)
+    return [one.name for one in fleet.pages(fleet.operations.ListOperations, request)]
+
+
+@pytest.fixture
+def on_both(fleet: Fleet, nodes: list[str], stopping: Stopping) -> Iterator[str]:
+    """Yield an operation that runs; leave ended operations of compute on both nodes, and of storage on the first."""
+    pool = unique("p")
+    with domain(fleet, nodes[0]), domain(fleet, nodes[1]):
+        request = pool_pb2.CreatePoolRequest(
+            parent=nodes[0], pool_id=pool, pool=pool_pb2.Pool(spec=pool_pb2.PoolSpec(dir=pool_pb2.DirBackend()))
+        )
+        made = fleet.wait(fleet.pools.CreatePool(request), pool_pb2.Pool)
+        yield stopping[1].name
+        fleet.wait(fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made.name)), empty_pb2.Empty)
+
+
+@pytest.mark.usefixtures("on_both")
+def test_operations_of_all_processes_are_one_list(fleet: Fleet, nodes: list[str]) -> None:
+    single = {
+        f"{node}/services/{service}": listed(fleet, f"{node}/services/{service}")
+        for node in nodes
+        for service in SERVICES
+    }
+    everything = [name for place in sorted(single) for name in single[place]]
+    assert {name.split("/operations/")[0] for name in everything} >= {
+        f"{nodes[0]}/services/compute",
+        f"{nodes[0]}/services/storage",
+        f"{nodes[1]}/services/compute",
+    }
+    assert listed(fleet, "nodes/-/services/-") == everything
+    for size in (1, 2, 3):
+        assert listed(fleet, "nodes/-/services/-", page_size=size) == everything
+    of_compute = [name for name in everything if "/services/compute/" in name]
+    assert listed(fleet, "nodes/-/services/compute", page_size=2) == of_compute
+    of_first = [name for name in everything if name.startswith(f"{nodes[0]}/")]
+    assert listed(fleet, f"{nodes[0]}/services/-", page_size=2) == of_first
+    running = listed(fleet, "nodes/-/services/-", filter="done=false")
+    assert running == [name for place in sorted(single) for name in listed(fleet, place, filter="done=false")]
+    assert running
+
+
+Mine = Callable[[list[str]], operations_pb2.ListOperationsRequest]
+
+WRONG_LISTS: list[tuple[str, str, str, str, Mine]] = [
+    ("no such node", "NOT_FOUND", "NODE_UNKNOWN", "", lambda _: ask("nodes/none/services/-")),
+    ("no such service", "INVALID_ARGUMENT", "NAME_MALFORMED", "name", lambda _: ask("nodes/-/services/sound")),
+    ("too long", "INVALID_ARGUMENT", "NAME_MALFORMED", "name", lambda _: ask("nodes/-/services/-/x/y")),
+    ("filter", "INVALID_ARGUMENT", "FILTER_SYNTAX", "filter", lambda _: ask("nodes/-/services/-", filter="done=(")),
+    (
+        "token",
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        "page_token",
+        lambda _: ask("nodes/-/services/-", page_token="x"),
+    ),
+]
+
+
+def ask(name: str, **fields: Any) -> operations_pb2.ListOperationsRequest:
+    """Return a request for a list."""
+    return operations_pb2.ListOperationsRequest(name=name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "field", "mine"), [row[1:] for row in WRONG_LISTS], ids=[row[0] for row in WRONG_LISTS]
+)
+def test_lists_of_operations_that_mean_nothing_are_refused(
+    fleet: Fleet, nodes: list[str], code: str, reason: str, field: str, mine: Mine
+) -> None:
+    error = refused(lambda: fleet.operations.ListOperations(mine(nodes)))
+    assert (error.code().name, error.reason) == (code, reason), error
+    assert error.fields == ((field,) if field else ())
+
+
+@pytest.mark.usefixtures("on_both")
+def test_a_token_is_of_its_own_list(fleet: Fleet) -> None:
+    page = fleet.operations.ListOperations(ask("nodes/-/services/-", page_size=1))
+    assert len(page.operations) == 1
+    assert page.next_page_token
+    for other in (
+        ask("nodes/-/services/compute", page_token=page.next_page_token),
+        ask("nodes/-/services/-", page_token=page.next_page_token, filter="done=true"),
+    ):
+        assert refused(lambda other=other: fleet.operations.ListOperations(other)).reason == "PAGE_TOKEN_INVALID"  # type: ignore[misc]  # bound at once
+
+
+def test_one_process_is_asked_by_its_whole_name(fleet: Fleet, nodes: list[str]) -> None:
+    for name in ("nodes/-/services/-/operations/none", f"{nodes[0]}/services/-/operations/none"):
+        error = refused(lambda name=name: fleet.operations.GetOperation(operations_pb2.GetOperationRequest(name=name)))  # type: ignore[misc]  # bound at once
+        assert refusal_of(error) == Refusal("INVALID_ARGUMENT", "NAME_MALFORMED", ("name",))
+
+
+@pytest.mark.usefixtures("on_both", "made_whole")
+def test_operations_of_a_frozen_node_are_missing_and_it_is_named(
+    fleet: Fleet, nodes: list[str], run_folder: Path
+) -> None:
+    first = listed(fleet, f"{nodes[0]}/services/-")
+    with frozen(run_folder, nodes[1].removeprefix("nodes/")):
+        began = time.monotonic()
+        answer = fleet.operations.ListOperations(ask("nodes/-/services/-"), timeout=4)
+        assert time.monotonic() - began < 4
+    assert [one.name for one in answer.operations] == first
+    assert list(answer.unreachable) == [f"{nodes[1]}/services/{service}" for service in sorted(SERVICES)]

@@ -16,6 +16,7 @@ GET = TABLE["/virtfleet.compute.v1.DomainService/GetDomain"]
 UPDATE = TABLE["/virtfleet.compute.v1.DomainService/UpdateDomain"]
 SERVER = TABLE["/virtfleet.common.v1.AdminService/GetServer"]
 LIST_OPERATIONS = TABLE["/google.longrunning.Operations/ListOperations"]
+GET_OPERATION = TABLE["/google.longrunning.Operations/GetOperation"]
 
 
 def test_every_method_of_nodes_is_known_and_none_of_their_inner_ones() -> None:
@@ -113,11 +114,26 @@ def test_no_name_at_all() -> None:
         ("gateways/g1", OWN),
         ("nodes/n1/services/network", Target("n1", "network")),
         ("nodes/n1/services/storage/operations/1", Target("n1", "storage")),
-        ("nodes/-/services/-", Target("-", "-")),
     ],
 )
 def test_names_of_processes(name: str, target: Target) -> None:
     assert target_of(SERVER, name) == target
+    assert target_of(LIST_OPERATIONS, name) == target
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("nodes/-/services/-", Target("-", "-")),
+        ("nodes/-/services/compute", Target("-", "compute")),
+        ("nodes/n1/services/-", Target("-", "-")),
+    ],
+)
+def test_lists_alone_may_ask_many_processes(name: str, target: Target) -> None:
+    assert target_of(LIST_OPERATIONS, name) == target
+    for route in (SERVER, GET_OPERATION):
+        with pytest.raises(NameMalformed):
+            target_of(route, name)
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,13 @@ test: env system ## do all set-up and run every test; a skip is a failure
 check: env ## format, lint, types, imports, protos and unit tests, in parallel
 	@$(PYTHON) -m tools.check
 
-protos: env ## generate the Python stubs, the image and docs/api.md from the protos
+protos: env ## generate the Python and Go stubs, the image and docs/api.md from the protos
 	@$(PYTHON) -m tools.protos generate
+	@$(PYTHON) -m tools.go_stubs generate
 	@$(PYTHON) -m tools.reference
 
 protos-check: env ## lint the protos, look for breaking changes and for stubs out of date
-	@$(PYTHON) -m tools.check protos reference
+	@$(PYTHON) -m tools.check protos go reference
 
 format: env ## format all Python
 	@.venv/bin/ruff format .

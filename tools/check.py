@@ -1,7 +1,7 @@
 """Run what needs no fleet, in parallel: `python -m tools.check [NAME…]`.
 
-format, lint, types, imports, protos (lint, breaking, drift) and the unit tests. Prints what failed, whole, and one line
-for each part.
+format, lint, types, imports, protos (lint, breaking, drift of the stubs) and the unit tests. Prints what failed, whole,
+and one line for each part.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def parts() -> list[Part]:
         Part("types", (str(_BIN / "mypy"), *python_sources())),
         Part("unit", (python, "-m", "pytest", "-q", "tests/unit"), results),
         Part("protos", (python, "-m", "tools.protos", "lint", "breaking", "check")),
+        Part("go", (python, "-m", "tools.go_stubs", "check")),
         Part("reference", (python, "-m", "tools.reference", "--check")),
         Part("imports", (str(_BIN / "lint-imports"), "--no-cache")),
         Part("lint", (str(_BIN / "ruff"), "check", "--quiet", ".")),

@@ -14,6 +14,7 @@ from typing import Any
 from google.longrunning import operations_pb2
 from google.protobuf import descriptor_pb2
 
+from virtfleet.type.v1 import method_pb2
 from virtfleet_service.errors import VirtfleetError
 
 HEADER = "// Code generated from the protos by tools/go_services.py. DO NOT EDIT.\n\npackage virtfleet\n\n"
@@ -158,14 +159,30 @@ def _service(service: Service, types: dict[str, str]) -> Iterator[str]:
             )
             yield f"func (s {service.type}) All{many}{arguments} iter.Seq2[{resource}, error] {{"
             getter = f"{types[method.output_type]}.Get{''.join(part.capitalize() for part in item.name.split('_'))}"
+            # Nodes that are away are in the lists of the gateway's own resources all the same.
+            whole = "false" if _rule(method).gateway_only else "true"
             pages = f"s.{name}Client.{method.name}, ({getter.replace('.Get', ').Get')}"
-            yield f"return Pages(ctx, {pages}, request, options...)\n}}\n"
+            yield f"return pages(ctx, {whole}, {pages}, request, options...)\n}}\n"
+        if method.name.startswith("Watch") and method.server_streaming and not method.client_streaming:
+            answer_type = types[method.output_type]
+            yield _comment(
+                f"Follow{method.name.removeprefix('Watch')} yields the answers of {method.name} for ever, resuming by "
+                "token over every break. See [Follow]."
+            )
+            yield f"func (s {service.type}) Follow{method.name.removeprefix('Watch')}("
+            yield f"ctx context.Context, request {types[method.input_type]}, options ...FollowOption,"
+            yield f") iter.Seq2[{answer_type}, error] {{"
+            yield f"return Follow(ctx, s.{name}Client.{method.name}, request, options...)\n}}\n"
 
 
 def _response(service: Service, method: descriptor_pb2.MethodDescriptorProto) -> str:
     extensions: Any = method.options.Extensions  # the annotations know the extension by another class
     kind: str = extensions[operations_pb2.operation_info].response_type
     return f".{kind}" if "." in kind else f".{service.file.package}.{kind}"
+
+
+def _rule(method: descriptor_pb2.MethodDescriptorProto) -> method_pb2.MethodRule:
+    return method.options.Extensions[method_pb2.method]
 
 
 def _comment(text: str) -> str:

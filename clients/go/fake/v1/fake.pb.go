@@ -1371,25 +1371,25 @@ const file_virtfleet_fake_v1_fake_proto_rawDesc = "" +
 	"request_id\x18[ \x01(\tR\trequestId\x12#\n" +
 	"\rvalidate_only\x18\\ \x01(\bR\fvalidateOnly\"/\n" +
 	"\x12MoveDomainResponse\x12\x19\n" +
-	"\bnew_name\x18\x01 \x01(\tR\anewName2\x8d\a\n" +
-	"\vFakeService\x12X\n" +
-	"\aGetFake\x12!.virtfleet.fake.v1.GetFakeRequest\x1a\x17.virtfleet.fake.v1.Fake\"\x11\xca\xc1\x18\r\n" +
-	"\tfakes.get\x10\x01\x12c\n" +
-	"\vInjectFault\x12%.virtfleet.fake.v1.InjectFaultRequest\x1a\x18.virtfleet.fake.v1.Fault\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02\x12q\n" +
-	"\vClearFaults\x12%.virtfleet.fake.v1.ClearFaultsRequest\x1a&.virtfleet.fake.v1.ClearFaultsResponse\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02\x12q\n" +
-	"\vAdvanceTime\x12%.virtfleet.fake.v1.AdvanceTimeRequest\x1a&.virtfleet.fake.v1.AdvanceTimeResponse\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02\x12z\n" +
-	"\x0eCutConnections\x12(.virtfleet.fake.v1.CutConnectionsRequest\x1a).virtfleet.fake.v1.CutConnectionsResponse\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02\x12z\n" +
-	"\x0eRestartGateway\x12(.virtfleet.fake.v1.RestartGatewayRequest\x1a).virtfleet.fake.v1.RestartGatewayResponse\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02\x12q\n" +
-	"\vCompactLogs\x12%.virtfleet.fake.v1.CompactLogsRequest\x1a&.virtfleet.fake.v1.CompactLogsResponse\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02\x12n\n" +
+	"\bnew_name\x18\x01 \x01(\tR\anewName2\x9d\a\n" +
+	"\vFakeService\x12Z\n" +
+	"\aGetFake\x12!.virtfleet.fake.v1.GetFakeRequest\x1a\x17.virtfleet.fake.v1.Fake\"\x13\xca\xc1\x18\x0f\n" +
+	"\tfakes.get\x10\x01 \x01\x12e\n" +
+	"\vInjectFault\x12%.virtfleet.fake.v1.InjectFaultRequest\x1a\x18.virtfleet.fake.v1.Fault\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01\x12s\n" +
+	"\vClearFaults\x12%.virtfleet.fake.v1.ClearFaultsRequest\x1a&.virtfleet.fake.v1.ClearFaultsResponse\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01\x12s\n" +
+	"\vAdvanceTime\x12%.virtfleet.fake.v1.AdvanceTimeRequest\x1a&.virtfleet.fake.v1.AdvanceTimeResponse\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01\x12|\n" +
+	"\x0eCutConnections\x12(.virtfleet.fake.v1.CutConnectionsRequest\x1a).virtfleet.fake.v1.CutConnectionsResponse\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01\x12|\n" +
+	"\x0eRestartGateway\x12(.virtfleet.fake.v1.RestartGatewayRequest\x1a).virtfleet.fake.v1.RestartGatewayResponse\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01\x12s\n" +
+	"\vCompactLogs\x12%.virtfleet.fake.v1.CompactLogsRequest\x1a&.virtfleet.fake.v1.CompactLogsResponse\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01\x12p\n" +
 	"\n" +
-	"MoveDomain\x12$.virtfleet.fake.v1.MoveDomainRequest\x1a%.virtfleet.fake.v1.MoveDomainResponse\"\x13\xca\xc1\x18\x0f\n" +
-	"\vfakes.steer\x10\x02BE\n" +
+	"MoveDomain\x12$.virtfleet.fake.v1.MoveDomainRequest\x1a%.virtfleet.fake.v1.MoveDomainResponse\"\x15\xca\xc1\x18\x11\n" +
+	"\vfakes.steer\x10\x02 \x01BE\n" +
 	"\x15dev.virtfleet.fake.v1B\tFakeProtoP\x01Z\x1fvirtfleet.dev/go/fake/v1;fakev1b\x06proto3"
 
 var (

@@ -26,6 +26,11 @@ Made from the protos by `make protos`; the comments there say more: what each fi
 errors a method has. Kinds: `U` unary · `O` unary with an operation as its answer · `S` server stream · `C` client
 stream · `B` both ways. Permission: `own` needs none beyond a certificate, `nobody's` not even that. Effect: what a call
 changes: nothing, a record of ours, or a back end.
+
+An error names the fields at fault (`google.rpc.BadRequest`) by their paths from the request message, as the client sent
+it: `domain.spec.disks.root.bus`, `requests[2].name`, also where another service or an item of a batch found the fault.
+Keys of maps stand as in update masks, in backquotes where they are no plain word:
+``domain.labels.`example.com/team` ``.
 """
 
 

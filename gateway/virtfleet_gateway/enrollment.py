@@ -235,9 +235,9 @@ class Enrollment:
             FieldOutOfRange: A role is unknown.
         """
         names.check_id(request.user, "user")
-        for role in request.roles:
+        for index, role in enumerate(request.roles):
             if role not in ("viewer", "operator", "admin"):
-                raise FieldOutOfRange(f"there is no role {role!r}", field="roles", role=role)
+                raise FieldOutOfRange(f"there is no role {role!r}", field=f"roles[{index}]", role=role)
             if role not in call.caller.roles and "admin" not in call.caller.roles:
                 raise PermissionMissing(
                     f"{call.caller.subject} cannot give the role {role}", permission="certificates.create", role=role

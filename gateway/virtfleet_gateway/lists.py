@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from google.rpc import code_pb2, status_pb2
-
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
 from virtfleet_gateway.feed import encode_tokens
@@ -252,7 +250,7 @@ class FleetReads:
         await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
         page = _Page()
         away: dict[str, Source] = {}
-        for name in request.names:
+        for index, name in enumerate(request.names):
             try:
                 entry = self._find(kind, name)
                 source = self._source_of(entry)
@@ -263,7 +261,8 @@ class FleetReads:
                 call.authorize(entry.name)
                 page.add(field_text(1, name) + field_bytes(3, entry.seen(request.view)))
             except VirtfleetError as error:
-                page.add(field_text(1, name) + field_bytes(2, error.to_status().SerializeToString()))
+                status = error.rebased(lambda _, index=index: f"names[{index}]").to_status()  # type: ignore[misc]  # the round's own
+                page.add(field_text(1, name) + field_bytes(2, status.SerializeToString()))
         stale = getattr(request, "allow_stale", False)
         page.unreachable.extend(
             _failure(node, source.failure or _away(source), source, held=stale) for node, source in sorted(away.items())
@@ -287,11 +286,16 @@ class FleetReads:
                     body = answer.body[start:end]
                     results[wire.string_at(body, (1,))] = body
         for name in request.names:
-            missing = status_pb2.Status(code=code_pb2.NOT_FOUND, message=f"{name} does not exist")
-            page.add(results.get(name) or field_text(1, name) + field_bytes(2, missing.SerializeToString()))
+            page.add(results.get(name) or field_text(1, name) + field_bytes(2, self._absent(name)))
         return self._reply(method, page)
 
     # Parts
+
+    def _absent(self, name: str) -> bytes:
+        node = name.split("/", 2)[1]
+        if node not in self.index.sources:
+            return NodeUnknown(f"the fleet has no node {node}", node=node).to_status().SerializeToString()
+        return ResourceNotFound(f"{name} does not exist", resource=name, name=name).to_status().SerializeToString()
 
     def _find(self, kind: Kind, name: str) -> Entry:
         parts = name.split("/")
@@ -397,10 +401,12 @@ def _by_node(names: Sequence[str]) -> dict[str, list[str]]:
         NameMalformed: One has no node.
     """
     found: dict[str, list[str]] = {}
-    for name in names:
+    for index, name in enumerate(names):
         parts = name.split("/", 2)
         if len(parts) < 3 or parts[0] != "nodes" or parts[1] == "-":
-            raise NameMalformed(f"A name must have the form nodes/{{node}}/…: {name}", field="names", name=name)
+            raise NameMalformed(
+                f"A name must have the form nodes/{{node}}/…: {name}", field=f"names[{index}]", name=name
+            )
         found.setdefault(parts[1], []).append(name)
     return found
 

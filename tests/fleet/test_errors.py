@@ -241,7 +241,7 @@ REQUESTS: list[Row] = [
     ),
     (
         "immutable field",
-        Refusal(INVALID, "FIELD_CONFLICT", ("spec.driver",)),
+        Refusal(INVALID, "FIELD_CONFLICT", ("domain.spec.driver",)),
         lambda s: update(
             s,
             "spec.driver",

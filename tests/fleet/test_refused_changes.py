@@ -61,7 +61,7 @@ def test_a_change_that_cannot_go_live_is_refused_as_a_whole(stand: Stand) -> Non
         mask = paths if scope == resource_pb2.CHANGE_SCOPE_LIVE_AND_CONFIG else paths[:1]
         error = refused(lambda scope=scope, mask=mask: update(stand, *mask, changed=wanted, scope=scope))  # type: ignore[misc]  # binds the round's own
         assert refusal_of(error) == Refusal(
-            "FAILED_PRECONDITION", "NOT_LIVE_UPDATABLE", ("spec.memory.maximum_bytes",)
+            "FAILED_PRECONDITION", "NOT_LIVE_UPDATABLE", ("domain.spec.memory.maximum_bytes",)
         ), error
         assert get(stand.fleet, running.name) == running
     planned = update(stand, *paths, changed=wanted)

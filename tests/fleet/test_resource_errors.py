@@ -292,7 +292,7 @@ ROWS: list[Row] = [
     ),
     (
         "certificate: unknown role",
-        Refusal(INVALID, "FIELD_OUT_OF_RANGE", ("roles",)),
+        Refusal(INVALID, "FIELD_OUT_OF_RANGE", ("roles[0]",)),
         lambda g: g.fleet.enrollment.IssueUserCertificate(
             enrollment_pb2.IssueUserCertificateRequest(user="eve", roles=["emperor"], certificate_request="x")
         ),

@@ -26,6 +26,7 @@ A class fixes code and reason. The variables of the message are given by keyword
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, ClassVar
 
 import grpc
@@ -33,7 +34,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
 
     from google.protobuf.message import Message
 
@@ -49,7 +51,8 @@ class VirtfleetError(Exception):
 
     Args:
         message: A sentence for people: what, where, who holds it, what to do.
-        field: The path of the field in the request that is at fault, if one is.
+        field: The path of the field that is at fault, if one is, from the request message as the client sent it:
+            `domain.spec.disks.root.bus`, `requests[2].name`. Keys of maps stand as in update masks.
         resource: The resource that is at fault, if it is not the target of the call.
         retry_delay_seconds: When a repetition may succeed; sets `RetryInfo`.
         metadata: Every variable of the message, by keyword; values become strings.
@@ -77,6 +80,18 @@ class VirtfleetError(Exception):
         self.retry_delay_seconds = retry_delay_seconds
         self.violations: tuple[tuple[str, str], ...] = tuple(violations) or (((field, message),) if field else ())
         self.metadata: Mapping[str, str] = {key: _cut(str(value)) for key, value in metadata.items()}
+
+    def rebased(self, place: Callable[[str], str]) -> Self:
+        """Return the error as it is in another request.
+
+        Args:
+            place: Returns where a field stands in that request; empty: nowhere.
+        """
+        moved = copy.copy(self)
+        moved.field = place(self.field) if self.field else ""
+        found = [(place(path), description) for path, description in self.violations]
+        moved.violations = tuple(one for one in found if one[0])
+        return moved
 
     def details(self) -> list[Message]:
         """Return the `google.rpc` details, `ErrorInfo` first."""

@@ -22,7 +22,7 @@ from google.protobuf import field_mask_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from virtfleet_service import descriptors, errors, resources
+from virtfleet_service import descriptors, errors, messages, resources
 from virtfleet_service.descriptors import is_map, value_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def apply_update(
     fixed = _fixed(before, changed, immutable)
     if fixed:
         # What the request leaves unset was not meant to change, unless the mask names it.
-        raise errors.FieldConflict(f"{fixed} is fixed when the resource is made", field=fixed, path=fixed)
+        field = f"{resources.field_of(current)}.{fixed}"
+        raise errors.FieldConflict(f"{fixed} is fixed when the resource is made", field=field, path=fixed)
     resources.check_annotations(current)
     return changed
 
@@ -142,7 +143,7 @@ def _diff(left: Message, right: Message, prefix: str) -> Iterator[str]:
 def _diff_maps(field: Field, one: Any, other: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # map containers have no common type
     deep = value_of(field).message_type is not None
     for key in sorted({*one, *other}, key=str):
-        place = f"{path}.{_quoted(key)}"
+        place = f"{path}.{messages.key_segment(key)}"
         if (key in one) != (key in other):
             yield place
         elif deep:
@@ -363,12 +364,6 @@ def _is_filled(message: Message, field: Field) -> bool:
     if field.has_presence:
         return message.HasField(field.name)
     return bool(getattr(message, field.name) != field.default_value)
-
-
-def _quoted(key: object) -> str:
-    text = str(key).lower() if isinstance(key, bool) else str(key)
-    plain = text and all(character.isalnum() or character in "_-" for character in text)
-    return text if plain else "`" + text.replace("`", "``") + "`"
 
 
 def _unknown(path: str, why: str) -> errors.MaskPathUnknown:

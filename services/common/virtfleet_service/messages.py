@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -12,9 +13,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
+
 ONE: Final = "one"
 LIST: Final = "list"
 MAP: Final = "map"
+
+
+def key_segment(key: object) -> str:
+    """Return the key of a map as a segment of a path: a plain word as it is, others in backquotes."""
+    text = str(key).lower() if isinstance(key, bool) else str(key)
+    return text if _PLAIN.fullmatch(text) else "`" + text.replace("`", "``") + "`"
 
 
 def map_value(field: FieldDescriptor) -> FieldDescriptor | None:
@@ -42,7 +51,7 @@ def elements(message: Message, name: str, kind: str, prefix: str) -> Iterator[tu
             yield f"{prefix}{name}[{index}]", element
     else:
         for key, element in value.items():
-            yield f"{prefix}{name}.{key}", element
+            yield f"{prefix}{name}.{key_segment(key)}", element
 
 
 def inside(message: Message, parts: Sequence[tuple[str, str, T]], prefix: str) -> Iterator[tuple[str, Message, T]]:

@@ -56,6 +56,11 @@ _WITHOUT_DETAILS: Final[Mapping[grpc.StatusCode, type[VirtfleetError]]] = {
 """What a code means that comes from gRPC itself, without our details."""
 
 
+def nowhere(_path: str) -> str:
+    """Say that a field of a request between services is none of the client's."""
+    return ""
+
+
 def error_from_status(status: status_pb2.Status) -> VirtfleetError:
     """Return the error that a `google.rpc.Status` tells of, as an object of its own class.
 
@@ -151,6 +156,7 @@ class Peer:
         call: Call | None = None,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
+        place: Callable[[str], str] = nowhere,
     ) -> ResponseT:
         """Call a method of `virtfleet.node.v1` and return its answer.
 
@@ -164,6 +170,7 @@ class Peer:
             response_type: The class of the answer.
             call: On whose behalf; None: the service for itself.
             timeout_seconds: The deadline at most.
+            place: Says where a field of `request` stands in the request of the client, for errors.
 
         Raises:
             BackendUnreachable: The peer does not answer at all.
@@ -184,7 +191,7 @@ class Peer:
         try:
             encoded = await unary(request.SerializeToString(), timeout=timeout, metadata=tuple(metadata))
         except grpc.aio.AioRpcError as error:
-            failure = errors_from_rpc(error)
+            failure = errors_from_rpc(error).rebased(place)
             if type(failure) is errors.BackendUnreachable and not failure.metadata:
                 peer = self._path.parent.name
                 failure = errors.BackendUnreachable(

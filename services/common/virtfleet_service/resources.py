@@ -81,7 +81,7 @@ def check_preconditions(resource: Message, etag: str = "", expected_uid: str = "
         )
 
 
-def _field_of(resource: Message) -> str:
+def field_of(resource: Message) -> str:
     """Return the name of the field that holds a resource in requests: `join_token` for a JoinToken."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", resource.DESCRIPTOR.name).lower()
 
@@ -97,7 +97,7 @@ def check_annotations(resource: Message) -> None:
     if size > ANNOTATIONS_LIMIT_BYTES:
         raise errors.FieldOutOfRange(
             f"the annotations have {size} bytes in all; at most {ANNOTATIONS_LIMIT_BYTES} are kept",
-            field=f"{_field_of(resource)}.annotations",
+            field=f"{field_of(resource)}.annotations",
             size_bytes=size,
             limit_bytes=ANNOTATIONS_LIMIT_BYTES,
         )

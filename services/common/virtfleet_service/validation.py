@@ -290,7 +290,7 @@ def _path(violation: Violation) -> str:
         subscript: Any = element.subscript
         if subscript is not None:
             value = subscript.value
-            part += f"[{value}]" if subscript.field == "index" else f".{value}"
+            part += f"[{value}]" if subscript.field == "index" else f".{messages.key_segment(value)}"
         parts.append(part)
     return ".".join(parts)
 

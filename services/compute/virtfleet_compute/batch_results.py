@@ -58,7 +58,7 @@ class Results:
 
     def failed(self, index: int, error: VirtfleetError) -> None:
         """Take in the failure of an item."""
-        self.ended(index, error.to_status(), None)
+        self.ended(index, status_of(index, error), None)
 
     def _show(self) -> None:
         if self._job is None:
@@ -84,6 +84,11 @@ class Results:
         return of(results=self._results)
 
 
+def status_of(index: int, error: VirtfleetError) -> status_pb2.Status:
+    """Return the status of an item that has failed; its fields are told as those of the batch that the client sent."""
+    return error.rebased(lambda path: f"requests[{index}].{path}").to_status()
+
+
 def steps(item_names: Sequence[str]) -> list[tuple[str, bytes]]:
     """Return the steps with which the journal of a batch begins."""
     return [(ITEMS, "\n".join(item_names).encode())]
@@ -91,7 +96,7 @@ def steps(item_names: Sequence[str]) -> list[tuple[str, bytes]]:
 
 def note(tx: Transaction, operation: str, index: int, error: VirtfleetError | None = None) -> None:
     """Write down how an item has ended; where it changed something, in the transaction of the change."""
-    status = error.to_status() if error is not None else status_pb2.Status()
+    status = status_of(index, error) if error is not None else status_pb2.Status()
     journal.append(tx, operation, str(index), status.SerializeToString())
 
 

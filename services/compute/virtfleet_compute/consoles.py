@@ -58,7 +58,7 @@ class Consoles:
         del call
         domain = self._context.find(first.name)
         wanted = first.open
-        device_id = self._device(domain, wanted.device_id)
+        device_id = self._device(domain, wanted.device_id, "open.device_id")
         lifecycle.judge(Verb.OPEN_CONSOLE, domain)
         facet = self._context.facet(domain, Console)  # type: ignore[type-abstract]  # a protocol names the facet
         session = await facet.open_console(
@@ -85,7 +85,7 @@ class Consoles:
     ) -> AsyncIterator[console_pb2.ReadConsoleLogResponse]:
         """Read the history of a port: see `ReadConsoleLog`."""
         domain = self._context.find(request.name)
-        device_id = self._device(domain, request.device_id)
+        device_id = self._device(domain, request.device_id, "device_id")
         facet = self._context.facet(domain, Console)  # type: ignore[type-abstract]  # a protocol names the facet
         session = await facet.read_console_log(
             ref(domain), device_id, epoch=request.epoch, offset=request.offset, follow=request.follow
@@ -135,7 +135,7 @@ class Consoles:
                     await asyncio.gather(task, return_exceptions=True)
 
     @staticmethod
-    def _device(domain: domain_pb2.Domain, wanted: str) -> str:
+    def _device(domain: domain_pb2.Domain, wanted: str, field: str) -> str:
         status = domain.status
         spec = status.active_spec if statuses.is_active(domain) else status.resolved_spec
         ports = [*sorted(spec.serials), *sorted(spec.consoles)]
@@ -144,7 +144,7 @@ class Consoles:
         if wanted or not ports:
             raise DeviceNotFound(
                 f"{domain.name} has no serial or console port {wanted}".rstrip(),
-                field="device_id",
+                field=field,
                 resource=domain.name,
                 device_id=wanted,
             )

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from google.longrunning import operations_pb2
@@ -198,7 +199,7 @@ class Creation:
             phase(f"making volume {new.volume_id}")
             request = self._volume_request(name, new, domain.uid, f"{request_key}/{number}")
             undo.push_async_callback(self._remove_volume, name, domain.uid)
-            await self._make_volume(request, call)
+            await self._make_volume(request, call, partial(_place_of_volume, number))
             failpoints.reach("compute.create.volume")
         if draft.creating.ports:
             phase("reserving ports")
@@ -231,7 +232,9 @@ class Creation:
             inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
         )
 
-    async def _make_volume(self, request: volume_pb2.CreateVolumeRequest, call: Call | None) -> None:
+    async def _make_volume(
+        self, request: volume_pb2.CreateVolumeRequest, call: Call | None, place: Callable[[str], str]
+    ) -> None:
         """Ask storage for a volume and wait until it is there: a repeated request is the same operation."""
         while True:
             operation = await self._context.wiring.storage.call(
@@ -240,11 +243,12 @@ class Creation:
                 operations_pb2.Operation,
                 call,
                 timeout_seconds=VOLUME_WAIT_SECONDS + self._context.settings.peer_seconds,
+                place=place,
             )
             if operation.done:
                 break
         if operation.HasField("error"):
-            raise error_from_status(operation.error)
+            raise error_from_status(operation.error).rebased(place)
 
     async def _remove_volume(self, name: str, uid: str) -> None:
         """Delete a volume if it was made with the domain of that uid. Never raises: what stays, the sweep deletes."""
@@ -310,6 +314,15 @@ class Creation:
         # The sweep deletes the volumes once it has given back what was attached.
         for volume in creating.volumes:
             await self._keep_leftover(volume, creating.uid)
+
+
+def _place_of_volume(number: int, path: str) -> str:
+    """Return where a field of CreateVolumeRequest stands in CreateDomainRequest."""
+    new = f"new_volumes[{number}]"
+    if path == "parent":
+        return f"{new}.pool"
+    path = path.removeprefix("volume.")
+    return f"{new}.{path}" if path.partition(".")[0] in ("spec", "volume_id", "source_volume") else new
 
 
 def authorize_spec(

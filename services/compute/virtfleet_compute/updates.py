@@ -224,7 +224,7 @@ class Updates:
                 f"{len(plan.refused)} of the changes cannot be made to the running guest of {change.before.name}:"
                 f" {plan.refused[0][0]} {plan.refused[0][2]}",
                 resource=change.before.name,
-                violations=[(path, text) for path, _, text in plan.refused],
+                violations=[(f"domain.{path}", text) for path, _, text in plan.refused],
                 paths=",".join(path for path, _, _ in plan.refused),
             )
         change.live = list(plan.live)

@@ -311,6 +311,7 @@ class Wiring:
                 plug_pb2.ReservePortResponse,
                 call,
                 timeout_seconds=self.timeout_seconds,
+                place=lambda _: f"domain.spec.interfaces.{device_id}",
             )
             return Reservation(device_id, answer.port, answer.mac_address, tuple(answer.addresses))
 

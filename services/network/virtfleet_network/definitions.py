@@ -190,7 +190,7 @@ def _refuse_stuck(
         raise NotLiveUpdatable(
             f"{network.name} cannot change while it runs: {', '.join(refused)}",
             resource=network.name,
-            violations=[(path, "needs a stop and a start") for path in refused],
+            violations=[(f"network.{path}", "needs a stop and a start") for path in refused],
             paths=",".join(refused),
         )
 

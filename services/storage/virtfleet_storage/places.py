@@ -108,7 +108,7 @@ class Places:
         if backend is None:
             raise CapabilityMissing(
                 f"pools of kind {kind} are not built into this service",
-                field="pool.spec.backend",
+                field=f"pool.spec.{kind}",
                 capability=f"pool.{kind}",
             )
         reason = self._broken.get(kind)

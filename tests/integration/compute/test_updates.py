@@ -96,7 +96,7 @@ async def test_what_cannot_go_live_is_refused_as_a_whole(node: Service, scope: i
             scope=scope,
         )
     assert refused.value.reason == "NOT_LIVE_UPDATABLE"
-    assert refused.value.subjects == ["spec.memory.maximum_bytes"]
+    assert refused.value.subjects == ["domain.spec.memory.maximum_bytes"]
     assert await node.get("web") == before
 
 

@@ -175,7 +175,7 @@ def test_what_is_fixed_at_creation_must_stay() -> None:
         fresh.CopyFrom(current)
         with pytest.raises(errors.FieldConflict) as caught:
             apply_update(fresh, update, paths, immutable=fixed)
-        assert caught.value.field == "spec.format"
+        assert caught.value.field == "volume.spec.format"
 
 
 def test_a_field_mask_message_is_taken_and_bounded() -> None:

@@ -12,6 +12,17 @@ methods.
 from virtfleet_client.aio import AsyncFleet, connect_async
 from virtfleet_client.endpoint import Credentials, Endpoint
 from virtfleet_client.errors import VirtfleetError
+from virtfleet_client.informer import AsyncInformer, Informer
 from virtfleet_client.sync import Fleet, connect
 
-__all__ = ["AsyncFleet", "Credentials", "Endpoint", "Fleet", "VirtfleetError", "connect", "connect_async"]
+__all__ = [
+    "AsyncFleet",
+    "AsyncInformer",
+    "Credentials",
+    "Endpoint",
+    "Fleet",
+    "Informer",
+    "VirtfleetError",
+    "connect",
+    "connect_async",
+]

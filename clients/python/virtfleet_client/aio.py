@@ -12,9 +12,11 @@ from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
 
 from virtfleet_client import calls, operations
+from virtfleet_client.contexts import locate
 from virtfleet_client.endpoint import Credentials, Endpoint
 from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, Unavailable, VirtfleetError, from_call
 from virtfleet_client.services import Services
+from virtfleet_client.transport import Source, Switch
 from virtfleet_client.watch import Resumption, watch_path
 
 if TYPE_CHECKING:
@@ -67,21 +69,24 @@ class AsyncFleet(Services):
     """
 
     def __init__(self, endpoint: Endpoint, credentials: Credentials | None = None) -> None:
-        interceptors = [_UnaryCalls()]
-        if endpoint.secure:
-            if credentials is None:
-                message = f"{endpoint.target} demands mutual TLS: give credentials"
-                raise ValueError(message)
-            channel = grpc.aio.secure_channel(
-                endpoint.target, credentials.for_channel(), options=endpoint.options(), interceptors=interceptors
-            )
+        self._bare: list[grpc.aio.Channel] = []
+        self._source = Source(endpoint, credentials)
+        super().__init__(_SwitchedChannel(Switch(self._source, self._open, lambda _: None)))
+
+    def _open(self, target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        options, interceptors = self._source.endpoint.options(), [_UnaryCalls()]
+        if credentials is not None:
+            channel = grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
         else:
-            channel = grpc.aio.insecure_channel(endpoint.target, options=endpoint.options(), interceptors=interceptors)
-        super().__init__(channel)
+            channel = grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+        self._bare.append(channel)
+        return channel
 
     async def close(self) -> None:
-        """End all calls and the connection."""
-        await self.channel.close()
+        """End all calls and connections."""
+        for channel in self._bare:
+            await channel.close()
+        await asyncio.to_thread(self._source.close)
 
     async def wait(
         self,
@@ -123,8 +128,14 @@ class AsyncFleet(Services):
                 return
             request.page_token = answer.next_page_token  # type: ignore[attr-defined]  # every list request has it
 
-    async def watch(self, request: Message, *, resnapshot: bool = False) -> AsyncIterator[Any]:
+    def watch(self, request: Message, *, resnapshot: bool = False) -> AsyncIterator[Any]:
         """Yield the answers of a watch for ever; arguments and errors are those of `Fleet.watch`."""
+        return self.follow(request, resnapshot=resnapshot)
+
+    async def follow(
+        self, request: Message, *, resnapshot: bool = False, on_snapshot: Callable[[], object] | None = None
+    ) -> AsyncIterator[Any]:
+        """Yield like `watch`; `on_snapshot` is called before each stream that begins with a snapshot."""
         resumption = Resumption(request)
         call = self.channel.unary_stream(
             watch_path(request),
@@ -132,6 +143,8 @@ class AsyncFleet(Services):
             response_deserializer=resumption.response_class.FromString,
         )
         while True:
+            if on_snapshot is not None and resumption.in_snapshot:
+                on_snapshot()
             stream = call(resumption.request, wait_for_ready=True)
             try:
                 async for answer in stream:
@@ -148,13 +161,25 @@ class AsyncFleet(Services):
             await asyncio.sleep(resumption.delay_seconds())
 
 
+class _SwitchedChannel:
+    """Is what stubs are made on: each call begins on the channel of its moment."""
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # gRPC's own
+        if name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            return lambda *arguments, **keywords: self._switch.starter(name, *arguments, **keywords)
+        return getattr(self._switch.channel(), name)
+
+
 @asynccontextmanager
-async def connect_async(uri: str | None = None, credentials: Credentials | None = None) -> AsyncIterator[AsyncFleet]:
+async def connect_async(
+    uri: str = "", credentials: Credentials | None = None, *, context: str = ""
+) -> AsyncIterator[AsyncFleet]:
     """Open a connection for the length of an `async with` block; arguments and errors are those of `connect`."""
-    endpoint = Endpoint.from_environment() if uri is None else Endpoint.parse(uri)
-    if endpoint.secure and credentials is None:
-        credentials = Credentials.from_environment()
-    fleet = AsyncFleet(endpoint, credentials)
+    found = locate(uri, context, credentials)
+    fleet = AsyncFleet(Endpoint.parse(found.address), found.credentials)
     try:
         yield fleet
     finally:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import grpc
 
@@ -34,25 +34,23 @@ class Credentials:
     certificate_file: Path
     key_file: Path
 
-    @classmethod
-    def from_environment(cls) -> Credentials:
-        """Read `VIRTFLEET_CA_FILE`, `VIRTFLEET_CERT_FILE` and `VIRTFLEET_KEY_FILE`.
+    def stamps(self) -> tuple[object, ...]:
+        """Return what changes when one of the files is replaced.
 
         Raises:
-            KeyError: One of them is not set.
+            OSError: One cannot be looked at.
         """
-        return cls(
-            ca_file=Path(os.environ["VIRTFLEET_CA_FILE"]),
-            certificate_file=Path(os.environ["VIRTFLEET_CERT_FILE"]),
-            key_file=Path(os.environ["VIRTFLEET_KEY_FILE"]),
-        )
+        looks = [path.stat() for path in (self.ca_file, self.certificate_file, self.key_file)]
+        return tuple((look.st_mtime_ns, look.st_size, look.st_ino) for look in looks)
 
     def for_channel(self) -> grpc.ChannelCredentials:
         """Return what a gRPC channel needs.
 
         Raises:
-            OSError: A file cannot be read.
+            OSError: A file cannot be read, or certificate and key do not fit together.
         """
+        # gRPC would only say that the handshake failed.
+        ssl.create_default_context(cafile=self.ca_file).load_cert_chain(self.certificate_file, self.key_file)
         return grpc.ssl_channel_credentials(
             root_certificates=self.ca_file.read_bytes(),
             private_key=self.key_file.read_bytes(),
@@ -68,21 +66,28 @@ class Endpoint:
         target: What gRPC connects to: `host:port` or `unix:/path`.
         secure: Whether the transport is mutual TLS.
         server_name: The DNS name that the certificate of the server must have; empty: the host of the target.
+        proxied: The URI that the helper process `virtfleet proxy` gives a socket for; empty: gRPC speaks it itself.
     """
 
     target: str
     secure: bool
     server_name: str = ""
+    proxied: str = ""
 
     @classmethod
     def parse(cls, uri: str) -> Endpoint:
         """Parse `tls://host:port`, `unix:///path/to/socket`, or a bare `host:port` (mutual TLS).
 
-        `tls://host:port?server_name=NAME` demands NAME of the certificate instead of the host.
+        `tls://host:port?server_name=NAME` demands NAME of the certificate instead of the host. `ssh://…` and
+        `command:…` go through the helper process `virtfleet proxy`; with `server_name=` TLS is spoken through it.
 
         Raises:
             ValueError: The URI has none of these forms.
         """
+        scheme = uri.partition(":")[0]
+        if scheme in ("ssh", "command"):
+            name = dict(parse_qsl(urlsplit(uri).query)).get("server_name", "")
+            return cls(target=uri, secure=bool(name), server_name=name, proxied=uri)
         if "://" not in uri:
             uri = f"tls://{uri}"
         parts = urlsplit(uri)
@@ -92,18 +97,10 @@ class Endpoint:
             host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
             query = dict(item.split("=", 1) for item in parts.query.split("&") if "=" in item)
             return cls(target=f"{host}:{parts.port}", secure=True, server_name=query.get("server_name", ""))
-        message = f"{uri!r} is no address of virtfleet: tls://host:port or unix:///path"
+        message = (
+            f"{uri!r} is no address of virtfleet: tls://host:port, unix:///path, ssh://host/path or command:program"
+        )
         raise ValueError(message)
-
-    @classmethod
-    def from_environment(cls) -> Endpoint:
-        """Read `VIRTFLEET_ADDRESS`.
-
-        Raises:
-            KeyError: It is not set.
-            ValueError: It is no address.
-        """
-        return cls.parse(os.environ["VIRTFLEET_ADDRESS"])
 
     def options(self) -> list[tuple[str, int | str]]:
         """Return the channel options for this endpoint."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
 
 from virtfleet_client import calls, operations
+from virtfleet_client.contexts import locate
 from virtfleet_client.endpoint import Credentials, Endpoint
-from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, Unavailable, from_call
+from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, Unavailable, VirtfleetError, from_call
 from virtfleet_client.services import Services
+from virtfleet_client.transport import Source, Switch
 from virtfleet_client.watch import Resumption, watch_path
 
 if TYPE_CHECKING:
@@ -96,19 +99,25 @@ class Fleet(Services):
     """
 
     def __init__(self, endpoint: Endpoint, credentials: Credentials | None = None) -> None:
-        if endpoint.secure:
-            if credentials is None:
-                message = f"{endpoint.target} demands mutual TLS: give credentials"
-                raise ValueError(message)
-            channel = grpc.secure_channel(endpoint.target, credentials.for_channel(), options=endpoint.options())
+        self._bare: list[grpc.Channel] = []
+        self._source = Source(endpoint, credentials)
+        super().__init__(_SwitchedChannel(Switch(self._source, self._open, lambda _: None)))
+
+    def _open(self, target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        options = self._source.endpoint.options()
+        if credentials is not None:
+            bare = grpc.secure_channel(target, credentials, options=options)
         else:
-            channel = grpc.insecure_channel(endpoint.target, options=endpoint.options())
-        self._bare = channel
-        super().__init__(grpc.intercept_channel(channel, _Calls()))
+            bare = grpc.insecure_channel(target, options=options)
+        # The old ones stay until the end: calls may run on them, and idle they cost nothing.
+        self._bare.append(bare)
+        return grpc.intercept_channel(bare, _Calls())
 
     def close(self) -> None:
-        """End all calls and the connection."""
-        self._bare.close()
+        """End all calls and connections."""
+        for channel in self._bare:
+            channel.close()
+        self._source.close()
 
     def wait(
         self,
@@ -169,7 +178,7 @@ class Fleet(Services):
                 return
             request.page_token = answer.next_page_token  # type: ignore[attr-defined]  # every list request has it
 
-    def watch(self, request: Message, *, resnapshot: bool = False) -> Iterator[Any]:
+    def watch(self, request: Message, *, resnapshot: bool = False) -> Following:
         """Yield the answers of a watch for ever, resuming by token over lost connections and restarts.
 
         Args:
@@ -181,45 +190,137 @@ class Fleet(Services):
             ResumeTokenCompacted: As above.
             VirtfleetError: The watch is refused.
         """
+        return self.follow(request, resnapshot=resnapshot)
+
+    def follow(
+        self, request: Message, *, resnapshot: bool = False, on_snapshot: Callable[[], object] | None = None
+    ) -> Following:
+        """Return a watch like `watch`; `on_snapshot` is called before each stream that begins with a snapshot."""
         resumption = Resumption(request)
         call = self.channel.unary_stream(
             watch_path(request),
             request_serializer=type(request).SerializeToString,
             response_deserializer=resumption.response_class.FromString,
         )
-        while True:
-            stream = call(resumption.request, wait_for_ready=True)
+        return Following(call, resumption, resnapshot=resnapshot, on_snapshot=on_snapshot)
+
+
+class Following(Iterator[Any]):
+    """Is a watch that goes on over every break. Another thread may close it."""
+
+    def __init__(
+        self,
+        start: Callable[..., Any],
+        resumption: Resumption,
+        *,
+        resnapshot: bool,
+        on_snapshot: Callable[[], object] | None,
+    ) -> None:
+        self._start = start
+        self._resumption = resumption
+        self._resnapshot = resnapshot
+        self._on_snapshot = on_snapshot
+        self._stream: Any = None
+        self._closed = threading.Event()
+
+    def __next__(self) -> Any:  # noqa: ANN401  # one of the response classes
+        """Return the next answer.
+
+        Raises:
+            ResumeTokenCompacted: The history no longer reaches back to the token.
+            VirtfleetError: The watch is refused.
+        """
+        while not self._closed.is_set():
             try:
-                for answer in stream:
-                    resumption.note(answer)
-                    yield answer
-            except (Unavailable, SlowReader):
-                pass  # what the token is for
+                answer = self._next()
             except ResumeTokenCompacted:
-                if not resnapshot:
+                if not self._resnapshot:
                     raise
-                resumption.forget()
-            finally:
-                stream.cancel()
-            time.sleep(resumption.delay_seconds())
+                self._resumption.forget()
+            except VirtfleetError:
+                if not self._closed.is_set():
+                    raise
+            else:
+                if answer is not None:
+                    return answer
+            self._stream = None
+            self._closed.wait(self._resumption.delay_seconds())
+        raise StopIteration
+
+    def _next(self) -> Any:  # noqa: ANN401  # one of the response classes
+        """Return the next answer of the stream, made first where there is none; None: it has broken."""
+        if self._stream is None:
+            if self._on_snapshot is not None and self._resumption.in_snapshot:
+                self._on_snapshot()
+            self._stream = self._start(self._resumption.request, wait_for_ready=True)
+        try:
+            answer = next(self._stream)
+        except (StopIteration, Unavailable, SlowReader):
+            return None  # what the token is for
+        self._resumption.note(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closed.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def __del__(self) -> None:
+        """End the stream of a watch that nobody reads any more."""
+        self.close()
+
+
+class _SwitchedChannel(grpc.Channel):
+    """Is what stubs are made on: each call begins on the channel of its moment."""
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+
+    def unary_unary(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  # gRPC's own
+        return self._switch.starter("unary_unary", *arguments, **keywords)
+
+    def unary_stream(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  # gRPC's own
+        return self._switch.starter("unary_stream", *arguments, **keywords)
+
+    def stream_unary(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  # gRPC's own
+        return self._switch.starter("stream_unary", *arguments, **keywords)
+
+    def stream_stream(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401  # gRPC's own
+        return self._switch.starter("stream_stream", *arguments, **keywords)
+
+    def subscribe(self, callback: Any, try_to_connect: bool | None = False) -> None:  # noqa: ANN401, FBT001, FBT002  # gRPC's own
+        self._switch.channel().subscribe(callback, try_to_connect=try_to_connect)
+
+    def unsubscribe(self, callback: Any) -> None:  # noqa: ANN401  # gRPC's own
+        self._switch.channel().unsubscribe(callback)
+
+    def close(self) -> None:
+        """Do nothing: `Fleet.close` closes what there is."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 @contextmanager
-def connect(uri: str | None = None, credentials: Credentials | None = None) -> Iterator[Fleet]:
+def connect(uri: str = "", credentials: Credentials | None = None, *, context: str = "") -> Iterator[Fleet]:
     """Open a connection for the length of a `with` block.
 
     Args:
-        uri: `tls://host:port` or `unix:///path`; None: `VIRTFLEET_ADDRESS`, with `VIRTFLEET_{CA,CERT,KEY}_FILE` for
-        TLS.
-        credentials: For TLS.
+        uri: `tls://host:port`, `unix:///path`, `ssh://…`, `command:…`; empty: what `context`, the environment or the
+            context file says (`contexts.locate`).
+        credentials: For TLS; None: those of the environment or the context.
+        context: The name of a context.
 
     Raises:
-        ValueError: The URI is none, or credentials are missing.
+        ValueError: The URI is none, credentials are missing, or nothing says where the fleet is.
     """
-    endpoint = Endpoint.from_environment() if uri is None else Endpoint.parse(uri)
-    if endpoint.secure and credentials is None:
-        credentials = Credentials.from_environment()
-    fleet = Fleet(endpoint, credentials)
+    found = locate(uri, context, credentials)
+    fleet = Fleet(Endpoint.parse(found.address), found.credentials)
     try:
         yield fleet
     finally:

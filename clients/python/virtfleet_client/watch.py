@@ -43,7 +43,7 @@ class Resumption:
         descriptor = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
         self.response_class: Any = message_factory.GetMessageClass(descriptor.output_type)
         self.request: Any = type(request).FromString(request.SerializeToString())
-        self._in_snapshot = self.request.WhichOneof("start") != "resume_token"
+        self._in_snapshot: bool = self.request.WhichOneof("start") != "resume_token"
         self._failures = 0
 
     def note(self, answer: Any) -> None:  # noqa: ANN401  # one of the response classes
@@ -58,6 +58,11 @@ class Resumption:
         """Begin the next stream with a snapshot."""
         self.request.snapshot.CopyFrom(watch_pb2.WatchSnapshot())
         self._in_snapshot = True
+
+    @property
+    def in_snapshot(self) -> bool:
+        """Whether the next stream begins with a snapshot."""
+        return self._in_snapshot
 
     def delay_seconds(self) -> float:
         """Return how long to wait before the next stream: nothing after one with answers, else a rising back-off."""

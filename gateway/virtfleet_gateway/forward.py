@@ -27,6 +27,7 @@ from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, rout
 from virtfleet_gateway.upward import Upward
 from virtfleet_service import unread
 from virtfleet_service.errors import (
+    CredentialsInvalid,
     MethodNotImplemented,
     NameMalformed,
     NodeCordoned,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from virtfleet_gateway.channels import Channels, Lane
     from virtfleet_gateway.routing import Route
+    from virtfleet_service.telemetry import MethodMeter, Span, Tracer
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
     Metadatum = tuple[str, str | bytes]
@@ -56,7 +58,7 @@ _HOP_BY_HOP: Final = frozenset(
         "grpc-accept-encoding",
         "grpc-encoding",
         "accept-encoding",
-        # Only the gateway says who calls; copies of a caller's own are dropped.
+        # Only gateways say who calls: a caller's own word is judged by the gate, and never passed on.
         CALLER_METADATA,
         NODE_METADATA,
     }
@@ -86,11 +88,15 @@ class Passport(Protocol):
 class Gate(Protocol):
     """Says who calls."""
 
-    def authenticate(self, context: Context) -> Passport:
+    def authenticate(self, context: Context, conveyed: str | bytes | None = None) -> Passport:
         """Return the caller of a call.
 
+        Args:
+            context: The call.
+            conveyed: Whom it says to be made for, in the metadata `x-virtfleet-caller-bin`; None: it says nothing.
+
         Raises:
-            Unauthenticated: The certificate is missing, foreign or denied.
+            Unauthenticated: The certificate is missing, foreign or denied, or its holder may convey nobody.
         """
 
     def refused(self, route: Route, context: Context, error: VirtfleetError) -> None:
@@ -134,6 +140,17 @@ class OpenCalls:
         return ended
 
 
+def only_conveyed(before: str | bytes | None, value: str | bytes) -> str | bytes:
+    """Return the caller that a call conveys, as its metadata are read one by one.
+
+    Raises:
+        CredentialsInvalid: It conveys two.
+    """
+    if before is not None:
+        raise CredentialsInvalid("the call conveys two callers")
+    return value
+
+
 async def abort(context: Context, error: VirtfleetError) -> NoReturn:
     """End a call with an error of the gateway's own."""
     status = error.to_status()
@@ -150,6 +167,7 @@ class Forwarder(grpc.GenericRpcHandler):
         own: Handlers of what the gateway answers itself, by path: its own methods, and node methods with the node `-`.
         cordoned: Tells whether a node takes no new domains.
         meters: Count the calls that pass; None: nobody does.
+        tracer: Makes a span of each call that passes; None: nobody looks.
     """
 
     def __init__(
@@ -160,6 +178,7 @@ class Forwarder(grpc.GenericRpcHandler):
         own: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
         cordoned: Callable[[str], bool],
         meters: Meters | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._table = table
         self._channels = channels
@@ -167,6 +186,8 @@ class Forwarder(grpc.GenericRpcHandler):
         self._own = own
         self._cordoned = cordoned
         self._meters = meters or Meters()
+        self._tracer = tracer
+        self._spans: dict[int, Span] = {}
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
         self.open_calls = OpenCalls()
 
@@ -210,9 +231,15 @@ class Forwarder(grpc.GenericRpcHandler):
                 code = _code_name(context)
                 raise
             finally:
-                meter.observe(code, perf_counter() - started)
+                self._ended(context, meter, code, started)
 
         return counted
+
+    def _ended(self, context: Context, meter: MethodMeter, code: str, started: float) -> None:
+        """Count a call, and end its span if it was passed on and somebody looks."""
+        meter.observe(code, perf_counter() - started)
+        if self._tracer is not None and (span := self._spans.pop(id(context), None)) is not None:
+            span.end(code)
 
     def _admit(self, route: Route, message: bytes, context: Context) -> tuple[Lane, list[Metadatum], Passport] | None:
         """Decide about a call from its first message; None: the gateway answers it itself.
@@ -220,14 +247,18 @@ class Forwarder(grpc.GenericRpcHandler):
         Raises:
             VirtfleetError: It is refused.
         """
-        passport = self._gate.authenticate(context)
         stated: str | None = None
-        metadata: list[Metadatum] = [(CALLER_METADATA, passport.conveyed)]
+        conveyed: str | bytes | None = None
+        metadata: list[Metadatum] = []
         for item in cast("Iterable[Metadatum]", context.invocation_metadata() or ()):
             if item[0] not in _HOP_BY_HOP:
                 metadata.append(item)
             elif item[0] == NODE_METADATA:
                 stated = str(item[1])
+            elif item[0] == CALLER_METADATA:
+                conveyed = only_conveyed(conveyed, item[1])
+        passport = self._gate.authenticate(context, conveyed)
+        metadata.append((CALLER_METADATA, passport.conveyed))
         name = routing_name(route, message)
         target = target_of(route, name, stated)
         if target is OWN or target.node == ANY_NODE:
@@ -243,6 +274,8 @@ class Forwarder(grpc.GenericRpcHandler):
                 resource=f"nodes/{target.node}",
                 node=target.node,
             )
+        if self._tracer is not None:
+            self._spans[id(context)] = self._tracer.pass_on(route.full_name, target.node, metadata)
         return lane, metadata, passport
 
     def lane(self, target: Target, *, bulk: bool) -> Lane:
@@ -304,7 +337,7 @@ class Forwarder(grpc.GenericRpcHandler):
                 raise
             finally:
                 if code:
-                    meter.observe(code, perf_counter() - started)
+                    self._ended(context, meter, code, started)
 
         return unary_unary
 
@@ -528,5 +561,6 @@ __all__ = [
     "OpenCalls",
     "Passport",
     "abort",
+    "only_conveyed",
     "pump",
 ]

@@ -97,17 +97,21 @@ class CertificateGate:
         self._identity = identity
         self._passports: dict[int, CallerPassport] = {}
 
-    def authenticate(self, context: Context) -> Passport:
+    def authenticate(self, context: Context, conveyed: str | bytes | None = None) -> Passport:
         """Return the caller of a call.
 
+        Args:
+            context: The call.
+            conveyed: Whom it says to be made for; taken from gateways alone.
+
         Raises:
-            Unauthenticated: Nobody knows who calls.
+            Unauthenticated: Nobody knows who calls, or the caller may convey no other.
             PermissionMissing: The caller is a node.
             ServiceDraining: The gateway is about to stop.
         """
         if self._pipeline.draining:
             raise ServiceDraining("the gateway is about to stop; call again", retry_delay_seconds=1.0)
-        caller, identity = self._pipeline.authenticate(self._listener, context, None)
+        caller, identity = self._pipeline.authenticate(self._listener, context, conveyed)
         # The authenticator gives the same object for the same certificate for as long as nothing about it has changed.
         passport = self._passports.get(id(caller))
         if passport is None or passport.caller is not caller:

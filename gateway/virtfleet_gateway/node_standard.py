@@ -14,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from virtfleet_gateway.forward import CALLER_METADATA, abort, pump
+from virtfleet_gateway.forward import CALLER_METADATA, abort, only_conveyed, pump
 from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
 from virtfleet_service.errors import NodeUnknown, VirtfleetError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from virtfleet_gateway.channels import Channels
-    from virtfleet_gateway.forward import Context, Forwarder, Gate
+    from virtfleet_gateway.forward import Context, Forwarder, Gate, Passport
 
 HEALTH: Final = "/grpc.health.v1.Health/"
 REFLECTION: Final = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
@@ -68,12 +68,12 @@ class NodeStandard(grpc.GenericRpcHandler):
 
         async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 - grpc's handler
             try:
-                self._gate.authenticate(context)
+                passport = self._authenticate(context)
                 target = parse_stated(stated)
                 if self._channels.node(target.node) is None:
                     raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
                 if target.service:
-                    return await self._forward(path, target, request, context)
+                    return await self._forward(path, target, request, context, passport)
                 if path.startswith(HEALTH):
                     return await self._health(path, target.node, request, context)
                 return await self._reflection(path, target.node, context)
@@ -86,8 +86,21 @@ class NodeStandard(grpc.GenericRpcHandler):
             return grpc.unary_stream_rpc_method_handler(handle)
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    async def _forward(self, path: str, target: Target, request: Any, context: Context) -> bytes | None:  # noqa: ANN401
-        passport = self._gate.authenticate(context)
+    def _authenticate(self, context: Context) -> Passport:
+        conveyed: str | bytes | None = None
+        for key, value in context.invocation_metadata() or ():
+            if key == CALLER_METADATA:
+                conveyed = only_conveyed(conveyed, value)
+        return self._gate.authenticate(context, conveyed)
+
+    async def _forward(
+        self,
+        path: str,
+        target: Target,
+        request: Any,  # noqa: ANN401
+        context: Context,
+        passport: Passport,
+    ) -> bytes | None:
         lane = self._forwarder.lane(target, bulk=False)
         if not lane.is_up():
             await lane.up(context.time_remaining())

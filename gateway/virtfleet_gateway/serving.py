@@ -103,7 +103,9 @@ class GatewayServer(Server):
             return super().new_server(listener)
         own = self._own_handlers(listener)
         gate = CertificateGate(self.pipeline, listener, self.authorizer, self.audit, lambda: self.identity)
-        forwarder = Forwarder(self._table, self._channels, gate, own, self._cordoned, self.telemetry.meters)
+        forwarder = Forwarder(
+            self._table, self._channels, gate, own, self._cordoned, self.telemetry.meters, self.telemetry.tracer
+        )
         standard = NodeStandard(self._channels, forwarder, gate, own)
         self._forwarders.append(forwarder)
         # Registered methods would be taken before the forwarder is asked: it gets their handlers instead.

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.fleet.rig import (
+    Metadata,
     State,
     Wire,
     caller,
@@ -28,35 +31,106 @@ from tests.fleet.stand import (
 )
 from tests.pki import Pki
 from virtfleet.common.v1 import admin_pb2
-from virtfleet.compute.v1 import domain_pb2, watch_pb2
+from virtfleet.compute.v1 import console_pb2, console_pb2_grpc, domain_pb2, watch_pb2, watch_pb2_grpc
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2
 from virtfleet.node.v1 import caller_pb2
-from virtfleet.storage.v1 import pool_pb2
+from virtfleet.storage.v1 import pool_pb2, volume_pb2, volume_pb2_grpc
 from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 from virtfleet_client import Credentials, Fleet
 from virtfleet_client.errors import Unavailable, VirtfleetError
 
+FORGED = (
+    (
+        "x-virtfleet-caller-bin",
+        caller_pb2.ConveyedCaller(subject="spiffe://virtfleet.dev/user/root", roles=["admin"]).SerializeToString(),
+    ),
+)
 
+
+def upload(fleet: Fleet, stand: Stand, metadata: Metadata) -> object:
+    """Call a method whose client streams."""
+    request = volume_pb2.UploadVolumeRequest(name=f"{stand.node}/pools/none/volumes/none")
+    return volume_pb2_grpc.VolumeServiceStub(fleet.channel).UploadVolume(iter([request]), metadata=metadata, timeout=10)
+
+
+def console(fleet: Fleet, stand: Stand, metadata: Metadata) -> object:
+    """Call a method in which both sides stream."""
+    request = console_pb2.OpenConsoleRequest(name=stand.domain.name)
+    stub = console_pb2_grpc.ConsoleServiceStub(fleet.channel)
+    return list(stub.OpenConsole(iter([request]), metadata=metadata, timeout=10))
+
+
+def watch(fleet: Fleet, parent: str, metadata: Metadata) -> object:
+    """Call a method whose server streams."""
+    request = watch_pb2.WatchResourcesRequest(parent=parent, snapshot=type_watch_pb2.WatchSnapshot())
+    return list(watch_pb2_grpc.WatchServiceStub(fleet.channel).WatchResources(request, metadata=metadata, timeout=10))
+
+
+def reflect(fleet: Fleet, metadata: Metadata) -> object:
+    """Call a method of the gateway itself in which both sides stream."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stub = reflection_pb2_grpc.ServerReflectionStub(fleet.channel)
+    return list(stub.ServerReflectionInfo(iter([request]), metadata=metadata, timeout=10))
+
+
+FORGERIES: list[tuple[str, Callable[[Fleet, Stand, Metadata], object]]] = [
+    ("own unary", lambda f, _, m: f.access.WhoAmI(admin_pb2.WhoAmIRequest(), metadata=m)),
+    ("own list", lambda f, _, m: f.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-"), metadata=m)),
+    ("own server stream", lambda f, _, m: watch(f, "nodes/-", m)),
+    ("own both", lambda f, _, m: reflect(f, m)),
+    (
+        "forwarded unary",
+        lambda f, s, m: f.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=s.domain.name), metadata=m),
+    ),
+    (
+        "forwarded read",
+        lambda f, s, m: f.access.WhoAmI(admin_pb2.WhoAmIRequest(name=f"{s.node}/services/compute"), metadata=m),
+    ),
+    ("forwarded server stream", lambda f, s, m: watch(f, s.node, m)),
+    ("forwarded client stream", upload),
+    ("forwarded both", console),
+    ("health of a node", lambda f, s, m: health(f, (*m, ("x-virtfleet-node", s.node.removeprefix("nodes/"))))),
+    (
+        "health of a service",
+        lambda f, s, m: health(f, (*m, ("x-virtfleet-node", f"{s.node.removeprefix('nodes/')}/compute"))),
+    ),
+    (
+        "reflection of a service",
+        lambda f, s, m: reflect(f, (*m, ("x-virtfleet-node", f"{s.node.removeprefix('nodes/')}/compute"))),
+    ),
+]
+
+
+def health(fleet: Fleet, metadata: Metadata) -> object:
+    """Ask for the health of what the metadata say."""
+    stub = health_pb2_grpc.HealthStub(fleet.channel)
+    return stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=10)
+
+
+@pytest.mark.parametrize("call", [row[1] for row in FORGERIES], ids=[row[0] for row in FORGERIES])
 def test_a_caller_cannot_name_another(
+    stand: Stand,
+    environment: dict[str, str],
+    people: dict[str, Credentials],
+    call: Callable[[Fleet, Stand, Metadata], object],
+) -> None:
+    with caller(environment, people["admin"]) as admin:
+        error = refused(lambda: call(admin, stand, FORGED))
+        assert (error.code().name, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID"), error
+        error = refused(lambda: call(admin, stand, FORGED + FORGED))
+        assert (error.code().name, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID"), error
+    assert get(stand.fleet, stand.domain.name) == stand.domain
+
+
+def test_a_node_is_told_of_the_caller_by_its_certificate(
     stand: Stand, environment: dict[str, str], people: dict[str, Credentials]
 ) -> None:
-    forged = caller_pb2.ConveyedCaller(subject="spiffe://virtfleet.dev/user/root", roles=["admin"]).SerializeToString()
-    metadata = (("x-virtfleet-caller-bin", forged),)
     with caller(environment, people["viewer"]) as viewer:
-        error = refused(lambda: viewer.access.WhoAmI(admin_pb2.WhoAmIRequest(), metadata=metadata))
-        assert (error.code().name, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID"), error
         me = viewer.access.WhoAmI(admin_pb2.WhoAmIRequest())
-        there = viewer.access.WhoAmI(admin_pb2.WhoAmIRequest(name=f"{stand.node}/services/compute"), metadata=metadata)
-        error = refused(
-            lambda: viewer.domains.DeleteDomain(
-                domain_pb2.DeleteDomainRequest(name=stand.domain.name), metadata=metadata
-            )
-        )
+        there = viewer.access.WhoAmI(admin_pb2.WhoAmIRequest(name=f"{stand.node}/services/compute"))
     assert "/user/viewer-" in me.subject
     assert list(me.roles) == list(there.roles) == ["viewer"]
     assert there.subject == me.subject
-    assert (error.code().name, error.reason) == ("PERMISSION_DENIED", "PERMISSION_MISSING"), error
-    assert get(stand.fleet, stand.domain.name) == stand.domain
 
 
 VIEWERS: list[tuple[str, str, Callable[[Fleet, Stand], object]]] = [

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 _EXPORT_SECONDS: Final = 3
 _METRICS_SECONDS: Final = 30
+_TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 
 BUCKETS_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """The upper ends of the latency buckets."""
@@ -139,7 +140,7 @@ class Tracer:
         """Begin the span of a call, below that of its client if it sent one."""
         from opentelemetry.trace import SpanKind, use_span
 
-        carrier = {key: value for key in ("traceparent", "tracestate") if isinstance(value := call.metadata(key), str)}
+        carrier = {key: value for key in _TRACE_CONTEXT if isinstance(value := call.metadata(key), str)}
         span = self._tracer.start_span(
             call.method.full_name,
             context=self._propagator.extract(carrier),
@@ -148,6 +149,31 @@ class Tracer:
         )
         stack = ExitStack()
         stack.enter_context(use_span(span, end_on_exit=True))
+        return Span(span, stack)
+
+    def pass_on(self, method: str, node: str, metadata: list[tuple[str, str | bytes]]) -> Span:
+        """Begin the span of a call that a gateway passes on, below that of its client if it sent one.
+
+        Args:
+            method: The full name of the method.
+            node: The node to which it goes.
+            metadata: What is sent on; the trace context in it becomes that of the new span.
+        """
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        carrier = {key: value for key, value in metadata if key in _TRACE_CONTEXT and isinstance(value, str)}
+        span = self._tracer.start_span(
+            method,
+            context=self._propagator.extract(carrier),
+            kind=SpanKind.SERVER,
+            attributes={"rpc.system": "grpc", "virtfleet.node": node},
+        )
+        sent: dict[str, str] = {}
+        self._propagator.inject(sent, set_span_in_context(span))
+        metadata[:] = [item for item in metadata if item[0] not in _TRACE_CONTEXT]
+        metadata += sent.items()
+        stack = ExitStack()
+        stack.callback(span.end)
         return Span(span, stack)
 
     def outgoing(self) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ python -m tests.integration.gateway.node_process STATE_DIR NODE COMPUTE_PORT STO
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +25,7 @@ from virtfleet.storage.v1 import watch_pb2 as storage_watch
 from virtfleet_service import paging, resources, server
 from virtfleet_service.call import Call
 from virtfleet_service.errors import ResourceNotFound
-from virtfleet_service.settings import ServiceSettings
+from virtfleet_service.settings import ServiceSettings, TelemetrySettings
 from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 from virtfleet_service.watch import WatchHub, watch_service
@@ -138,6 +139,7 @@ async def node(state: Path, name: str, ports: dict[str, int]) -> AsyncIterator[N
                 listen=f"127.0.0.1:{port}",
                 identity_dir=state / "identity",
                 drain_seconds=1.0,
+                telemetry=TelemetrySettings(otlp_endpoint=os.environ.get("VIRTFLEET_TELEMETRY_OTLP_ENDPOINT", "")),
             )
             store = await stack.enter_async_context(
                 Store.open(state / f"{service}.db", package=f"virtfleet.{service}.v1", resource_types=TYPES[service])

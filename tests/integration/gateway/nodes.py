@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.forward import DETAILS_METADATA, Forwarder
 from virtfleet_gateway.routing import Route, build_table
-from virtfleet_service.errors import PermissionMissing, Unauthenticated, VirtfleetError
+from virtfleet_service.errors import CredentialsInvalid, PermissionMissing, Unauthenticated, VirtfleetError
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,7 +42,9 @@ class OpenGate:
         self.passport = OpenPassport("spiffe://virtfleet.dev/user/test")
         self.refusals: list[tuple[str, str]] = []
 
-    def authenticate(self, context: object) -> OpenPassport:
+    def authenticate(self, context: object, conveyed: str | bytes | None = None) -> OpenPassport:
+        if conveyed is not None:
+            raise CredentialsInvalid("no gateway")
         return self.passport
 
     def refused(self, route: Route, context: object, error: VirtfleetError) -> None:

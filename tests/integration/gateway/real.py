@@ -21,6 +21,7 @@ from virtfleet_gateway.app import App, running
 from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.settings import FleetSettings
 from virtfleet_service.enrollment import JoinToken, join
+from virtfleet_service.settings import TelemetrySettings
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("compute", "storage", "network")
@@ -36,7 +37,8 @@ def free_port() -> int:
 class NodeProcess:
     """One node; can be stopped, frozen, killed and started again."""
 
-    def __init__(self, name: str, state: Path) -> None:
+    def __init__(self, name: str, state: Path, otlp_endpoint: str = "") -> None:
+        self._environment = {**os.environ, "VIRTFLEET_TELEMETRY_OTLP_ENDPOINT": otlp_endpoint}
         self.name = name
         self.state = state
         self.ports = {service: free_port() for service in SERVICES}
@@ -57,6 +59,7 @@ class NodeProcess:
                 self.name,
                 *(str(self.ports[service]) for service in SERVICES),
                 cwd=ROOT,
+                env=self._environment,
                 stdout=log,
                 stderr=log,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -77,8 +80,9 @@ class NodeProcess:
 
 
 class RealFleet:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, otlp_endpoint: str = "") -> None:
         self.folder = folder
+        self._otlp_endpoint = otlp_endpoint
         self.port = free_port()
         self.enrollment_port = free_port()
         self.nodes: dict[str, NodeProcess] = {}
@@ -112,6 +116,7 @@ class RealFleet:
             listen=f"127.0.0.1:{self.port}",
             enrollment_listen=f"127.0.0.1:{self.enrollment_port}",
             drain_seconds=1.0,
+            telemetry=TelemetrySettings(otlp_endpoint=self._otlp_endpoint),
         )
         self._gateway = contextlib.AsyncExitStack()
         self.app = await self._gateway.enter_async_context(running(settings))
@@ -125,7 +130,7 @@ class RealFleet:
     async def enroll(self, name: str) -> NodeProcess:
         state = self.folder / name
         state.mkdir()
-        node = self.nodes[name] = NodeProcess(name, state)
+        node = self.nodes[name] = NodeProcess(name, state, self._otlp_endpoint)
         tokens = enrollment_pb2_grpc.EnrollmentServiceStub(self.channel)
         request = enrollment_pb2.CreateJoinTokenRequest()
         request.join_token.spec.node = f"nodes/{name}"
@@ -159,8 +164,10 @@ async def eventually(ask: Callable[[], Any], good: Callable[[Any], bool], second
 
 
 @contextlib.asynccontextmanager
-async def real_fleet(folder: Path, names: tuple[str, ...] = ("n1", "n2")) -> AsyncIterator[RealFleet]:
-    fleet = RealFleet(folder)
+async def real_fleet(
+    folder: Path, names: tuple[str, ...] = ("n1", "n2"), otlp_endpoint: str = ""
+) -> AsyncIterator[RealFleet]:
+    fleet = RealFleet(folder, otlp_endpoint)
     await fleet.start_gateway()
     try:
         nodes = [await fleet.enroll(name) for name in names]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
+from tests.integration.collector import Collector, collecting
 from tests.integration.server import rig as rigs
 from tests.integration.server.rig import ask, refused
 from virtfleet.compute.v1 import domain_pb2
@@ -23,50 +20,10 @@ from virtfleet_service.settings import TelemetrySettings
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-class Collector:
-    """Takes what an exporter sends."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.metrics: list[Any] = []
-        self.port = 0
-
-    def export(self, request: Any, _context: Any) -> Any:
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def export_metrics(self, request: Any, _context: Any) -> Any:
-        for resource in request.resource_metrics:
-            for scope in resource.scope_metrics:
-                self.metrics += scope.metrics
-        return metrics_service_pb2.ExportMetricsServiceResponse()
-
-
 @pytest.fixture
 async def collector() -> AsyncIterator[Collector]:
-    found = Collector()
-    # In threads: the exporter blocks until it is answered when the server stops.
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    handler: Any = grpc.unary_unary_rpc_method_handler(
-        found.export,
-        request_deserializer=trace_service_pb2.ExportTraceServiceRequest.FromString,
-        response_serializer=trace_service_pb2.ExportTraceServiceResponse.SerializeToString,
-    )
-    server.add_registered_method_handlers("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": handler})
-    metrics: Any = grpc.unary_unary_rpc_method_handler(
-        found.export_metrics,
-        request_deserializer=metrics_service_pb2.ExportMetricsServiceRequest.FromString,
-        response_serializer=metrics_service_pb2.ExportMetricsServiceResponse.SerializeToString,
-    )
-    server.add_registered_method_handlers(
-        "opentelemetry.proto.collector.metrics.v1.MetricsService", {"Export": metrics}
-    )
-    found.port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield found
-    await asyncio.to_thread(server.stop(0).wait)
+    async with collecting() as found:
+        yield found
 
 
 async def test_a_call_is_a_span_below_that_of_its_client(tmp_path: Path, collector: Collector) -> None:
@@ -83,7 +40,7 @@ async def test_a_call_is_a_span_below_that_of_its_client(tmp_path: Path, collect
         return b""
 
     rig.domains.act = act
-    async with rig.make(telemetry=TelemetrySettings(otlp_endpoint=f"http://127.0.0.1:{collector.port}")):
+    async with rig.make(telemetry=TelemetrySettings(otlp_endpoint=collector.endpoint)):
         metadata = (("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01"),)
         good = domain_pb2.GetDomainRequest(name="nodes/n1/domains/a")
         await ask(rig.socket("viewer"), rigs.GET_DOMAIN, good, metadata=metadata)

@@ -47,7 +47,7 @@ type Page interface {
 // lists of other stubs: method is a list method, items the getter of the items in its answer.
 //
 // The request stays as it is; a page_token in it is where to begin. The first error is the last that is yielded. A
-// [*PartialError] comes last when nodes were missing.
+// [*PartialError] comes last when nodes were missing, unless the request has allow_stale.
 func Pages[Request proto.Message, Answer Page, Item any](
 	ctx context.Context,
 	method func(context.Context, Request, ...grpc.CallOption) (Answer, error),
@@ -71,7 +71,11 @@ func pages[Request proto.Message, Answer Page, Item any](
 		missing := map[string]*typev1.NodeFailure{}
 		var order []string
 		next := proto.CloneOf(request)
-		token := next.ProtoReflect().Descriptor().Fields().ByName("page_token")
+		fields := next.ProtoReflect().Descriptor().Fields()
+		token := fields.ByName("page_token")
+		if stale := fields.ByName("allow_stale"); stale != nil && next.ProtoReflect().Get(stale).Bool() {
+			tellsMissing = false // the caller has said that what was last seen will do
+		}
 		for {
 			page, err := method(ctx, next, options...)
 			if err != nil {

@@ -115,15 +115,19 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         store = await stack.enter_async_context(
             Store.open(settings.state_dir / "gateway.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
         )
-        hub = WatchHub(store)
+        hub = WatchHub(store, ring_bytes=settings.watch_memory_bytes)
         domain = authority.trust_domain
         channels = Channels(files.client_credentials, lambda node, service: f"{service}.{node}.{domain}", connect)
         stack.push_async_callback(channels.close)
-        index = Index(channels, lambda node: registry.changed(node))  # noqa: PLW0108 - the registry comes after it
+        index = Index(
+            channels,
+            lambda node: registry.changed(node),  # noqa: PLW0108 - the registry comes after it
+            ring_bytes=settings.watch_memory_bytes,
+        )
         stack.push_async_callback(index.close)
         registry = Registry(store, channels, index)
         stack.push_async_callback(registry.close)
-        fan_out = FanOut(channels, lambda: files.current.identity)
+        fan_out = FanOut(channels, lambda: files.current.identity, lambda: server.telemetry.tracer)
         fleet = Fleet(index, channels, fan_out, store.token_key)
         server = GatewayServer(
             settings,

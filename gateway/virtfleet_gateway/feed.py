@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RING_LIMIT_CHANGES: Final = 20_000
 """How many changes the ring holds for readers that are behind; those further behind ask the nodes."""
 
+RING_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes they may have: what a gateway needs must not hang on how large the resources of others are."""
+
 
 class Item:
     """Is one step of a node: changes, or a new snapshot of it, or a change of how it stands.
@@ -37,9 +40,10 @@ class Item:
         changes: What has changed, in order.
         snapshot: All resources of the node, if its history had a gap; None: it had none.
         status: What is told about the node; None: nothing.
+        size: About how many bytes its changes take. Those of a snapshot are in the index anyway.
     """
 
-    __slots__ = ("changes", "node", "number", "snapshot", "status", "token")
+    __slots__ = ("changes", "node", "number", "size", "snapshot", "status", "token")
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Item:
         self.changes = changes
         self.snapshot = snapshot
         self.status = status
+        self.size = sum(change.size for change in changes)
 
 
 class Feed:
@@ -64,14 +69,17 @@ class Feed:
 
     Args:
         limit_changes: How many changes it holds.
+        limit_bytes: How many bytes they have.
     """
 
-    def __init__(self, limit_changes: int = RING_LIMIT_CHANGES) -> None:
+    def __init__(self, limit_changes: int = RING_LIMIT_CHANGES, limit_bytes: int = RING_LIMIT_BYTES) -> None:
         self.head = 0
         """The number of the newest item."""
         self._items: deque[Item] = deque()
         self._changes = 0
+        self._bytes = 0
         self._limit = limit_changes
+        self._limit_bytes = limit_bytes
         self._wakers: set[asyncio.Event] = set()
         # Per node: the number after which each known token of the node stands.
         self._places: dict[str, OrderedDict[str, int]] = {}
@@ -95,11 +103,12 @@ class Feed:
         item = Item(self.head, node, token, changes, snapshot=snapshot, status=status)
         self._items.append(item)
         self._changes += len(changes) + 1
+        self._bytes += item.size
         if snapshot is not None:
             # What came before is of another history.
             self._places.pop(node, None)
         self.place(node, token)
-        while self._changes > self._limit and len(self._items) > 1:
+        while (self._changes > self._limit or self._bytes > self._limit_bytes) and len(self._items) > 1:
             self._evict()
         for waker in self._wakers:
             waker.set()
@@ -107,6 +116,7 @@ class Feed:
     def _evict(self) -> None:
         oldest = self._items.popleft()
         self._changes -= len(oldest.changes) + 1
+        self._bytes -= oldest.size
         places = self._places.get(oldest.node)
         while places:
             token, number = next(iter(places.items()))

@@ -18,7 +18,7 @@ import grpc.aio
 
 from virtfleet.type.v1 import resource_pb2, watch_pb2
 from virtfleet_gateway import wire
-from virtfleet_gateway.feed import Feed
+from virtfleet_gateway.feed import RING_LIMIT_BYTES, Feed
 from virtfleet_gateway.routing import SERVICES
 from virtfleet_gateway.shapes import MARKER_BOOKMARK, MARKER_SNAPSHOT_END, Change, Entry, Shape, Sort
 from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
@@ -155,11 +155,19 @@ class PackageIndex:
         service: `compute`, `storage` or `network`.
         channels: The lanes to the nodes.
         on_change: Called with the node when a source changes its state or hears of the host.
+        ring_bytes: How much of the newest changes the feed holds.
     """
 
-    def __init__(self, service: str, channels: Channels, on_change: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        service: str,
+        channels: Channels,
+        on_change: Callable[[str], None] = lambda _: None,
+        *,
+        ring_bytes: int = RING_LIMIT_BYTES,
+    ) -> None:
         self.shape = Shape(service)
-        self.feed = Feed()
+        self.feed = Feed(limit_bytes=ring_bytes)
         self.sources: dict[str, Source] = {}
         self._channels = channels
         self._on_change = on_change
@@ -410,11 +418,18 @@ class Index:
     Args:
         channels: The lanes to the nodes.
         on_change: Called with a node when something of note changes there.
+        ring_bytes: How much of the newest changes the feed of each package holds.
     """
 
-    def __init__(self, channels: Channels, on_change: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        on_change: Callable[[str], None] = lambda _: None,
+        *,
+        ring_bytes: int = RING_LIMIT_BYTES,
+    ) -> None:
         self.packages: Mapping[str, PackageIndex] = {
-            service: PackageIndex(service, channels, on_change) for service in SERVICES
+            service: PackageIndex(service, channels, on_change, ring_bytes=ring_bytes) for service in SERVICES
         }
 
     def follow(self, node: str, services: set[str]) -> None:

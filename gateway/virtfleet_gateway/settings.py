@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from virtfleet_gateway.feed import RING_LIMIT_BYTES
 from virtfleet_service import names
 from virtfleet_service.settings import ServiceSettings, SettingsError, split_address
 
@@ -24,6 +25,8 @@ class FleetSettings(ServiceSettings):
         hosts: The DNS names and addresses under which clients and nodes reach it; they stand in its certificate.
         member_endpoints: Where nodes reach gateways, `host:port`; empty: the first of `listen`.
         node_certificate_seconds: How long the certificates of nodes are good; they are renewed at half of it.
+        watch_memory_bytes: As at every server, for each package of the fleet's watches; who is further behind is
+            served by asking the nodes.
     """
 
     name: str = "gateway"
@@ -32,6 +35,7 @@ class FleetSettings(ServiceSettings):
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
     member_endpoints: tuple[str, ...] = ()
     node_certificate_seconds: int = 86_400
+    watch_memory_bytes: int = RING_LIMIT_BYTES
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at the machine.

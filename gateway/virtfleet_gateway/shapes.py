@@ -113,6 +113,8 @@ class Entry:
 
 
 _VERDICTS_LIMIT = 4
+_CHANGE_BYTES = 512
+"""What a change takes beside its bytes: the object, the resource's, their texts."""
 
 
 class Sort(enum.Enum):
@@ -163,6 +165,12 @@ class Change:
         self.event_type = 0
         self._raw = raw
         self._head = self._inner = b""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in memory."""
+        body = len(self.entry.full) if self.entry is not None else len(self._raw)
+        return body + len(self._head) + len(self._inner) + _CHANGE_BYTES
 
     @classmethod
     def put(cls, entry: Entry, *, head: bytes, inner: bytes) -> Change:

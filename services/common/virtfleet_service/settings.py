@@ -110,6 +110,8 @@ class ServiceSettings:
         socket_group: The group that may use the sockets of operators and viewers; empty: root alone.
         drain_seconds: How long calls may run on after the process was told to stop.
         audit_limit_bytes: The size at which the audit log is renamed; one older file is kept.
+        watch_memory_bytes: How much of the newest changes stays in memory for watchers; who is further behind is
+            served from the store.
     """
 
     node: str = ""
@@ -126,6 +128,7 @@ class ServiceSettings:
     socket_group: str = ""
     drain_seconds: float = 10.0
     audit_limit_bytes: int = 64 << 20
+    watch_memory_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at the machine.
@@ -143,6 +146,8 @@ class ServiceSettings:
             raise SettingsError(f"log_level: `{self.log_level}` is none of debug, info, warning, error")
         if self.drain_seconds < 0:
             raise SettingsError("drain_seconds: must not be negative")
+        if self.watch_memory_bytes < 0:
+            raise SettingsError("watch_memory_bytes: must not be negative")
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ async def running(settings: ComputeSettings, *, server_class: type[Server] = Ser
         store = await stack.enter_async_context(
             Store.open(settings.state_dir / "compute.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
         )
-        hub = WatchHub(store)
+        hub = WatchHub(store, ring_bytes=settings.watch_memory_bytes)
         operations = Operations(store, SERVICE_NAME, settings.node)
         server = server_class(settings, service=SERVICE_NAME, store_id=lambda: store.store_id)
 

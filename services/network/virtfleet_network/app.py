@@ -61,7 +61,7 @@ async def running(settings: NetworkSettings) -> AsyncIterator[App]:
         Store.open(settings.state_dir / "network.db", package=PACKAGE, resource_types=RESOURCE_TYPES) as store,
         LauncherClient.connect(str(settings.launcher)) as launcher,
     ):
-        hub = WatchHub(store)
+        hub = WatchHub(store, ring_bytes=settings.watch_memory_bytes)
         operations = Operations(store, "network", settings.node)
         context = registry.BackendContext(
             node=settings.node,

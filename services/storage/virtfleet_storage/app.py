@@ -66,7 +66,7 @@ async def running(settings: StorageSettings) -> AsyncIterator[App]:
                 resource_types={catalog.POOL: pool_pb2.Pool, catalog.VOLUME: volume_pb2.Volume},
             )
         )
-        hub = WatchHub(store)
+        hub = WatchHub(store, ring_bytes=settings.watch_memory_bytes)
         places = Places(registry.load())
         for backend in places.backends.values():
             stack.callback(backend.close)

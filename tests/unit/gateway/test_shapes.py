@@ -10,7 +10,7 @@ from virtfleet.type.v1 import resource_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch
 from virtfleet_gateway.feed import Feed, decode_tokens, encode_tokens
 from virtfleet_gateway.index import Source
-from virtfleet_gateway.shapes import BASIC, MARKER_BOOKMARK, Entry, Shape, Sort
+from virtfleet_gateway.shapes import BASIC, MARKER_BOOKMARK, Change, Entry, Shape, Sort
 from virtfleet_service.errors import PageTokenInvalid
 from virtfleet_service.views import apply_view
 
@@ -150,3 +150,17 @@ def test_the_ring_forgets_the_oldest_and_knows_its_places() -> None:
     assert feed.locate("n1", "t9") is None
     assert feed.locate("n1", "new") == 11
     assert feed.locate("n2", "new") is None
+
+
+def test_the_ring_holds_no_more_bytes_than_it_may() -> None:
+    feed = Feed(limit_bytes=64 << 10)
+    for number in range(400):
+        change = Change(Sort.EVENT, "domain", "nodes/n1/domains/d", "u", raw=b"e" * (10 if number < 200 else 6000))
+        feed.append("n1", f"t{number}", [change])
+        assert sum(item.size for item in feed.after(0)) <= 64 << 10
+    assert 5 <= len(feed.after(0)) <= 11
+    assert feed.locate("n1", "t399") == 400
+    assert feed.locate("n1", "t300") is None
+    # What is larger than all of it is told nevertheless.
+    feed.append("n1", "large", [Change(Sort.EVENT, "domain", "d", "u", raw=b"e" * (100 << 10))])
+    assert [item.token for item in feed.after(0)] == ["large"]

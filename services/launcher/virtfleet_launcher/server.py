@@ -89,7 +89,7 @@ class Connection:
         self._hang_up_when_sent = False
         self.client = listener.client
         self.closed = False
-        self.on_close: list[Callable[[], None]] = []
+        self.on_close: set[Callable[[], None]] = set()
         loop.add(peer.fileno(), select.EPOLLIN, self._ready)
 
     def _ready(self, events: int) -> None:
@@ -229,7 +229,7 @@ class Connection:
             _close_all(fds)
         self._outgoing.clear()
         self._listener.connections.discard(self)
-        for call in self.on_close:
+        for call in list(self.on_close):
             call()
 
 

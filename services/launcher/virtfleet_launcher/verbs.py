@@ -136,6 +136,8 @@ class Verbs:
             raise Refusal("TOO_MANY", f"{_MAX_PENDING} requests wait for {process.guest}")
 
         def answer(ended: Process | Refusal) -> None:
+            # A client keeps its connection for years: nothing of a process may stay with it.
+            connection.on_close.discard(leave)
             if isinstance(ended, Process) and ended.exit is not None:
                 connection.answer(number, ended.exit)
 
@@ -144,7 +146,7 @@ class Verbs:
                 process.waiting.remove(answer)
 
         process.waiting.append(answer)
-        connection.on_close.append(leave)
+        connection.on_close.add(leave)
 
     def _watch(self, connection: Connection, number: int, fields: Fields) -> None:
         fields.done()
@@ -166,7 +168,7 @@ class Verbs:
         if not connection.closed:
             self._watching[connection] = tell
             self._processes.watchers.append(tell)
-            connection.on_close.append(leave)
+            connection.on_close.add(leave)
 
     def _forget(self, connection: Connection, number: int, fields: Fields) -> None:
         guest = fields.text("guest", protocol.GUEST)

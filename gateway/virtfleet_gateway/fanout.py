@@ -14,7 +14,8 @@ import grpc
 import grpc.aio
 from google.rpc import status_pb2
 
-from virtfleet_gateway.forward import CALLER_METADATA, DETAILS_METADATA
+from virtfleet_gateway.forward import CALLER_METADATA
+from virtfleet_gateway.relay import DETAILS_METADATA
 from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
 from virtfleet_service.identity import encode_caller
 from virtfleet_service.requests import error_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from virtfleet_gateway.channels import Channels
     from virtfleet_service.call import Call
+    from virtfleet_service.telemetry import Tracer
 
 SHARE_OF_DEADLINE: Final = 0.8
 """What of the caller's time the nodes get; the rest is for the answer."""
@@ -47,9 +49,16 @@ class FanOut:
     Args:
         channels: The lanes to them.
         identity: Returns the identity of this gateway, which conveys the caller.
+        tracer: Returns what makes spans; None: nobody looks.
     """
 
-    def __init__(self, channels: Channels, identity: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        identity: Callable[[], str],
+        tracer: Callable[[], Tracer | None] = lambda: None,
+    ) -> None:
+        self._tracer = tracer
         self._channels = channels
         self._identity = identity
         self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
@@ -75,7 +84,10 @@ class FanOut:
         """
         remaining = call.remaining()
         seconds = LIMIT_SECONDS if remaining is None else min(remaining * SHARE_OF_DEADLINE, LIMIT_SECONDS)
-        metadata = ((CALLER_METADATA, encode_caller(call.caller, via=self._identity())),)
+        metadata: list[tuple[str, str | bytes]] = [(CALLER_METADATA, encode_caller(call.caller, via=self._identity()))]
+        tracer = self._tracer()
+        if tracer is not None:
+            metadata += tracer.outgoing()
         return list(
             await asyncio.gather(
                 *(

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from virtfleet_gateway.forward import Passport
+from virtfleet_gateway.relay import Passport
 from virtfleet_service.errors import ServiceDraining, Unauthenticated, VirtfleetError
 from virtfleet_service.identity import encode_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtfleet_gateway.forward import Context
+    from virtfleet_gateway.relay import Context
     from virtfleet_gateway.routing import Route
     from virtfleet_service.authorization import Authorizer
     from virtfleet_service.call import Caller

@@ -14,7 +14,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from virtfleet_gateway.forward import CALLER_METADATA, abort, only_conveyed, pump
+from virtfleet_gateway.forward import CALLER_METADATA, only_conveyed
+from virtfleet_gateway.relay import abort, pump
 from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
 from virtfleet_service.errors import NodeUnknown, VirtfleetError
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from virtfleet_gateway.channels import Channels
-    from virtfleet_gateway.forward import Context, Forwarder, Gate, Passport
+    from virtfleet_gateway.forward import Forwarder, Gate
+    from virtfleet_gateway.relay import Context, Passport
 
 HEALTH: Final = "/grpc.health.v1.Health/"
 REFLECTION: Final = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")

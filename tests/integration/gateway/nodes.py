@@ -14,7 +14,8 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from virtfleet_gateway.channels import Channels
-from virtfleet_gateway.forward import DETAILS_METADATA, Forwarder
+from virtfleet_gateway.forward import Forwarder
+from virtfleet_gateway.relay import DETAILS_METADATA
 from virtfleet_gateway.routing import Route, build_table
 from virtfleet_service.errors import CredentialsInvalid, PermissionMissing, Unauthenticated, VirtfleetError
 

@@ -17,7 +17,8 @@ from tests.integration.gateway.nodes import Rig, details_of, own_status, rig
 if TYPE_CHECKING:
     from tests.integration.gateway.nodes import Context
 from virtfleet_gateway import wire
-from virtfleet_gateway.forward import CALLER_METADATA, DETAILS_METADATA
+from virtfleet_gateway.forward import CALLER_METADATA
+from virtfleet_gateway.relay import DETAILS_METADATA
 
 GET = "virtfleet.compute.v1.DomainService.GetDomain"
 CREATE = "virtfleet.compute.v1.DomainService.CreateDomain"

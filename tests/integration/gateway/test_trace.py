@@ -21,6 +21,7 @@ from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 TRACES = {
     "GetDomain": "11111111111111111111111111111111",
     "WatchResources": "22222222222222222222222222222222",
+    "ListDomains": "77777777777777777777777777777777",
     "OpenConsole": "33333333333333333333333333333333",
     "UploadVolume": "44444444444444444444444444444444",
     "NotSampled": "55555555555555555555555555555555",
@@ -39,6 +40,9 @@ async def call_all_kinds(fleet: RealFleet) -> None:
     get = domain_pb2.GetDomainRequest(name=domain)
     await domains.GetDomain(get, metadata=metadata("GetDomain"))
     await domains.GetDomain(get, metadata=metadata("NotSampled", "00"))
+    await domains.ListDomains(
+        domain_pb2.ListDomainsRequest(parent="nodes/-", read_through=True), metadata=metadata("ListDomains")
+    )
     with pytest.raises(grpc.aio.AioRpcError):
         await domains.GetDomain(
             domain_pb2.GetDomainRequest(name="nodes/none/domains/web"), metadata=metadata("Nowhere")
@@ -82,7 +86,13 @@ async def test_client_gateway_and_node_form_one_chain_in_every_kind_of_call() ->
             await fleet.nodes["n1"].end(signal.SIGTERM)
             await fleet.stop_gateway()
             await fleet.start_gateway()
-    expected = {"GetDomain": "OK", "WatchResources": "CANCELLED", "OpenConsole": "OK", "UploadVolume": "UNIMPLEMENTED"}
+    expected = {
+        "GetDomain": "OK",
+        "ListDomains": "OK",
+        "WatchResources": "CANCELLED",
+        "OpenConsole": "OK",
+        "UploadVolume": "UNIMPLEMENTED",
+    }
     for method, status in expected.items():
         (span,) = spans_of(collector, "gateway", method)
         assert span.name.endswith(f".{method}")

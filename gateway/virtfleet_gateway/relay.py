@@ -1,0 +1,209 @@
+"""Carrying one call that is under way: its messages, its metadata and its end, in both directions.
+
+One message is under way in each direction at a time: HTTP/2 flow control holds the sender back, nothing piles up here.
+
+A node's own status passes unchanged. A failure of the connection under a call that has been sent becomes
+UNAVAILABLE NODE_UNREACHABLE with `sent=true` in its metadata: the node may have done what the call asks. Services put
+details into every status of their own, so UNAVAILABLE without any trailing metadata is the transport's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
+
+import grpc
+import grpc.aio
+
+from virtfleet_gateway.upward import Upward
+
+if TYPE_CHECKING:
+    from virtfleet_gateway.channels import Lane
+    from virtfleet_service.errors import Unauthenticated, VirtfleetError
+
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+    Metadatum = tuple[str, str | bytes]
+
+DETAILS_METADATA: Final = "grpc-status-details-bin"
+
+_EOF: Final = grpc.aio.EOF
+
+
+class Passport(Protocol):
+    """Is an authenticated caller with what is sent on about it."""
+
+    @property
+    def conveyed(self) -> bytes:
+        """The serialised `virtfleet.node.v1.ConveyedCaller`."""
+
+    def permit(self, permission: str, name: str) -> None:
+        """Check that the caller holds a permission on the resource that the call names.
+
+        Raises:
+            PermissionMissing: It does not.
+        """
+
+    def still_good(self) -> Unauthenticated | None:
+        """Return why the caller's certificate is no longer believed; None: it is."""
+
+
+class OpenCalls:
+    """Holds the streams under way, so that a caller whose certificate is denied meanwhile is cut off."""
+
+    def __init__(self) -> None:
+        self._calls: dict[grpc.aio.Call, tuple[Passport, list[VirtfleetError]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @contextlib.contextmanager
+    def entered(self, call: grpc.aio.Call, passport: Passport) -> Any:  # noqa: ANN401
+        """Keep a call for the time of the block; the list that it gives holds why the call was cut off, if it was."""
+        reasons: list[VirtfleetError] = []
+        self._calls[call] = passport, reasons
+        try:
+            yield reasons
+        finally:
+            del self._calls[call]
+
+    def end(self, error: VirtfleetError) -> None:
+        """End all calls with an error, because the gateway stops."""
+        for call, (_, reasons) in list(self._calls.items()):
+            reasons.append(error)
+            call.cancel()
+
+    def sweep(self) -> int:
+        """End the calls of callers that are no longer believed; returns how many. Called every two seconds."""
+        ended = 0
+        for call, (passport, reasons) in list(self._calls.items()):
+            error = passport.still_good()
+            if error is not None:
+                reasons.append(error)
+                call.cancel()
+                ended += 1
+        return ended
+
+
+async def abort(context: Context, error: VirtfleetError) -> NoReturn:
+    """End a call with an error of the gateway's own."""
+    status = error.to_status()
+    await context.abort(error.code, status.message, ((DETAILS_METADATA, status.SerializeToString()),))
+
+
+async def pump_down(
+    call: Any,  # noqa: ANN401
+    context: Context,
+    lane: Lane,
+    cut: list[VirtfleetError],
+    up: Upward | None = None,
+) -> None:
+    """Carry the node's headers, messages and status to the caller."""
+    try:
+        initial = await call.initial_metadata()
+        await context.send_initial_metadata(tuple(initial))
+        while (message := await call.read()) is not _EOF:
+            await context.write(message)
+        code = await call.code()
+        trailing = await call.trailing_metadata()
+        if code is grpc.StatusCode.OK:
+            if trailing:
+                context.set_trailing_metadata(tuple(trailing))
+            return
+        error = grpc.aio.AioRpcError(code, initial, trailing, await call.details())
+    except grpc.aio.AioRpcError as failure:
+        error = failure
+    except asyncio.CancelledError:
+        if not cut:
+            raise
+        await abort(context, cut[0])
+    if cut:
+        await abort(context, cut[0])
+    if up is not None:
+        await up.settle()
+    await pass_failure(context, lane, error)
+
+
+async def one_reply(
+    call: Any,  # noqa: ANN401
+    context: Context,
+    lane: Lane,
+    cut: list[VirtfleetError],
+    up: Upward | None = None,
+) -> bytes:
+    """Return the node's one answer, with its headers and trailers told to the caller, or end the call as it ended."""
+    try:
+        reply: bytes = await call
+        if up is not None:
+            await up.settle()
+        initial = await call.initial_metadata()
+        if initial:
+            await context.send_initial_metadata(tuple(initial))
+        trailing = await call.trailing_metadata()
+        if trailing:
+            context.set_trailing_metadata(tuple(trailing))
+        return reply
+    except grpc.aio.AioRpcError as failure:
+        error = failure
+    except asyncio.CancelledError:
+        if not cut:
+            raise
+        await abort(context, cut[0])
+    if cut:
+        await abort(context, cut[0])
+    if up is not None:
+        await up.settle()
+    return await pass_failure(context, lane, error)
+
+
+async def pass_failure(context: Context, lane: Lane, error: grpc.aio.AioRpcError) -> NoReturn:
+    """End the caller's call as the node's ended."""
+    trailing = tuple(error.trailing_metadata() or ())
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not trailing:
+        await abort(context, lane.unreachable(sent=True, cause=error.details() or ""))
+    await context.abort(error.code(), error.details() or "", cast("Any", trailing))
+
+
+async def pump(
+    lane: Lane,
+    path: str,
+    request: Any,  # noqa: ANN401
+    context: Context,
+    metadata: tuple[Metadatum, ...],
+    passport: Passport,
+    open_calls: OpenCalls,
+) -> bytes | None:
+    """Carry a call of health or reflection to one service of a node.
+
+    Args:
+        lane: The lane to it.
+        path: The path of the method.
+        request: The one request, or, for a client stream, grpc's iterator.
+        context: The call.
+        metadata: What is sent on.
+        passport: The caller.
+        open_calls: Cuts callers off.
+    """
+    client_streaming = not isinstance(request, bytes)
+    start: Any = lane.callable(path, client_streaming=client_streaming, server_streaming=_answers_streaming(path))
+    remaining = context.time_remaining()
+    call = (
+        start(timeout=remaining, metadata=metadata)
+        if client_streaming
+        else start(request, timeout=remaining, metadata=metadata)
+    )
+    up = Upward(context, call, await context.read(), client_reads=True) if client_streaming else None
+    try:
+        with open_calls.entered(call, passport) as cut:
+            if not _answers_streaming(path):
+                return await one_reply(call, context, lane, cut)
+            await pump_down(call, context, lane, cut, up)
+            return None
+    finally:
+        call.cancel()
+        if up is not None:
+            await up.close()
+
+
+def _answers_streaming(path: str) -> bool:
+    return path.endswith(("/Watch", "/ServerReflectionInfo"))

@@ -3,11 +3,11 @@ PYTHON := .venv/bin/python
 # The first Python that runs and is new enough; a plain python3 otherwise, which then says what it is.
 SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
-SUITES := contract integration fleet
+SUITES := contract integration fleet endurance
 
 .DEFAULT_GOAL := help
 .PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \
-        clients chaos bench nightly stubs docs wheels where promises clean
+        clients chaos endurance bench nightly stubs docs wheels where promises clean
 
 help: ## show this list
 	@awk -F':[^#]*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ clients: env system ## other programs against a running fleet
 
 chaos: env system ## seeded faults under load [ROUNDS=n SEED=n]
 	@$(PYTHON) -m tools.suites chaos
+
+endurance: env system ## leaks, power cuts, upgrades, restores, restarts under load [CYCLES=n SEED=n]
+	@$(PYTHON) -m tools.suites endurance
 
 bench: env system ## measure, print a table, write bench/results.json
 	@$(PYTHON) -m bench

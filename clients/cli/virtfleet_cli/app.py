@@ -1,58 +1,113 @@
-"""The command itself: groups of commands, its own and those that other distributions add.
+"""The command itself: its groups and what holds for all of them.
 
-A distribution adds a group by an entry point of the group `virtfleet.commands`: its name is the name on the command
-line, its
-value a `typer.Typer`. So a machine with the gateway has `virtfleet authority`, one with a node's services `virtfleet
-join`.
+A command is imported when it is called, not before: `virtfleet --help` imports none. A distribution adds a group by an
+entry point of the group `virtfleet.commands`: its name is the name on the command line, its value a `click.Command` or
+a `typer.Typer`. So a machine with the gateway has `virtfleet authority`, one with a node's services `virtfleet join`,
+one with the fake fleet `virtfleet fake`.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
-from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-import typer
+import click
 
-from virtfleet_client.errors import VirtfleetError
+from virtfleet_cli.session import Session
 
-ENTRY_POINTS = "virtfleet.commands"
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
-EXIT_REFUSED = 1
-"""A server refused the call, or the call failed."""
+ENTRY_POINTS: Final = "virtfleet.commands"
 
-EXIT_USAGE = 2
-"""The command line, a file or the environment is wrong."""
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "get": ("virtfleet_cli.get:get", "Show resources of a kind, or some of them by name."),
+    "node": ("virtfleet_cli.node:app", "Nodes of the fleet."),
+    "version": ("virtfleet_cli.version:version", "Show the releases of this command, the gateway and the nodes."),
+}
+"""Our own commands: where each is, and what it does in one line."""
 
 
-def build() -> typer.Typer:
-    """Return the command with every group that is installed."""
-    app = typer.Typer(name="virtfleet", no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-    for entry in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        app.add_typer(entry.load(), name=entry.name)
+class Commands(click.Group):
+    """Is the root: it knows its commands by name and imports one when it is called."""
 
-    @app.command()
-    def version() -> None:
-        """Print the release of this command."""
-        typer.echo(metadata.version("virtfleet-cli"))
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        del ctx
+        return sorted({*COMMANDS, *_others()})
 
-    return app
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, imported now."""
+        del ctx
+        own = COMMANDS.get(cmd_name)
+        if own is not None:
+            module, _, attribute = own[0].partition(":")
+            return as_command(getattr(importlib.import_module(module), attribute), cmd_name)
+        other = _others().get(cmd_name)
+        return as_command(other.load(), cmd_name) if other is not None else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        others = _others()
+        rows = [
+            (name, COMMANDS[name][1] if name in COMMANDS else summary(others[name])) for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _others() -> dict[str, EntryPoint]:
+    from importlib import metadata
+
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def summary(entry: EntryPoint) -> str:
+    """Return what a command of another distribution does: the first line of its module, which is not imported."""
+    from importlib.util import find_spec
+
+    spec = find_spec(entry.module)
+    if spec is None or spec.origin is None:
+        return ""
+    with open(spec.origin, encoding="utf-8") as source:  # noqa: PTH123 - pathlib costs the start 10 ms
+        line = source.readline().strip().removeprefix('"""').removesuffix('"""')
+    return line.partition(": ")[0].rstrip(".") + "."
+
+
+def as_command(found: Any, name: str) -> click.Command:  # noqa: ANN401 - a click or a typer command
+    """Return a command of either library as click's; Typer has a click of its own, which reads the rest of the line."""
+    if isinstance(found, click.Command):
+        found.name = name
+        return found
+
+    @click.command(name, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def typed(arguments: tuple[str, ...]) -> None:
+        found(args=list(arguments), prog_name=f"virtfleet {name}")
+
+    return typed
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "-c", "--context", default="", metavar="NAME", help="Which fleet, as `virtfleet context list` shows them."
+)
+@click.option("--address", default="", metavar="URI", help="Where the fleet is, instead of a context.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the whole status of an error as it came over the wire.")
+@click.option("--no-color", is_flag=True, help="No colours; NO_COLOR does the same.")
+@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long one call may take.")
+@click.pass_context
+def root(ctx: click.Context, context: str, address: str, *, verbose: bool, no_color: bool, timeout: float) -> None:
+    """Manage virtual machines, containers, storage and networks of a fleet."""
+    if timeout <= 0:
+        raise click.BadParameter("must be more than 0", param_hint="--timeout")
+    ctx.obj = Session(context=context, address=address, verbose=verbose, colour=not no_color, timeout_seconds=timeout)
+    ctx.call_on_close(ctx.obj.close)
 
 
 def main() -> None:
-    """Run the command line; never shows a traceback for what a server or a file says."""
-    try:
-        build()()
-    except VirtfleetError as error:
-        reason = f" ({error.reason})" if error.reason else ""
-        sys.stderr.write(f"virtfleet: {error.details()}{reason}\n")
-        raise SystemExit(EXIT_REFUSED) from None
-    except grpc.RpcError as error:
-        sys.stderr.write(f"virtfleet: {error}\n")
-        raise SystemExit(EXIT_REFUSED) from None
-    except KeyError as error:
-        sys.stderr.write(f"virtfleet: {error.args[0]} is not set; `. .run/fleet.env` sets it for a development fleet\n")
-        raise SystemExit(EXIT_USAGE) from None
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"virtfleet: {error}\n")
-        raise SystemExit(EXIT_USAGE) from None
+    """Run the command line; never shows a traceback for what a server, a file or a person says."""
+    from virtfleet_cli.failures import run
+
+    sys.exit(run(root, sys.argv[1:]))

@@ -1,0 +1,139 @@
+"""How resources are printed: as a table whose rows appear as they arrive, or as the API's own messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import click
+from google.protobuf import json_format
+
+from virtfleet_cli.kinds import Column, Kind
+from virtfleet_cli.session import Session
+
+FORMATS: Final = ("table", "wide", "json", "yaml", "name")
+_SAMPLE: Final = 100
+"""How many rows decide how wide the columns are; later ones are cut to fit."""
+
+
+class Printer(Protocol):
+    """Prints resources one by one; entered around them."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        ...
+
+    def add(self, resource: Any) -> None:  # noqa: ANN401 - any resource
+        """Print one."""
+        ...
+
+
+def printer(output: str, session: Session, kind: Kind) -> Printer:
+    """Return what prints resources of a kind in a format."""
+    del session
+    if output in ("table", "wide"):
+        return Table(kind, wide=output == "wide")
+    if output == "name":
+        return Names()
+    return Documents(kind, yaml=output == "yaml")
+
+
+class Names:
+    """Prints full names."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+
+    def add(self, resource: Any) -> None:  # noqa: ANN401 - any resource
+        """Print one."""
+        click.echo(resource.name)
+
+
+def as_document(kind: Kind, resource: Any) -> dict[str, Any]:  # noqa: ANN401 - any resource
+    """Return a resource as `apply` reads it: its kind and its fields by their names in the proto."""
+    return {"kind": kind.noun, **json_format.MessageToDict(resource, preserving_proto_field_name=True)}
+
+
+class Documents:
+    """Prints resources as YAML documents, or as one JSON object or list."""
+
+    def __init__(self, kind: Kind, *, yaml: bool) -> None:
+        self._kind = kind
+        self._yaml = yaml
+        self._found: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Print what there is, if nothing failed."""
+        if error is not None:
+            return
+        if self._yaml:
+            import yaml
+
+            yaml.safe_dump_all(self._found, sys.stdout, sort_keys=False, allow_unicode=True)
+        else:
+            click.echo(json.dumps(self._found[0] if len(self._found) == 1 else self._found, indent=2))
+
+    def add(self, resource: Any) -> None:  # noqa: ANN401 - any resource
+        """Take one."""
+        self._found.append(as_document(self._kind, resource))
+
+
+class Table:
+    """Prints rows as they arrive; the first ones decide the widths."""
+
+    def __init__(self, kind: Kind, *, wide: bool) -> None:
+        self._kind = kind
+        node = () if kind.of_fleet else (Column("NODE", lambda one: kind.node_of(one.name)),)
+        name = Column("NAME", lambda one: kind.id_of(one.name))
+        self._columns = [column for column in (*node, name, *kind.columns) if wide or not column.wide]
+        self._waiting: list[list[str]] = []
+        self._widths: list[int] = []
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Print what still waits."""
+        self._begin()
+
+    def add(self, resource: Any) -> None:  # noqa: ANN401 - any resource
+        """Print one, or keep it until the widths are known."""
+        row = [column.value(resource) for column in self._columns]
+        if self._widths:
+            self._print(row)
+            return
+        self._waiting.append(row)
+        if len(self._waiting) >= _SAMPLE:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self._waiting:
+            return
+        rows = [[column.title for column in self._columns], *self._waiting]
+        self._widths = [max(len(row[index]) for row in rows) for index in range(len(self._columns))]
+        self._waiting = []
+        for row in rows:
+            self._print(row)
+
+    def _print(self, row: list[str]) -> None:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], self._widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())

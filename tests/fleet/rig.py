@@ -165,6 +165,11 @@ class Wire:
             raise from_call(failed.code(), failed.details(), failed.trailing_metadata()) from error
         return answer
 
+    @property
+    def channel(self) -> grpc.Channel:
+        """The connection itself."""
+        return self._channel
+
     def begin(self, path: str, request: Message) -> Any:
         """Begin a call and return it, so that it can be cancelled."""
         return self._method(path).future(request.SerializeToString())

@@ -146,7 +146,7 @@ func parseAddress(address string) (endpoint, error) {
 		}
 		return endpoint{target: uri.Host, secure: true, serverName: serverName}, nil
 	case "unix":
-		if uri.Host != "" || !filepath.IsAbs(uri.Path) {
+		if uri.Host != "" || !filepath.IsAbs(uri.Path) || filepath.Clean(uri.Path) == "/" {
 			return wrong("write unix:///PATH")
 		}
 		return endpoint{target: "unix://" + uri.Path}, nil

@@ -1,0 +1,137 @@
+package virtfleet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	commonv1 "virtfleet.dev/go/common/v1"
+)
+
+// TestMain lets the test program be its own `virtfleet proxy`: it joins connections to the socket that the URI names.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "proxy" {
+		os.Exit(proxyProgram(os.Args[2]))
+	}
+	os.Exit(m.Run())
+}
+
+func proxyProgram(text string) int {
+	uri, err := url.Parse(text)
+	if err != nil || uri.Host == "refused" {
+		fmt.Fprintln(os.Stderr, "no way to", uri.Host)
+		return 3
+	}
+	folder, err := os.MkdirTemp("", "proxy")
+	if err != nil {
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(folder) }()
+	listener, err := net.Listen("unix", filepath.Join(folder, "socket"))
+	if err != nil {
+		return 1
+	}
+	if record, err := os.OpenFile(uri.Query().Get("record"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
+		_, _ = fmt.Fprintln(record, os.Getpid())
+		_ = record.Close()
+	}
+	go func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("unix", uri.Path)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(far, near); _ = far.Close() }()
+			go func() { _, _ = io.Copy(near, far); _ = near.Close() }()
+		}
+	}()
+	fmt.Println(listener.Addr())
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+func proxies(t *testing.T, record string) []int {
+	t.Helper()
+	text, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []int
+	for _, line := range strings.Fields(string(text)) {
+		var pid int
+		if _, err := fmt.Sscan(line, &pid); err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, pid)
+	}
+	return found
+}
+
+func TestAnyTransportComesThroughTheHelper(t *testing.T) {
+	t.Setenv("VIRTFLEET_COMMAND", os.Args[0])
+	server := startPeer(t, func(_ int, _ proto.Message, stream grpc.ServerStream) error {
+		return stream.SendMsg(&commonv1.WhoAmIResponse{Subject: "me"})
+	})
+	record := filepath.Join(t.TempDir(), "pids")
+	address := "ssh://me@far" + strings.TrimPrefix(server.address, "unix://") + "?record=" + record
+	client, err := Dial(t.Context(), WithAddress(address))
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Access.WhoAmI(t.Context(), &commonv1.WhoAmIRequest{})
+	if err != nil || answer.GetSubject() != "me" {
+		t.Fatal(answer, err)
+	}
+	// A helper that dies is started again.
+	first := proxies(t, record)
+	if err := syscall.Kill(first[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		if err := client.WaitReady(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if len(proxies(t, record)) == 2 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range proxies(t, record) {
+		if err := syscall.Kill(pid, 0); err == nil {
+			t.Errorf("the helper %d is left", pid)
+		}
+	}
+}
+
+func TestAHelperThatCannotStartIsQuoted(t *testing.T) {
+	t.Setenv("VIRTFLEET_COMMAND", os.Args[0])
+	_, err := Dial(t.Context(), WithAddress("ssh://refused/x"))
+	if err == nil || !strings.Contains(err.Error(), "no way to refused") {
+		t.Error(err)
+	}
+	t.Setenv("VIRTFLEET_COMMAND", filepath.Join(t.TempDir(), "missing"))
+	if _, err := Dial(t.Context(), WithAddress("ssh://far/x")); err == nil || !strings.Contains(err.Error(), "missing") {
+		t.Error(err)
+	}
+}

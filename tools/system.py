@@ -53,6 +53,9 @@ def needs() -> list[Need]:
         Need("busybox-static", files="var/lib/dpkg/info/busybox-static.list"),
         Need("lz4", program="lz4"),
         Need("zstd", program="zstd"),
+        # For the recorder of tests/endurance, which is loaded into a service.
+        Need("gcc", program="cc"),
+        Need("libc6-dev", files="usr/include/stdio.h"),
         # For `systemd-analyze verify` of our units; installing it does not make it the init.
         Need("systemd", program="systemd-analyze"),
     ]

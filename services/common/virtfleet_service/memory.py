@@ -15,8 +15,12 @@ FLOW_OPTIONS: Final = (
     # gRPC's own estimate takes a queue for a long line: a slow disk made it let in hundreds of MiB.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+    # What the estimate would have found: whole chunks in one frame, and reads larger than a record of TLS.
+    ("grpc.http2.max_frame_size", WINDOW_BYTES),
+    ("grpc.experimental.tcp_read_chunk_size", 64 << 10),
+    ("grpc.experimental.tcp_min_read_chunk_size", 16 << 10),
 )
-"""The options of a server or channel that hold a sender back."""
+"""The options of a server or channel that hold a sender back, and let it through without needless work."""
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 """The numbers that mallopt(3) has for what is set below."""

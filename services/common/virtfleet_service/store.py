@@ -16,9 +16,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -27,6 +26,7 @@ from google.protobuf.message import Message
 
 from virtfleet_service import errors, schema
 from virtfleet_service.changes import ChangeCodec
+from virtfleet_service.row_cache import RowCache
 from virtfleet_service.schema import StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from virtfleet_service.transaction import (
     MOVED,
@@ -34,7 +34,7 @@ from virtfleet_service.transaction import (
     Records,
     Row,
     Transaction,
-    iterate_rows,
+    iterate_names,
     not_found,
     select_record,
     select_records,
@@ -88,53 +88,7 @@ class Limits:
     log_seconds: float = 7 * 86_400.0
     request_id_seconds: float = 86_400.0
     operation_seconds: float = 7 * 86_400.0
-    cache_bytes: int = 4 * 1024 * 1024
-
-
-class RowCache:
-    """Keeps rows that were read, never an older one than the last commit."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._used = 0
-        self._rows: OrderedDict[str, Row] = OrderedDict()
-        self._lock = threading.Lock()
-        self.epoch = 0
-
-    def get(self, name: str) -> Row | None:
-        """Return a row if it is kept."""
-        with self._lock:
-            row = self._rows.get(name)
-            if row is not None:
-                self._rows.move_to_end(name)
-            return row
-
-    def keep(self, row: Row, epoch: int) -> None:
-        """Keep a row that was read at an epoch; a commit since then, or one under way, makes it void."""
-        with self._lock:
-            if epoch != self.epoch or epoch % 2:
-                return
-            before = self._rows.pop(row.name, None)
-            self._used += len(row.body) - (len(before.body) if before else 0)
-            self._rows[row.name] = row
-            while self._used > self._limit:
-                _, oldest = self._rows.popitem(last=False)
-                self._used -= len(oldest.body)
-
-    @contextmanager
-    def commit(self, names: set[str]) -> Iterator[None]:
-        """Forget rows while a commit changes them; the epoch is odd as long as it runs."""
-        with self._lock:
-            self.epoch += 1
-            for name in names:
-                row = self._rows.pop(name, None)
-                if row is not None:
-                    self._used -= len(row.body)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.epoch += 1
+    cache_bytes: int = 8 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -288,8 +242,22 @@ class Store:
         return select_rows(self.reader, kind, parent, after, limit)
 
     def iterate(self, kind: str, *, parent: str = "", after: str = "") -> Generator[Row, None, None]:
-        """Read like `list`, row by row, from one state of the store. Close the iterator (`contextlib.closing`)."""
-        return iterate_rows(self.reader, kind, parent, after)
+        """Read like `list`, row by row, from one state of the store. Close the iterator (`contextlib.closing`).
+
+        The index gives the names; a row is read from the file only if it is not kept or a commit has come in between.
+        """
+        epoch = self._cache.epoch
+        # A statement that is not at its end holds the connection at the state in which it began.
+        holder = self.reader.execute("SELECT key FROM meta")
+        with closing(holder), closing(iterate_names(self.reader, kind, parent, after)) as names:
+            for name in names:
+                row = self._cache.at(name, epoch)
+                if row is None:
+                    row = select_row(self.reader, name)
+                    if row is None:
+                        raise RuntimeError(f"the index has {name}, the table has not")
+                    self._cache.fill(row, epoch)
+                yield row
 
     def get_record(self, space: str, key: str) -> bytes | None:
         """Read a private record."""

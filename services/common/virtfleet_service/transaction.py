@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -107,7 +107,23 @@ def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: 
         parent: Only below this name; a `-` in it stands for any one segment. Empty: all.
         after: Only names that come behind this one.
     """
-    sql = f"SELECT {_ROW_COLUMNS} FROM resources WHERE kind = ? AND name > ?"  # noqa: S608
+    with closing(_iterate(connection, _ROW_COLUMNS, kind, parent, after)) as rows:
+        for found in rows:
+            yield Row(*found)
+
+
+def iterate_names(connection: sqlite3.Connection, kind: str, parent: str, after: str) -> Generator[str, None, None]:
+    """Read the names of resources as `iterate_rows` does; the index has them, no row is touched."""
+    with closing(_iterate(connection, "kind, name", kind, parent, after)) as rows:
+        for found in rows:
+            yield found[1]
+
+
+def _iterate(
+    connection: sqlite3.Connection, columns: str, kind: str, parent: str, after: str
+) -> Generator[tuple[Any, ...], None, None]:
+    """Read columns, of which the name is the second, of the resources of a kind."""
+    sql = f"SELECT {columns} FROM resources WHERE kind = ? AND name > ?"  # noqa: S608
     parameters: list[str] = [kind, after]
     segments = parent.split("/") if parent else []
     wildcard = "-" in segments
@@ -119,9 +135,8 @@ def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: 
         parameters += [prefix, prefix[:-1] + "0"]
     with closing(connection.execute(sql + " ORDER BY name", parameters)) as cursor:
         for found in cursor:
-            if wildcard and not _below(found[1], segments):
-                continue
-            yield Row(*found)
+            if not wildcard or _below(found[1], segments):
+                yield found
 
 
 def select_rows(connection: sqlite3.Connection, kind: str, parent: str, after: str, limit: int | None) -> list[Row]:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,44 @@ async def test_the_cache_is_bounded(tmp_path: Path) -> None:
         for one in made:
             store.need(one.name)
         assert sum(len(row.body) for row in store._cache._rows.values()) == store._cache._used <= 1000
+
+
+async def test_a_read_of_many_shows_one_state_whatever_is_kept_and_written_meanwhile(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db") as store:
+        made = [domain(f"d{index}") for index in range(9)]
+        await put(store, *made)
+
+        def seen() -> list[tuple[str, int]]:
+            with closing(store.iterate("domain", parent="nodes/n1")) as rows:
+                return [(row.name, row.generation) for row in rows]
+
+        first = [(one.name, 1) for one in made]
+        # Read from the file, then as it is kept.
+        assert seen() == seen() == first
+        made[4].generation = 2
+        await put(store, made[4])
+        assert seen() == [(name, 2 if name == made[4].name else 1) for name, _ in first]
+        with closing(store.iterate("domain")) as rows:
+            begun = [next(rows) for _ in range(3)]
+            for one in made:
+                one.generation = 3
+            gone = made.pop()
+            await put(store, *made, domain("d99"))
+            await store.write(lambda tx: tx.delete(gone.name, cause=TEST_CAUSE))
+            begun += list(rows)
+        assert [row.generation for row in begun] == [1, 1, 1, 1, 2, 1, 1, 1, 1]
+        assert seen() == [(one.name, 3) for one in made] + [("nodes/n1/domains/d99", 1)]
+
+
+async def test_a_list_longer_than_the_cache_does_not_wash_it_out(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db", Limits(cache_bytes=1000)) as store:
+        await put(store, *(domain(f"d{index:02}") for index in range(50)))
+        last = store.need("nodes/n1/domains/d49")
+        for _ in range(2):
+            with closing(store.iterate("domain")) as rows:
+                assert len(list(rows)) == 50
+        assert store.get(last.name) is last
+        assert 0 < store._cache._used <= 1000
 
 
 async def test_records_are_listed_by_prefix(tmp_path: Path) -> None:

@@ -150,7 +150,9 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         enrollment = Enrollment(store, authority, terms, certificates, denial_list)
         denial_list.restore_file()
         issued = IssuedFolder(settings.authority_dir, certificates)
+        # Before it serves: whoever lists certificates finds those of before the start.
         await issued.look()
+        await certificates.adopt(own.certificate_file.read_bytes(), own.identity)
         operations = await stack.enter_async_context(
             Operations(store, "gateway", "", prefix="operations/").running(drain_seconds=settings.drain_seconds)
         )

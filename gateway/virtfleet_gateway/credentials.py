@@ -102,7 +102,7 @@ class OwnCertificate:
         """Renew in time, until cancelled.
 
         Args:
-            issued: Is given each certificate, the first one too, so that it is known and can be revoked.
+            issued: Is given each certificate, the present one too, so that it is known and can be revoked.
         """
         known = b""
         while True:

@@ -43,7 +43,8 @@ async def command(*arguments: str, failpoint: str = "") -> tuple[int, str]:
         "virtfleet_cli",
         "authority",
         *arguments,
-        env={**os.environ, "VIRTFLEET_FAILPOINT": failpoint},
+        # Wide, so that no path is broken over lines.
+        env={**os.environ, "VIRTFLEET_FAILPOINT": failpoint, "COLUMNS": "500"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

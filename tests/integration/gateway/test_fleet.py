@@ -201,11 +201,12 @@ async def test_calls_reach_their_node_with_the_caller(fleet: RealFleet) -> None:
     await watcher.until(lambda watch: watch.events)
     assert watcher.events[0].message == "spiffe://virtfleet.dev/user/admin via spiffe://virtfleet.dev/gateway/g1"
     await watcher.stop()
-    # What a caller says about itself is worth nothing.
+    # What a caller says about itself is refused.
     forged = domains.GetDomain(
         domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"), metadata=(("x-virtfleet-caller-bin", b"\x0a\x05admin"),)
     )
-    assert (await forged).display_name == "domain a"
+    error = await failure(forged)
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
     console: Any = console_pb2_grpc.ConsoleServiceStub(fleet.channel).OpenConsole()
     await console.write(console_pb2.OpenConsoleRequest(name="nodes/n1/domains/a", data=b"one"))
     assert (await console.read()).data.data == b"one"

@@ -82,8 +82,8 @@ nightly: test ## everything, with the long runs
 stubs: env ## generate the Go stubs from the protos into build/stubs (needs Go; Python's are in `make protos`)
 	@$(PYTHON) -m tools.stubs
 
-docs: env ## write docs/api.md from the protos
-	@$(PYTHON) -m tools.reference
+docs: env ## build the documentation site into build/site; dead links fail
+	@$(PYTHON) -m tools.site
 
 wheels: env ## build the wheel of every distribution into build/wheels
 	@$(PYTHON) -m tools.wheels

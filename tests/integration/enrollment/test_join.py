@@ -12,6 +12,7 @@ import grpc
 import pytest
 from cryptography import x509
 
+from tests.integration.gateway.nodes import details_of
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet_gateway.app import App, running
 from virtfleet_gateway.authority import Authority, new_request
@@ -158,3 +159,50 @@ async def test_a_revoked_user_is_refused_within_five_seconds(gateway: App, admin
             await nodes.ListNodes(node_pb2.ListNodesRequest())
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert "CERTIFICATE_REVOKED" in str(caught.value.trailing_metadata())
+
+
+async def test_a_bad_request_for_a_certificate_is_told_with_its_field(
+    gateway: App, admin: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    before = len((await listed(admin)).certificates)
+    user = enrollment_pb2.IssueUserCertificateRequest(user="eve", roles=["viewer"], certificate_request="no request")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await enrollment_pb2_grpc.EnrollmentServiceStub(admin).IssueUserCertificate(user)
+    assert problem(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "DOCUMENT_INVALID", "certificate_request")
+
+    good = await token(admin)
+    ca = (gateway.settings.authority_dir / "ca.crt").read_bytes()
+    enroll = enrollment_pb2.EnrollNodeRequest(name="nodes/n1", token=good.text)
+    enroll.services.add(
+        service="compute", endpoint="127.0.0.1:1", certificate_request=new_request("compute")[1].decode()
+    )
+    enroll.services.add(service="storage", endpoint="127.0.0.1:2", certificate_request="no request")
+    async with grpc.aio.secure_channel(gateway.settings.enrollment_listen, grpc.ssl_channel_credentials(ca)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await enrollment_pb2_grpc.EnrollmentServiceStub(channel).EnrollNode(enroll)
+    field = "services[1].certificate_request"
+    assert problem(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "DOCUMENT_INVALID", field)
+    assert len((await listed(admin)).certificates) == before
+
+    # The token is still good; and a member that renews is told the same.
+    folder = tmp_path / "n1"
+    await enrollment.join(gateway.settings.enrollment_listen, good, ENDPOINTS, folder)
+    files = [(folder / name).read_bytes() for name in ("ca.crt", "compute.key", "compute.crt")]
+    async with grpc.aio.secure_channel(gateway.settings.listen, grpc.ssl_channel_credentials(*files)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await enrollment_pb2_grpc.EnrollmentServiceStub(channel).RenewCertificate(
+                enrollment_pb2.RenewCertificateRequest(certificate_request="no request")
+            )
+    assert problem(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "DOCUMENT_INVALID", "certificate_request")
+    assert len((await listed(admin)).certificates) == before + len(ENDPOINTS)
+
+
+async def listed(admin: grpc.aio.Channel) -> enrollment_pb2.ListCertificatesResponse:
+    return await enrollment_pb2_grpc.EnrollmentServiceStub(admin).ListCertificates(
+        enrollment_pb2.ListCertificatesRequest()
+    )
+
+
+def problem(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str]:
+    details = details_of(error)
+    return error.code(), details["reason"], details["metadata"].get("field", "")

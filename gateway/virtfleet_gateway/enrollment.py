@@ -94,7 +94,7 @@ class Enrollment:
         if len(set(services)) != len(services):
             raise FieldConflict("each service may occur once", field="services")
         parts = request.token.split(".")
-        if len(parts) != 4 or parts[0] != "vf1":
+        if len(parts) != 4 or parts[0] != "vf1" or not all(parts):
             raise JoinTokenInvalid("this is no join token")
         digest = secret_hash(parts[2])
         requests_digest = secret_hash(

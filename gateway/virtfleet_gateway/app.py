@@ -148,7 +148,7 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         denial_list = DenialList(store, authority, own.denied_file, changed=refresh)
         certificates = Certificates(store, authority, denial_list)
         enrollment = Enrollment(store, authority, terms, certificates, denial_list)
-        denial_list.restore_file()
+        await certificates.restore_denials(own.identity)
         issued = IssuedFolder(settings.authority_dir, certificates)
         # Before it serves: whoever lists certificates finds those of before the start.
         await issued.look()

@@ -245,12 +245,69 @@ class Certificates:
         await self._store.write(work)
         self._denial_list.publish(out.denials)
 
+    async def take_in(self, signed: enrollment_pb2.SignedDenialList, principal: str) -> None:
+        """Deny what a list of this authority denies that the store does not know: it was put back from an older copy.
+
+        Whoever brings the list can only repeat what the authority has said before. The list in force gets a number that
+        is higher than that of the one brought, so that members take it.
+
+        Raises:
+            DocumentInvalid: This authority has not signed it.
+        """
+        brought = self._denial_list.verify(signed)
+        current = self._denial_list.current()
+        if not brought.number or current.signed == signed or current.replaces(brought):
+            return
+        out = _Signed()
+
+        def work(transaction: Transaction) -> None:
+            current = self._denial_list.current_in(transaction)
+            if current.signed == signed or current.replaces(brought):
+                return
+            targets = [self._denied(transaction, entry, principal) for entry in brought.missing_in(current)]
+            out.denials = self.deny(transaction, targets, "denied before a restore", principal, above=brought.number)
+            if out.denials is None:
+                out.denials = self._denial_list.add(transaction, [], above=brought.number)
+
+        await self._store.write(work)
+        self._denial_list.publish(out.denials)
+
+    async def restore_denials(self, principal: str) -> None:
+        """Bring the list of the store and that of the file together; at start, when either may be the older one.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        left = self._denial_list.file_content()
+        if left is not None:
+            await self.take_in(left, principal)
+        self._denial_list.restore_file()
+
+    def _denied(
+        self, transaction: Transaction, entry: enrollment_pb2.DeniedCertificate, principal: str
+    ) -> enrollment_pb2.Certificate:
+        """Return the certificate that an entry of a list means; one that nobody has seen is made from the entry."""
+        name = f"certificates/c{entry.serial_number}"
+        row = transaction.get(name)
+        if row is not None:
+            return enrollment_pb2.Certificate.FromString(row.body)
+        certificate = enrollment_pb2.Certificate()
+        resources.create_head(certificate, name)
+        certificate.status.state = enrollment_pb2.CERTIFICATE_STATE_VALID
+        certificate.status.serial_number = entry.serial_number
+        certificate.status.expire_time.CopyFrom(entry.expire_time)
+        certificate.status.principal = principal
+        transaction.put(KIND, certificate, cause=f"{_CAUSE}GetTrustBundle")
+        return certificate
+
     def deny(
         self,
         transaction: Transaction,
         targets: Sequence[enrollment_pb2.Certificate],
         reason: str,
         principal: str,
+        *,
+        above: int = 0,
     ) -> Denials | None:
         """Deny certificates by their serial numbers.
 
@@ -294,6 +351,7 @@ class Certificates:
                 )
                 for certificate in fresh
             ],
+            above=above,
         )
 
 

@@ -1,19 +1,22 @@
 """The denial list that the authority signs, as the gateway keeps it and hands it out with the trust bundle.
 
 It is made, numbered and signed in the transaction that revokes certificates, stored with them, and written to the file
-that the gateway's own server obeys after the commit: a crash between the two is made good at the next start.
+that the gateway's own server obeys after the commit: a crash between the two is made good at the next start. Its number
+comes from the clock: a store that was put back from a copy must not give a number again that members have seen.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 
 from virtfleet.fleet.v1 import enrollment_pb2
 from virtfleet_service.denial import Denials, public_key_sha256
+from virtfleet_service.errors import DocumentInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     from virtfleet_gateway.authority import Authority
     from virtfleet_service.store import Store, Transaction
+
+_log = logging.getLogger(__name__)
 
 DENIED_AFTER_END: Final = dt.timedelta(days=1)
 """How long a certificate stays on the list after its end."""
@@ -45,19 +50,25 @@ class DenialList:
         self._file = file
         self._changed = changed
         self._ca_digest = hashlib.sha256(authority.certificate_pem).hexdigest()
+        self._certificate = x509.load_pem_x509_certificate(authority.certificate_pem)
 
-    def add(self, transaction: Transaction, entries: Iterable[enrollment_pb2.DeniedCertificate]) -> Denials:
+    def add(
+        self, transaction: Transaction, entries: Iterable[enrollment_pb2.DeniedCertificate], *, above: int = 0
+    ) -> Denials:
         """Put certificates on the list and sign it; what has ended long ago leaves it.
+
+        Args:
+            transaction: Where the list is read and written.
+            entries: The certificates.
+            above: A number that has been seen, which the new one must exceed.
 
         Returns:
             The new list, for `publish` after the commit.
         """
         now = dt.datetime.now(dt.UTC)
-        signed = transaction.get_record(_KIND, _KEY)
-        previous = enrollment_pb2.DenialList()
-        if signed is not None:
-            previous.ParseFromString(enrollment_pb2.SignedDenialList.FromString(signed).content)
-        content = enrollment_pb2.DenialList(number=previous.number + 1)
+        previous = self.current_in(transaction).content
+        number = max(previous.number + 1, above + 1, int(now.timestamp() * 1e6))
+        content = enrollment_pb2.DenialList(number=number)
         content.create_time.FromDatetime(now)
         kept = {
             entry.serial_number: entry
@@ -70,7 +81,7 @@ class DenialList:
         document = enrollment_pb2.SignedDenialList(
             content=serialised,
             signature=self._authority.sign(serialised),
-            key_sha256=public_key_sha256(x509.load_pem_x509_certificate(self._authority.certificate_pem)),
+            key_sha256=public_key_sha256(self._certificate),
         )
         transaction.put_record(_KIND, _KEY, document.SerializeToString())
         return Denials(content, document)
@@ -81,16 +92,48 @@ class DenialList:
             denials.save(self._file)
             self._changed()
 
+    def current(self) -> Denials:
+        """Return the list in force."""
+        signed = self._store.get_record(_KIND, _KEY)
+        if signed is None:
+            return Denials.empty()
+        document = enrollment_pb2.SignedDenialList.FromString(signed)
+        return Denials(enrollment_pb2.DenialList.FromString(document.content), document)
+
+    def current_in(self, transaction: Transaction) -> Denials:
+        """Return the list in force as a transaction sees it."""
+        signed = transaction.get_record(_KIND, _KEY)
+        if signed is None:
+            return Denials.empty()
+        document = enrollment_pb2.SignedDenialList.FromString(signed)
+        return Denials(enrollment_pb2.DenialList.FromString(document.content), document)
+
+    def file_content(self) -> enrollment_pb2.SignedDenialList | None:
+        """Return the list in the file: newer than that of the store if the store was put back from a copy.
+
+        A damaged file is as good as none: it is written again from the store.
+        """
+        try:
+            return Denials.load(self._file, [self._certificate]).signed
+        except DocumentInvalid as error:
+            _log.error("the denial list in the file cannot be used, that of the store is put in its place: %s", error)
+            return None
+
+    def verify(self, signed: enrollment_pb2.SignedDenialList) -> Denials:
+        """Return a list that somebody brings.
+
+        Raises:
+            DocumentInvalid: This authority has not signed it.
+        """
+        return Denials.verify(signed, [self._certificate])
+
     def restore_file(self) -> None:
-        """Write the list of the store to its file; at start, when a crash may have left an old one.
+        """Write the list of the store to its file.
 
         Raises:
             OSError: The file cannot be written.
         """
-        signed = self._store.get_record(_KIND, _KEY)
-        if signed is not None:
-            document = enrollment_pb2.SignedDenialList.FromString(signed)
-            Denials(enrollment_pb2.DenialList.FromString(document.content), document).save(self._file)
+        self.current().save(self._file)
 
     def trust_bundle(self, request: enrollment_pb2.GetTrustBundleRequest) -> enrollment_pb2.TrustBundle:
         """Return the CA certificates and the denial list, each only if the caller has another one."""

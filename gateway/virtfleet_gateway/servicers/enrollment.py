@@ -88,7 +88,9 @@ class EnrollmentServicer:
         return await self._certificates.revoke(request, call)
 
     async def get_trust_bundle(
-        self, request: enrollment_pb2.GetTrustBundleRequest, _call: Call
+        self, request: enrollment_pb2.GetTrustBundleRequest, call: Call
     ) -> enrollment_pb2.TrustBundle:
         """Give the CA certificates and the denial list."""
+        if request.HasField("denial_list"):
+            await self._certificates.take_in(request.denial_list, call.caller.subject)
         return self._denial_list.trust_bundle(request)

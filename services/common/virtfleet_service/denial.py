@@ -2,9 +2,10 @@
 
 The authority signs a numbered list (`virtfleet.fleet.v1.SignedDenialList`); gateways hand it out with the trust
 bundle, and every
-process keeps the newest one that it has seen in a file. A list is taken only if a CA of the trust bundle signed it and
-its number
-is higher than that of the one in force, so neither a stranger nor an old gateway can set a certificate free again.
+process keeps the newest one that it has seen in a file. A list is taken only if a CA of the trust bundle signed it, its
+number is higher than that of the one in force, and it denies all that the one in force does, so neither a stranger nor
+an old gateway nor one whose store was put back from a copy can set a certificate free again. A member that holds more
+than a gateway hands its list over (`missing_in`), and the gateway takes in what is missing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Denials:
         self, content: enrollment_pb2.DenialList, signed: enrollment_pb2.SignedDenialList | None = None
     ) -> None:
         self.number: int = content.number
+        self.content = content
         self.signed = signed
         self._serials = frozenset(entry.serial_number for entry in content.certificates)
         self._identities: dict[str, dt.datetime | None] = {}
@@ -123,6 +125,19 @@ class Denials:
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)
+
+    def missing_in(self, other: Denials) -> list[enrollment_pb2.DeniedCertificate]:
+        """Return what this list denies and another one does not; certificates that have ended are left out."""
+        now = dt.datetime.now(dt.UTC)
+        return [
+            entry
+            for entry in self.content.certificates
+            if entry.serial_number not in other._serials and entry.expire_time.ToDatetime(dt.UTC) > now
+        ]
+
+    def replaces(self, other: Denials) -> bool:
+        """Tell whether this list is newer than another and sets nothing free that the other denies."""
+        return self.number > other.number and not other.missing_in(self)
 
     def denies(self, serial_number: str, identity: str, not_before: dt.datetime) -> bool:
         """Tell whether a certificate is no longer good.

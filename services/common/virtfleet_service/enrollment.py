@@ -188,11 +188,18 @@ async def join(
     return fleet
 
 
-def take_trust_bundle(bundle: enrollment_pb2.TrustBundle, directory: Path) -> bool:
+def take_trust_bundle(bundle: enrollment_pb2.TrustBundle, directory: Path, *, seen: bool = False) -> bool:
     """Write what is new in a trust bundle.
 
-    A denial list that is not signed by an authority already trusted here, or that is not newer, changes nothing. New CA
-    certificates are believed because they came over a connection that the old ones vouch for.
+    A denial list that is not signed by an authority already trusted here, that is not newer, or that sets free what the
+    one held here denies changes nothing. New CA certificates are believed because they came over a connection that the
+    old ones vouch for.
+
+    Args:
+        bundle: The trust bundle.
+        directory: Where it is kept.
+        seen: Whether the gateway has been given the list that is held here: what its own, newer one has left out then
+            is left out for good.
 
     Returns:
         Whether a file changed.
@@ -207,10 +214,25 @@ def take_trust_bundle(bundle: enrollment_pb2.TrustBundle, directory: Path) -> bo
     if bundle.HasField("denial_list"):
         authorities = x509.load_pem_x509_certificates((directory / "ca.crt").read_bytes())
         offered = Denials.verify(bundle.denial_list, authorities)
-        if offered.number > Denials.load(directory / "denied", authorities).number:
+        held = Denials.load(directory / "denied", authorities)
+        if offered.replaces(held) or (seen and offered.number > held.number):
             offered.save(directory / "denied")
             changed = True
     return changed
+
+
+def unknown_to_gateway(bundle: enrollment_pb2.TrustBundle, directory: Path) -> enrollment_pb2.SignedDenialList | None:
+    """Return the denial list that is held here if the gateway that sent the bundle lacks something of it.
+
+    Its store has then been put back from a copy that is older than the list.
+    """
+    authorities = x509.load_pem_x509_certificates((directory / "ca.crt").read_bytes())
+    held = Denials.load(directory / "denied", authorities)
+    if bundle.denial_list_number < held.number:
+        return held.signed
+    if bundle.HasField("denial_list") and held.missing_in(Denials.verify(bundle.denial_list, authorities)):
+        return held.signed
+    return None
 
 
 class Membership:
@@ -282,11 +304,17 @@ class Membership:
             request_serializer=enrollment_pb2.GetTrustBundleRequest.SerializeToString,
             response_deserializer=enrollment_pb2.TrustBundle.FromString,
         )
-        bundle = await get(
-            enrollment_pb2.GetTrustBundleRequest(known_denial_list_number=known, known_ca_digest=self._known_digest),
-            timeout=CALL_SECONDS,
+        request = enrollment_pb2.GetTrustBundleRequest(
+            known_denial_list_number=known, known_ca_digest=self._known_digest
         )
-        if take_trust_bundle(bundle, self._directory):
+        bundle = await get(request, timeout=CALL_SECONDS)
+        changed = take_trust_bundle(bundle, self._directory)
+        held = unknown_to_gateway(bundle, self._directory)
+        if held is not None:
+            self._note("the gateway lacks denials that are known here, as after a restore: it is given them")
+            request.denial_list.CopyFrom(held)
+            changed = take_trust_bundle(await get(request, timeout=CALL_SECONDS), self._directory, seen=True) or changed
+        if changed:
             self._changed()
         self._known_digest = bundle.ca_digest
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from virtfleet_gateway.join_tokens import JoinTokens
 from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller
 from virtfleet_service.denial import Denials, public_key_sha256
-from virtfleet_service.enrollment import take_trust_bundle
+from virtfleet_service.enrollment import take_trust_bundle, unknown_to_gateway
 from virtfleet_service.errors import DocumentInvalid, FieldConflict, JoinTokenInvalid, NameMalformed
 from virtfleet_service.methods import FOREIGN_RULES, facts_of
 from virtfleet_service.store import Store
@@ -50,8 +50,12 @@ class Desk:
             made.join_token.spec.lifetime.seconds = lifetime_seconds
         return (await self.tokens.create(made, CALL)).token
 
+    @property
+    def authority_certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.authority.certificate_pem)
+
     def denials(self) -> Denials:
-        return Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self.authority.certificate_pem)])
+        return Denials.load(self.denied_file, [self.authority_certificate])
 
 
 _SERVICE = enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"]
@@ -62,14 +66,16 @@ CALL = Call(
 )
 
 
+KINDS = {
+    "node": node_pb2.Node,
+    "certificate": enrollment_pb2.Certificate,
+    "join_token": enrollment_pb2.JoinToken,
+}
+
+
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    kinds = {
-        "node": node_pb2.Node,
-        "certificate": enrollment_pb2.Certificate,
-        "join_token": enrollment_pb2.JoinToken,
-    }
-    async with Store.open(tmp_path / "g.db", package="virtfleet.fleet.v1", resource_types=kinds) as store:
+    async with Store.open(tmp_path / "g.db", package="virtfleet.fleet.v1", resource_types=KINDS) as store:
         yield Desk(store, Authority.create(tmp_path / "ca"), tmp_path)
 
 
@@ -156,14 +162,15 @@ async def test_revoking_reaches_the_file_and_the_trust_bundle(desk: Desk) -> Non
     assert revoked.generation == 2
     assert desk.denials().denies(revoked.status.serial_number, revoked.status.identity, dt.datetime.now(dt.UTC))
     bundle = desk.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
-    assert bundle.denial_list_number == 1
-    known = enrollment_pb2.GetTrustBundleRequest(known_denial_list_number=1, known_ca_digest=bundle.ca_digest)
+    number = bundle.denial_list_number
+    assert number > 0
+    known = enrollment_pb2.GetTrustBundleRequest(known_denial_list_number=number, known_ca_digest=bundle.ca_digest)
     unchanged = desk.denial_list.trust_bundle(known)
     assert not unchanged.HasField("denial_list")
     assert not unchanged.ca_certificates
     # Once more changes nothing.
     await desk.certificates.revoke(request, CALL)
-    assert desk.denials().number == 1
+    assert desk.denials().number == number
 
 
 async def test_a_member_takes_only_newer_lists_that_the_authority_has_signed(desk: Desk, tmp_path: Path) -> None:
@@ -176,7 +183,7 @@ async def test_a_member_takes_only_newer_lists_that_the_authority_has_signed(des
     newest = desk.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
     assert take_trust_bundle(newest, member)
     ca = [x509.load_pem_x509_certificate(desk.authority.certificate_pem)]
-    assert Denials.load(member / "denied", ca).number == 2
+    assert Denials.load(member / "denied", ca).number == newest.denial_list_number
 
     old = enrollment_pb2.TrustBundle()
     old.CopyFrom(newest)
@@ -184,11 +191,11 @@ async def test_a_member_takes_only_newer_lists_that_the_authority_has_signed(des
     old.denial_list.content = content
     old.denial_list.signature = desk.authority.sign(content)
     assert not take_trust_bundle(old, member)
-    assert Denials.load(member / "denied", ca).number == 2
+    assert Denials.load(member / "denied", ca).number == newest.denial_list_number
 
     forged = enrollment_pb2.TrustBundle()
     forged.CopyFrom(newest)
-    forged.denial_list.content = enrollment_pb2.DenialList(number=9).SerializeToString()
+    forged.denial_list.content = enrollment_pb2.DenialList(number=1 << 62).SerializeToString()
     with pytest.raises(DocumentInvalid):
         take_trust_bundle(forged, member)
     stranger = Authority.create(tmp_path / "stranger")
@@ -197,6 +204,86 @@ async def test_a_member_takes_only_newer_lists_that_the_authority_has_signed(des
     del forged.ca_certificates[:]
     with pytest.raises(DocumentInvalid, match="not signed by an authority"):
         take_trust_bundle(forged, member)
+
+
+def serials(issued: Iterable[enrollment_pb2.IssuedCertificate]) -> list[str]:
+    return [one.certificate.removeprefix("certificates/c") for one in issued]
+
+
+async def member_of(desk: Desk, folder: Path, *, revoked: int) -> tuple[Path, list[enrollment_pb2.IssuedCertificate]]:
+    """Return the folder of a member, and its certificates, of which the first ones have been revoked."""
+    folder.mkdir()
+    answer = await desk.enrollment.enroll_node(enroll(await desk.token()))
+    take_trust_bundle(answer.trust_bundle, folder)
+    for issued in answer.certificates[:revoked]:
+        await desk.certificates.revoke(enrollment_pb2.RevokeCertificateRequest(name=issued.certificate), CALL)
+    assert take_trust_bundle(desk.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest()), folder)
+    return folder, list(answer.certificates)
+
+
+@pytest.mark.parametrize("again", ["at once", "after another revocation"])
+async def test_a_restored_gateway_learns_from_a_member_what_it_has_denied(
+    desk: Desk, tmp_path: Path, again: str
+) -> None:
+    member, issued = await member_of(desk, tmp_path / "member", revoked=2)
+    first, second, third = serials(issued)
+    async with Store.open(tmp_path / "empty.db", package="virtfleet.fleet.v1", resource_types=KINDS) as store:
+        # The copy was made before anything was: it does not even know the certificates.
+        restored = Desk(store, desk.authority, tmp_path / "restored")
+        restored.denied_file.parent.mkdir()
+        if again == "after another revocation":
+            named = enrollment_pb2.RevokeCertificateRequest(name=f"certificates/c{third}", allow_missing=True)
+            await restored.certificates.revoke(named, CALL)
+        bundle = restored.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
+        # Neither is the older list taken, nor a newer one that would set the two free.
+        assert not take_trust_bundle(bundle, member)
+        held = unknown_to_gateway(bundle, member)
+        assert held is not None
+        await restored.certificates.take_in(held, "spiffe://virtfleet.dev/node/n1/compute")
+        merged = restored.denial_list.trust_bundle(enrollment_pb2.GetTrustBundleRequest())
+        assert take_trust_bundle(merged, member)
+        assert unknown_to_gateway(merged, member) is None
+        denied = {first, second} | ({third} if again != "at once" else set())
+        for denials in (restored.denials(), Denials.load(member / "denied", [restored.authority_certificate])):
+            found = {one for one in (first, second, third) if denials.denies(one, "", dt.datetime.now(dt.UTC))}
+            assert found == denied
+        known = enrollment_pb2.Certificate.FromString(store.need(f"certificates/c{first}").body)
+        assert known.status.state == enrollment_pb2.CERTIFICATE_STATE_REVOKED
+        assert known.status.revoke_reason == "denied before a restore"
+        # Once more changes nothing.
+        number = restored.denials().number
+        await restored.certificates.take_in(held, "spiffe://virtfleet.dev/node/n1/compute")
+        assert restored.denials().number == number
+
+
+async def test_a_gateway_takes_in_no_list_that_its_authority_has_not_signed(desk: Desk, tmp_path: Path) -> None:
+    stranger = Authority.create(tmp_path / "stranger")
+    content = enrollment_pb2.DenialList(number=1 << 60)
+    content.certificates.add(serial_number="1").expire_time.FromDatetime(dt.datetime.now(dt.UTC) + dt.timedelta(days=1))
+    forged = enrollment_pb2.SignedDenialList(content=content.SerializeToString())
+    forged.signature = stranger.sign(forged.content)
+    for key in (stranger, desk.authority):
+        forged.key_sha256 = public_key_sha256(x509.load_pem_x509_certificate(key.certificate_pem))
+        with pytest.raises(DocumentInvalid):
+            await desk.certificates.take_in(forged, "anybody")
+    assert not desk.denials().number
+    assert not desk.told
+
+
+async def test_a_gateway_learns_from_its_own_file_when_its_store_is_put_back(desk: Desk, tmp_path: Path) -> None:
+    _, issued = await member_of(desk, tmp_path / "member", revoked=1)
+    before = desk.denials()
+    async with Store.open(tmp_path / "empty.db", package="virtfleet.fleet.v1", resource_types=KINDS) as store:
+        restored = Desk(store, desk.authority, tmp_path)
+        await restored.certificates.restore_denials("spiffe://virtfleet.dev/gateway/g1")
+        after = restored.denials()
+        assert after.number > before.number
+        assert not before.missing_in(after)
+        assert after.denies(serials(issued)[0], "", dt.datetime.now(dt.UTC))
+        # A damaged file is written again.
+        restored.denied_file.write_bytes(b"\xff")
+        await restored.certificates.restore_denials("spiffe://virtfleet.dev/gateway/g1")
+        assert restored.denials().number == after.number
 
 
 def _signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> bytes:

@@ -2039,6 +2039,10 @@ type GetTrustBundleRequest struct {
 	KnownDenialListNumber int64 `protobuf:"varint,2,opt,name=known_denial_list_number,json=knownDenialListNumber,proto3" json:"known_denial_list_number,omitempty"`
 	// The `ca_digest` that the caller has; the answer holds the CA certificates only if theirs is another.
 	KnownCaDigest string `protobuf:"bytes,3,opt,name=known_ca_digest,json=knownCaDigest,proto3" json:"known_ca_digest,omitempty"`
+	// A denial list that the caller holds and the gateway seems not to know, because its own has a lower number or lacks certificates of it: the gateway then
+	// denies these too, under a higher number. So a gateway whose store was put back from a copy learns again what it has denied since.
+	// INVALID_ARGUMENT DOCUMENT_INVALID: the authority of this fleet has not signed it.
+	DenialList    *SignedDenialList `protobuf:"bytes,4,opt,name=denial_list,json=denialList,proto3" json:"denial_list,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2092,6 +2096,13 @@ func (x *GetTrustBundleRequest) GetKnownCaDigest() string {
 		return x.KnownCaDigest
 	}
 	return ""
+}
+
+func (x *GetTrustBundleRequest) GetDenialList() *SignedDenialList {
+	if x != nil {
+		return x.DenialList
+	}
+	return nil
 }
 
 // Is what a process of the fleet needs to judge the certificates of others.
@@ -2243,7 +2254,7 @@ func (x *SignedDenialList) GetKeySha256() string {
 // Lists what is no longer believed.
 type DenialList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rises with every change. A process never goes back to a lower one.
+	// Rises with every change: microseconds since 1970, or one more than before. A process never goes back to a lower one.
 	Number int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -2621,11 +2632,13 @@ const file_virtfleet_fleet_v1_enrollment_proto_rawDesc = "" +
 	"request_id\x18[ \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12#\n" +
 	"\rvalidate_only\x18\\ \x01(\bR\fvalidateOnly\x12*\n" +
 	"\fexpected_uid\x18_ \x01(\tB\a\xbaH\x04r\x02\x18$R\vexpectedUid\x12#\n" +
-	"\rallow_missing\x18` \x01(\bR\fallowMissing\"\xa8\x01\n" +
+	"\rallow_missing\x18` \x01(\bR\fallowMissing\"\xef\x01\n" +
 	"\x15GetTrustBundleRequest\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x00R\x04name\x12@\n" +
 	"\x18known_denial_list_number\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x15knownDenialListNumber\x120\n" +
-	"\x0fknown_ca_digest\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\rknownCaDigest\"\xeb\x01\n" +
+	"\x0fknown_ca_digest\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\rknownCaDigest\x12E\n" +
+	"\vdenial_list\x18\x04 \x01(\v2$.virtfleet.fleet.v1.SignedDenialListR\n" +
+	"denialList\"\xeb\x01\n" +
 	"\vTrustBundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12'\n" +
 	"\x0fca_certificates\x18\x02 \x03(\tR\x0ecaCertificates\x12\x1b\n" +
@@ -2790,35 +2803,36 @@ var file_virtfleet_fleet_v1_enrollment_proto_depIdxs = []int32{
 	19, // 38: virtfleet.fleet.v1.ListCertificatesResponse.certificates:type_name -> virtfleet.fleet.v1.Certificate
 	38, // 39: virtfleet.fleet.v1.ListCertificatesResponse.unreachable:type_name -> virtfleet.type.v1.NodeFailure
 	39, // 40: virtfleet.fleet.v1.ListCertificatesResponse.freshness:type_name -> virtfleet.type.v1.NodeFreshness
-	26, // 41: virtfleet.fleet.v1.TrustBundle.denial_list:type_name -> virtfleet.fleet.v1.SignedDenialList
-	35, // 42: virtfleet.fleet.v1.DenialList.create_time:type_name -> google.protobuf.Timestamp
-	28, // 43: virtfleet.fleet.v1.DenialList.certificates:type_name -> virtfleet.fleet.v1.DeniedCertificate
-	29, // 44: virtfleet.fleet.v1.DenialList.identities:type_name -> virtfleet.fleet.v1.DeniedIdentity
-	35, // 45: virtfleet.fleet.v1.DeniedCertificate.expire_time:type_name -> google.protobuf.Timestamp
-	35, // 46: virtfleet.fleet.v1.DeniedIdentity.until_time:type_name -> google.protobuf.Timestamp
-	6,  // 47: virtfleet.fleet.v1.EnrollmentService.CreateJoinToken:input_type -> virtfleet.fleet.v1.CreateJoinTokenRequest
-	7,  // 48: virtfleet.fleet.v1.EnrollmentService.ListJoinTokens:input_type -> virtfleet.fleet.v1.ListJoinTokensRequest
-	9,  // 49: virtfleet.fleet.v1.EnrollmentService.DeleteJoinToken:input_type -> virtfleet.fleet.v1.DeleteJoinTokenRequest
-	12, // 50: virtfleet.fleet.v1.EnrollmentService.EnrollNode:input_type -> virtfleet.fleet.v1.EnrollNodeRequest
-	15, // 51: virtfleet.fleet.v1.EnrollmentService.RenewCertificate:input_type -> virtfleet.fleet.v1.RenewCertificateRequest
-	17, // 52: virtfleet.fleet.v1.EnrollmentService.IssueUserCertificate:input_type -> virtfleet.fleet.v1.IssueUserCertificateRequest
-	21, // 53: virtfleet.fleet.v1.EnrollmentService.ListCertificates:input_type -> virtfleet.fleet.v1.ListCertificatesRequest
-	23, // 54: virtfleet.fleet.v1.EnrollmentService.RevokeCertificate:input_type -> virtfleet.fleet.v1.RevokeCertificateRequest
-	24, // 55: virtfleet.fleet.v1.EnrollmentService.GetTrustBundle:input_type -> virtfleet.fleet.v1.GetTrustBundleRequest
-	3,  // 56: virtfleet.fleet.v1.EnrollmentService.CreateJoinToken:output_type -> virtfleet.fleet.v1.JoinToken
-	8,  // 57: virtfleet.fleet.v1.EnrollmentService.ListJoinTokens:output_type -> virtfleet.fleet.v1.ListJoinTokensResponse
-	10, // 58: virtfleet.fleet.v1.EnrollmentService.DeleteJoinToken:output_type -> virtfleet.fleet.v1.DeleteJoinTokenResponse
-	14, // 59: virtfleet.fleet.v1.EnrollmentService.EnrollNode:output_type -> virtfleet.fleet.v1.EnrollNodeResponse
-	16, // 60: virtfleet.fleet.v1.EnrollmentService.RenewCertificate:output_type -> virtfleet.fleet.v1.RenewCertificateResponse
-	18, // 61: virtfleet.fleet.v1.EnrollmentService.IssueUserCertificate:output_type -> virtfleet.fleet.v1.IssueUserCertificateResponse
-	22, // 62: virtfleet.fleet.v1.EnrollmentService.ListCertificates:output_type -> virtfleet.fleet.v1.ListCertificatesResponse
-	19, // 63: virtfleet.fleet.v1.EnrollmentService.RevokeCertificate:output_type -> virtfleet.fleet.v1.Certificate
-	25, // 64: virtfleet.fleet.v1.EnrollmentService.GetTrustBundle:output_type -> virtfleet.fleet.v1.TrustBundle
-	56, // [56:65] is the sub-list for method output_type
-	47, // [47:56] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	26, // 41: virtfleet.fleet.v1.GetTrustBundleRequest.denial_list:type_name -> virtfleet.fleet.v1.SignedDenialList
+	26, // 42: virtfleet.fleet.v1.TrustBundle.denial_list:type_name -> virtfleet.fleet.v1.SignedDenialList
+	35, // 43: virtfleet.fleet.v1.DenialList.create_time:type_name -> google.protobuf.Timestamp
+	28, // 44: virtfleet.fleet.v1.DenialList.certificates:type_name -> virtfleet.fleet.v1.DeniedCertificate
+	29, // 45: virtfleet.fleet.v1.DenialList.identities:type_name -> virtfleet.fleet.v1.DeniedIdentity
+	35, // 46: virtfleet.fleet.v1.DeniedCertificate.expire_time:type_name -> google.protobuf.Timestamp
+	35, // 47: virtfleet.fleet.v1.DeniedIdentity.until_time:type_name -> google.protobuf.Timestamp
+	6,  // 48: virtfleet.fleet.v1.EnrollmentService.CreateJoinToken:input_type -> virtfleet.fleet.v1.CreateJoinTokenRequest
+	7,  // 49: virtfleet.fleet.v1.EnrollmentService.ListJoinTokens:input_type -> virtfleet.fleet.v1.ListJoinTokensRequest
+	9,  // 50: virtfleet.fleet.v1.EnrollmentService.DeleteJoinToken:input_type -> virtfleet.fleet.v1.DeleteJoinTokenRequest
+	12, // 51: virtfleet.fleet.v1.EnrollmentService.EnrollNode:input_type -> virtfleet.fleet.v1.EnrollNodeRequest
+	15, // 52: virtfleet.fleet.v1.EnrollmentService.RenewCertificate:input_type -> virtfleet.fleet.v1.RenewCertificateRequest
+	17, // 53: virtfleet.fleet.v1.EnrollmentService.IssueUserCertificate:input_type -> virtfleet.fleet.v1.IssueUserCertificateRequest
+	21, // 54: virtfleet.fleet.v1.EnrollmentService.ListCertificates:input_type -> virtfleet.fleet.v1.ListCertificatesRequest
+	23, // 55: virtfleet.fleet.v1.EnrollmentService.RevokeCertificate:input_type -> virtfleet.fleet.v1.RevokeCertificateRequest
+	24, // 56: virtfleet.fleet.v1.EnrollmentService.GetTrustBundle:input_type -> virtfleet.fleet.v1.GetTrustBundleRequest
+	3,  // 57: virtfleet.fleet.v1.EnrollmentService.CreateJoinToken:output_type -> virtfleet.fleet.v1.JoinToken
+	8,  // 58: virtfleet.fleet.v1.EnrollmentService.ListJoinTokens:output_type -> virtfleet.fleet.v1.ListJoinTokensResponse
+	10, // 59: virtfleet.fleet.v1.EnrollmentService.DeleteJoinToken:output_type -> virtfleet.fleet.v1.DeleteJoinTokenResponse
+	14, // 60: virtfleet.fleet.v1.EnrollmentService.EnrollNode:output_type -> virtfleet.fleet.v1.EnrollNodeResponse
+	16, // 61: virtfleet.fleet.v1.EnrollmentService.RenewCertificate:output_type -> virtfleet.fleet.v1.RenewCertificateResponse
+	18, // 62: virtfleet.fleet.v1.EnrollmentService.IssueUserCertificate:output_type -> virtfleet.fleet.v1.IssueUserCertificateResponse
+	22, // 63: virtfleet.fleet.v1.EnrollmentService.ListCertificates:output_type -> virtfleet.fleet.v1.ListCertificatesResponse
+	19, // 64: virtfleet.fleet.v1.EnrollmentService.RevokeCertificate:output_type -> virtfleet.fleet.v1.Certificate
+	25, // 65: virtfleet.fleet.v1.EnrollmentService.GetTrustBundle:output_type -> virtfleet.fleet.v1.TrustBundle
+	57, // [57:66] is the sub-list for method output_type
+	48, // [48:57] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_virtfleet_fleet_v1_enrollment_proto_init() }

@@ -1100,22 +1100,31 @@ class GetTrustBundleRequest(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     KNOWN_DENIAL_LIST_NUMBER_FIELD_NUMBER: builtins.int
     KNOWN_CA_DIGEST_FIELD_NUMBER: builtins.int
+    DENIAL_LIST_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Is empty: the fleet has one trust bundle."""
     known_denial_list_number: builtins.int
     """The number of the denial list that the caller has; the answer holds the list only if its number is another."""
     known_ca_digest: builtins.str
     """The `ca_digest` that the caller has; the answer holds the CA certificates only if theirs is another."""
+    @builtins.property
+    def denial_list(self) -> SignedDenialList:
+        """A denial list that the caller holds and the gateway seems not to know, because its own has a lower number or lacks certificates of it: the gateway then
+        denies these too, under a higher number. So a gateway whose store was put back from a copy learns again what it has denied since.
+        INVALID_ARGUMENT DOCUMENT_INVALID: the authority of this fleet has not signed it.
+        """
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         known_denial_list_number: builtins.int = ...,
         known_ca_digest: builtins.str = ...,
+        denial_list: SignedDenialList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["denial_list", b"denial_list"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["known_ca_digest", b"known_ca_digest", "known_denial_list_number", b"known_denial_list_number", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["denial_list", b"denial_list", "known_ca_digest", b"known_ca_digest", "known_denial_list_number", b"known_denial_list_number", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1198,7 +1207,7 @@ class DenialList(message.Message):
     CERTIFICATES_FIELD_NUMBER: builtins.int
     IDENTITIES_FIELD_NUMBER: builtins.int
     number: builtins.int
-    """Rises with every change. A process never goes back to a lower one."""
+    """Rises with every change: microseconds since 1970, or one more than before. A process never goes back to a lower one."""
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp:
         """When it was made."""

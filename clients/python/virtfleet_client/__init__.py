@@ -10,9 +10,10 @@ methods.
 """
 
 from virtfleet_client.aio import AsyncFleet, connect_async
+from virtfleet_client.aio_informer import AsyncInformer
 from virtfleet_client.endpoint import Credentials, Endpoint
 from virtfleet_client.errors import VirtfleetError
-from virtfleet_client.informer import AsyncInformer, Informer
+from virtfleet_client.informer import Informer
 from virtfleet_client.sync import Fleet, connect
 
 __all__ = [

@@ -12,7 +12,9 @@ from virtfleet.network.v1 import port_pb2
 from virtfleet.storage.v1 import volume_pb2
 from virtfleet.type.v1 import resource_pb2
 from virtfleet.type.v1 import watch_pb2 as type_pb2
-from virtfleet_client.informer import ADDRESS, LABEL, MAC, NODE, VOLUME, Change, Copy, watch_request
+from virtfleet_client.informer import ADDRESS, LABEL, MAC, NODE, VOLUME, Change
+from virtfleet_client.resource_copy import Copy
+from virtfleet_client.resource_reads import watch_request
 
 
 def domain(name: str, uid: str, **fields: Any) -> domain_pb2.Domain:

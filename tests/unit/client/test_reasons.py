@@ -13,7 +13,7 @@ def test_every_reason_has_an_entry_and_no_other() -> None:
 def test_entries_are_whole_sentences() -> None:
     for reason in catalogue().values():
         for text in (reason.means, reason.cause, reason.remedy):
-            assert text[0].isupper() or text[0] in "`‘", reason
+            assert text[0].isupper() or text[0] == "`", reason
             assert text.endswith((".", "`.")), reason
         assert reason.retry in {"no", "same", "changed"}
 

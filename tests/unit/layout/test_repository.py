@@ -15,7 +15,7 @@ ROOT_FILES = {
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile", "pyproject.toml", ".gitignore",
 }  # fmt: skip
 ROOT_FOLDERS = {
-    ".ci", "bench", "clients", "deploy", "docs", "gateway", "protos", "requirements", "services", "tests", "tools",
+    ".ci", "bench", "clients", "deploy", "docs", "fake", "gateway", "protos", "requirements", "services", "tests", "tools",
 }  # fmt: skip
 TARGETS = {
     "help", "demo", "up", "test", "check", "protos", "lint", "type", "unit", "contract", "integration", "fleet", "clients",

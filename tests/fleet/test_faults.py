@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -279,6 +280,11 @@ def active_calls(fleet: Fleet, node: str, service: str) -> int:
     return found
 
 
+def descriptors(process: int) -> int:
+    """Return how many files, sockets and pipes a process has open, as the kernel says."""
+    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+
+
 def watch_of(person: Fleet, parent: str) -> Any:
     """Begin a watch and read its first answer."""
     stub = person.channel.unary_stream(
@@ -361,6 +367,7 @@ def test_a_client_that_goes_leaves_no_call_behind(
     fleet: Fleet,
     environment: dict[str, str],
     nodes: list[str],
+    run_folder: Path,
     begin: Callable[[Fleet, domain_pb2.Domain], object],
 ) -> None:
     spec = small_spec()
@@ -368,9 +375,17 @@ def test_a_client_that_goes_leaves_no_call_behind(
     spec.test.power_button_delay.FromSeconds(600)
     with domain(fleet, nodes[0], spec=spec, start="running") as made:
         before = active_calls(fleet, nodes[0], "compute")
+        # A session of a console is a connection to the launcher, a caller one to the gateway: both are descriptors.
+        processes = [pid_of(run_folder, place) for place in ("n1/compute", "n1/launcher", "gateway")]
+        opened = [descriptors(process) for process in processes]
         with caller(environment, credentials_of(environment)) as person:
             begin(person, made)
         until(lambda: active_calls(fleet, nodes[0], "compute") <= before, 5, "the call has ended at the node")
+        until(
+            lambda: all(descriptors(one) <= count for one, count in zip(processes, opened, strict=True)),
+            10,
+            "nothing of it is open",
+        )
         if begin is waiting:
             for name in unfinished(fleet, nodes[0]):
                 fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
@@ -415,21 +430,73 @@ def test_an_upload_whose_client_goes_leaves_the_volume_as_it_was(
         fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name), timeout=10)
 
 
-def test_200_connections_that_never_speak(fleet: Fleet, environment: dict[str, str], nodes: list[str]) -> None:
+def test_a_download_whose_client_goes_holds_nothing(
+    fleet: Fleet, environment: dict[str, str], nodes: list[str], run_folder: Path
+) -> None:
+    pool = pool_pb2.CreatePoolRequest(parent=nodes[0], pool_id=unique("pool"), start=True)
+    pool.pool.spec.dir.SetInParent()
+    made_pool = fleet.wait(fleet.pools.CreatePool(pool), pool_pb2.Pool)
+    volume = volume_pb2.CreateVolumeRequest(parent=made_pool.name, volume_id="disk")
+    volume.volume.spec.capacity_bytes = 64 * MIB
+    volume.volume.spec.format = volume_pb2.VOLUME_FORMAT_RAW
+    volume.volume.spec.preallocation = volume_pb2.PREALLOCATION_FULL
+    disk = fleet.wait(fleet.volumes.CreateVolume(volume), volume_pb2.Volume)
+    storage = pid_of(run_folder, "n1/storage")
+    try:
+        opened = descriptors(storage)
+        with caller(environment, credentials_of(environment)) as person:
+            stream = person.volumes.DownloadVolume(volume_pb2.DownloadVolumeRequest(name=disk.name))
+            assert next(stream)
+            assert holders(storage, disk.status.path), "the file is being read"
+        until(lambda: not holders(storage, disk.status.path), 10, "the file is closed")
+        until(lambda: descriptors(storage) <= opened, 10, "nothing of it is open")
+    finally:
+        fleet.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=disk.name), timeout=10)
+        fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name), timeout=10)
+        fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name), timeout=10)
+
+
+def holders(process: int, path: str) -> list[str]:
+    """Return the descriptors of a process that lead to a file."""
+    found = []
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            if str(descriptor.readlink()) == path:
+                found.append(descriptor.name)
+    return found
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let the process of the test open as many files as the system lets it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("many_files")
+def test_2000_connections_that_never_speak(
+    fleet: Fleet, environment: dict[str, str], nodes: list[str], run_folder: Path
+) -> None:
     host, _, port = environment["VIRTFLEET_ADDRESS"].rpartition(":")
+    gateway = pid_of(run_folder, "gateway")
+    opened = descriptors(gateway)
     silent: list[socket.socket] = []
     try:
-        silent.extend(socket.create_connection((host, int(port)), timeout=5) for _ in range(200))
+        silent.extend(socket.create_connection((host, int(port)), timeout=5) for _ in range(2000))
+        until(lambda: descriptors(gateway) >= opened + 2000, 20, "the gateway holds all of them")
         began = time.monotonic()
         with caller(environment, credentials_of(environment)) as person:
             with domain(person, nodes[0], start="running") as made:
                 assert made.status.state == State.DOMAIN_STATE_RUNNING
             for _ in range(20):
                 person.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-"), timeout=5)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20, "the others are served at once"
     finally:
         for connection in silent:
             connection.close()
+    until(lambda: descriptors(gateway) < opened + 50, 20, "the gateway has let go of them")
     made = create(fleet, nodes[0])
     delete(fleet, made.name)
 

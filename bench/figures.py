@@ -37,6 +37,11 @@ TARGETS: Final = {
     "list_1000_over_codec": Target(3),
     "node_private_mib": Target(170),
     "upload_over_tls": Target(0.5, at_least=True),
+    "download_over_tls": Target(0.5, at_least=True),
+    "upload_gateway_growth_mib": Target(16),
+    "upload_storage_growth_mib": Target(16),
+    "download_gateway_growth_mib": Target(16),
+    "download_storage_growth_mib": Target(16),
 }
 """The marks, by key. A figure without one is reported as it is."""
 

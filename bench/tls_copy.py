@@ -3,7 +3,8 @@
     python -m bench.tls_copy sink ADDRESS FOLDER CERTIFICATE KEY CA
     python -m bench.tls_copy relay ADDRESS TARGET CERTIFICATE KEY CA
 
-A transfer is 8 bytes of length, the bytes, and the answer: their SHA-256.
+A transfer begins with one byte. `U` is followed by 8 bytes of length and the bytes; the answer is their SHA-256. `D`
+asks for what was sent last: the answer is its length and its bytes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from io import BufferedRandom
 from pathlib import Path
 
 PIECE_BYTES = 1 << 20
 LENGTH = struct.Struct(">Q")
 DIGEST_BYTES = 32
+UP, DOWN = b"U", b"D"
+_FILE = "copy.image"
 
 
 def context(side: ssl.Purpose, files: Sequence[str]) -> ssl.SSLContext:
@@ -42,11 +46,27 @@ def connect(address: str, files: Sequence[str]) -> ssl.SSLSocket:
 
 def send(line: ssl.SSLSocket, path: Path) -> bytes:
     """Send a file; returns the digest that the other end has found."""
-    line.sendall(LENGTH.pack(path.stat().st_size))
+    line.sendall(UP + LENGTH.pack(path.stat().st_size))
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             line.sendall(piece)
     return exactly(line, DIGEST_BYTES)
+
+
+def fetch(line: ssl.SSLSocket, path: Path) -> bytes:
+    """Write what the other end has into a new file, safe from a power cut; returns its digest."""
+    line.sendall(DOWN)
+    with path.open("xb+") as file:
+        _receive(line, _length(line), file.write)
+        return settled(file)
+
+
+def settled(file: BufferedRandom) -> bytes:
+    """Return the digest of a file once all of it is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").digest()
 
 
 def exactly(line: ssl.SSLSocket, count: int) -> bytes:
@@ -80,9 +100,11 @@ def _length(line: ssl.SSLSocket) -> int:
 
 
 def _sink(line: ssl.SSLSocket, folder: Path) -> None:
+    if exactly(line, 1) == DOWN:
+        _give(line, folder / _FILE)
+        return
     digest = hashlib.sha256()
-    path = folder / "copy.image"
-    with path.open("wb") as file:
+    with (folder / _FILE).open("wb") as file:
 
         def take(piece: memoryview) -> None:
             digest.update(piece)
@@ -94,11 +116,22 @@ def _sink(line: ssl.SSLSocket, folder: Path) -> None:
     line.sendall(digest.digest())
 
 
+def _give(line: ssl.SSLSocket, path: Path) -> None:
+    line.sendall(LENGTH.pack(path.stat().st_size))
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            line.sendall(piece)
+
+
 def _relay(line: ssl.SSLSocket, onward: ssl.SSLSocket) -> None:
-    length = _length(line)
-    onward.sendall(LENGTH.pack(length))
-    _receive(line, length, onward.sendall)
-    line.sendall(exactly(onward, DIGEST_BYTES))
+    way = exactly(line, 1)
+    onward.sendall(way)
+    source, target = (line, onward) if way == UP else (onward, line)
+    length = _length(source)
+    target.sendall(LENGTH.pack(length))
+    _receive(source, length, target.sendall)
+    if way == UP:
+        line.sendall(exactly(onward, DIGEST_BYTES))
 
 
 def main() -> None:

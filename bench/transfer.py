@@ -1,6 +1,7 @@
-"""An upload through the gateway against a two-hop TLS copy with the same digest and fsync.
+"""An upload and a download through the gateway against a two-hop TLS copy with the same digest and fsync.
 
-Random bytes, so that nothing can be left out or compressed. Both senders read the file once for its digest first.
+Random bytes, so that nothing can be left out or compressed. Both senders read the file once for its digest first, both
+receivers of a download read theirs once at its end. `BENCH_MIB` sets the size.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf import empty_pb2
@@ -23,78 +25,150 @@ from tools import fleet as development
 from tools.paths import ROOT
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_client import AsyncFleet, connect
-from virtfleet_client.transfer import upload
+from virtfleet_client.sync import Fleet
+from virtfleet_client.transfer import download, upload
 
-KEYS = ("upload_over_tls",)
+KEYS = (
+    "upload_over_tls",
+    "download_over_tls",
+    *(f"{way}_{process}_growth_mib" for way in ("upload", "download") for process in ("gateway", "storage")),
+)
 _MIB = 1 << 20
+_SMALL_MIB = 64
+_ROUND_SECONDS = 40.0
 _SINK_PORT, _RELAY_PORT = 7191, 7192
+_VARIANTS = ("upload", "upload copy", "download", "download copy")
+
+
+@dataclass(slots=True)
+class _Memory:
+    """Is the high-water mark of each process that a transfer passes, by size and way."""
+
+    pids: dict[str, int]
+    marks: dict[tuple[str, str, int], float] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Set the marks of the kernel back to what is there."""
+        for pid in self.pids.values():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def note(self, way: str, size_mib: int) -> None:
+        """Note the marks at the end of a transfer."""
+        for process, pid in self.pids.items():
+            place = process, way, size_mib
+            self.marks[place] = max(self.marks.get(place, 0.0), _high_mib(pid))
 
 
 async def leg(on: Stage) -> list[Figure]:
-    """Measure both in turn."""
+    """Measure both ways and both kinds in turn: a small one first, which warms up and shows what a transfer needs."""
     fleet = await on.fleet()
-    size = on.times(256, 32) * _MIB
-    file = fleet.folder / "random.image"
-    _fill(file, size)
-    ours: list[float] = []
-    theirs: list[float] = []
-    growth: list[float] = []
-    async with _volume(on, fleet, size) as volume, _copy(fleet) as (relay, files):
-        for number, order in samples.rounds(("ours", "copy"), on.times(5, 2), on.chance):
-            for variant in order:
-                if variant == "ours":
-                    took, grown = await _upload(fleet, volume, file)
-                else:
-                    took, grown = await asyncio.to_thread(_send, relay, files, file), 0.0
-                if number:
-                    (ours if variant == "ours" else theirs).append(took)
-                    growth.append(grown)
-    file.unlink()
-    note = f"{size // _MIB} MiB of random bytes through the gateway; two-hop TLS copy, digest and fsync in both"
-    return [
-        Figure("upload_over_tls", samples.p50(theirs) / samples.p50(ours), "ratio", len(ours), note),
-        Figure("upload_mb_per_second", size / 1e6 / samples.p50(ours), "MB/s", len(ours), "libvirt, one hop: 425-567"),
-        Figure("tls_copy_mb_per_second", size / 1e6 / samples.p50(theirs), "MB/s", len(theirs)),
-        Figure("upload_growth_mib", max(growth), "MiB", len(ours), "gateway and storage: high-water above before"),
-    ]
+    large = on.times(int(os.environ.get("BENCH_MIB", "1024")), 128)
+    memory = _Memory(
+        {"gateway": stage.pid_of(fleet, "gateway"), "storage": stage.pid_of(fleet, f"{stage.NODE}/storage")}
+    )
+    times: dict[str, list[float]] = {variant: [] for variant in _VARIANTS}
+    async with _copy(fleet) as line:
+        for size_mib, rounds in ((_SMALL_MIB, 2), (large, on.times(2, 1))):
+            file = fleet.folder / "random.image"
+            digest = await asyncio.to_thread(_fill, file, size_mib * _MIB)
+            async with _volume(on, fleet, size_mib * _MIB) as volume:
+                began = time.monotonic()
+                for number in range(rounds):
+                    if number and time.monotonic() > began + _ROUND_SECONDS:
+                        # A slow disk: one round must do.
+                        break
+                    ways = on.chance.sample(_VARIANTS[:2], 2) + on.chance.sample(_VARIANTS[2:], 2)
+                    for variant in ways:
+                        memory.begin()
+                        took = await _one(fleet, variant, volume, file, digest, line)
+                        if variant in ("upload", "download"):
+                            memory.note(variant, size_mib)
+                        if size_mib == large:
+                            times[variant].append(took)
+            file.unlink()
+    return _figures(times, memory, large)
 
 
-def _fill(file: Path, size: int) -> None:
+def _figures(times: dict[str, list[float]], memory: _Memory, large: int) -> list[Figure]:
+    found: list[Figure] = []
+    for way in ("upload", "download"):
+        ours, copy = times[way], times[f"{way} copy"]
+        note = f"{large} MiB of random bytes through the gateway; two-hop TLS copy, digest and fsync in both"
+        rate = large * _MIB / 1e6
+        libvirt = "libvirt, one hop: 425-567" if way == "upload" else "libvirt, one hop: 439-532"
+        found += [
+            Figure(f"{way}_over_tls", samples.p50(copy) / samples.p50(ours), "ratio", len(ours), note),
+            Figure(f"{way}_mb_per_second", rate / samples.p50(ours), "MB/s", len(ours), libvirt),
+            Figure(f"tls_copy_{way}_mb_per_second", rate / samples.p50(copy), "MB/s", len(copy)),
+        ]
+        for process in memory.pids:
+            small, high = memory.marks[process, way, _SMALL_MIB], memory.marks[process, way, large]
+            growth = f"high-water of {high:.0f} MiB at {large} MiB above {small:.0f} at {_SMALL_MIB}"
+            found += [
+                Figure(f"{way}_{process}_growth_mib", high - small, "MiB", len(ours), growth),
+                Figure(f"{way}_{process}_high_water_mib", high, "MiB", len(ours), "shared pages included"),
+            ]
+    return found
+
+
+def _fill(file: Path, size: int) -> bytes:
+    digest = hashlib.sha256()
     with file.open("wb") as out:
         for _ in range(size // _MIB):
-            out.write(os.urandom(_MIB))
+            piece = os.urandom(_MIB)
+            digest.update(piece)
+            out.write(piece)
+    return digest.digest()
 
 
-async def _upload(fleet: development.Fleet, volume: str, file: Path) -> tuple[float, float]:
-    pids = [stage.pid_of(fleet, name) for name in ("gateway", f"{stage.NODE}/storage")]
-    for pid in pids:
-        # Sets the high-water mark back.
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-    before = sum(_status_mib(pid, "VmRSS") for pid in pids)
+async def _one(
+    fleet: development.Fleet, variant: str, volume: str, file: Path, digest: bytes, line: tuple[str, list[str]]
+) -> float:
+    """Make one transfer; returns its seconds."""
+    target = fleet.folder / "fetched.image"
 
-    def work() -> float:
-        with connect(f"tls://{fleet.address}", stage.credentials(fleet)) as connection:
-            began = time.perf_counter()
-            upload(connection, volume, file)
-            return time.perf_counter() - began
+    def up(connection: Fleet) -> None:
+        upload(connection, volume, file)
 
-    took = await asyncio.to_thread(work)
-    return took, sum(_status_mib(pid, "VmHWM") for pid in pids) - before
+    def down(connection: Fleet) -> None:
+        download(connection, volume, target)
+        with target.open("rb+") as written:
+            if tls_copy.settled(written) != digest:
+                raise RuntimeError("what came down is not what went up")
+
+    if variant in ("upload", "download"):
+        took = await asyncio.to_thread(_ours, fleet, up if variant == "upload" else down)
+    else:
+        took = await asyncio.to_thread(_theirs, variant, *line, file, target, digest)
+    target.unlink(missing_ok=True)
+    return took
 
 
-def _status_mib(pid: int, key: str) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+def _ours(fleet: development.Fleet, work: Callable[[Fleet], None]) -> float:
+    with connect(f"tls://{fleet.address}", stage.credentials(fleet)) as connection:
+        began = time.perf_counter()
+        work(connection)
+        return time.perf_counter() - began
 
 
-def _send(relay: str, files: list[str], file: Path) -> float:
+def _theirs(variant: str, relay: str, files: list[str], file: Path, target: Path, digest: bytes) -> float:
     began = time.perf_counter()
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").digest()
-    with tls_copy.connect(relay, files) as line:
-        if tls_copy.send(line, file) != digest:
-            raise RuntimeError("the copy has another digest")
+    if variant == "upload copy":
+        with file.open("rb") as opened:
+            hashlib.file_digest(opened, "sha256")
+        with tls_copy.connect(relay, files) as line:
+            found = tls_copy.send(line, file)
+    else:
+        with tls_copy.connect(relay, files) as line:
+            found = tls_copy.fetch(line, target)
+    if found != digest:
+        raise RuntimeError("the copy has another digest")
     return time.perf_counter() - began
+
+
+def _high_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 @asynccontextmanager

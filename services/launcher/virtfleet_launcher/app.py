@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import socket
 import sys
@@ -61,6 +62,9 @@ def _serve(settings: Settings) -> None:
         listeners.append(Listener(loop, path, name, int(owner) if owner else None, verbs.handle))
     impossible = {name: layer.reason for name, layer in layers.items() if not layer.possible}
     report.info("ready", pid=os.getpid(), run_dir=settings.run_dir, impossible=impossible)
+    # What is there now stays: measured against it, the collector would let the cycles of many dead processes pile up.
+    gc.collect()
+    gc.freeze()
     _notify("READY=1")
     loop.run()
     _notify("STOPPING=1")

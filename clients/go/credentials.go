@@ -111,7 +111,7 @@ func (c *fileCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthI
 
 // Info is part of credentials.TransportCredentials.
 func (c *fileCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: c.serverName}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone is part of credentials.TransportCredentials. All clones share what is loaded.

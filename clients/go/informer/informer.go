@@ -151,7 +151,7 @@ func (i *Informer[T]) Connected() bool {
 	return i.connected
 }
 
-// LastHeard returns when the watch last said anything. It says something at least every 30 seconds.
+// LastHeard returns when the watch last said anything. It says something at least every 10 seconds.
 func (i *Informer[T]) LastHeard() time.Time {
 	i.mutex.RLock()
 	defer i.mutex.RUnlock()

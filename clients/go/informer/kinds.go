@@ -4,6 +4,9 @@ import (
 	"context"
 	"iter"
 	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	virtfleet "virtfleet.dev/go"
 	computev1 "virtfleet.dev/go/compute/v1"
@@ -32,6 +35,9 @@ const (
 	// Domain finds volumes by a domain that holds them: nodes/n1/domains/web.
 	Domain = "domain"
 )
+
+// quiet is how long a watch may say nothing.
+const quiet = 10 * time.Second
 
 type plan struct {
 	parent  string
@@ -71,7 +77,7 @@ func planned(parent string, options []Option) plan {
 func Domains(client *virtfleet.Client, options ...Option) *Informer[*computev1.Domain] {
 	plan := planned("nodes/-", options)
 	request := &computev1.WatchResourcesRequest{
-		Parent: plan.parent, Filter: plan.filter, View: plan.view,
+		Parent: plan.parent, Filter: plan.filter, View: plan.view, BookmarkInterval: durationpb.New(quiet),
 		ResourceTypes: []computev1.ResourceType{computev1.ResourceType_RESOURCE_TYPE_DOMAIN},
 	}
 	found := newInformer(plan, func(ctx context.Context, options ...virtfleet.FollowOption) iter.Seq2[*news[*computev1.Domain], error] {
@@ -131,7 +137,7 @@ func Ports(client *virtfleet.Client, options ...Option) *Informer[*networkv1.Por
 func Nodes(client *virtfleet.Client, options ...Option) *Informer[*fleetv1.Node] {
 	plan := planned("", options)
 	request := &fleetv1.WatchResourcesRequest{
-		Parent: plan.parent, Filter: plan.filter, View: plan.view,
+		Parent: plan.parent, Filter: plan.filter, View: plan.view, BookmarkInterval: durationpb.New(quiet),
 		ResourceTypes: []fleetv1.ResourceType{fleetv1.ResourceType_RESOURCE_TYPE_NODE},
 	}
 	return newInformer(plan, func(ctx context.Context, options ...virtfleet.FollowOption) iter.Seq2[*news[*fleetv1.Node], error] {
@@ -146,7 +152,7 @@ func storage[T Resource](
 ) *Informer[T] {
 	plan := planned("nodes/-", options)
 	request := &storagev1.WatchResourcesRequest{
-		Parent: plan.parent, Filter: plan.filter, View: plan.view, ResourceTypes: []storagev1.ResourceType{kind},
+		Parent: plan.parent, Filter: plan.filter, View: plan.view, BookmarkInterval: durationpb.New(quiet), ResourceTypes: []storagev1.ResourceType{kind},
 	}
 	found := newInformer(plan, func(ctx context.Context, options ...virtfleet.FollowOption) iter.Seq2[*news[T], error] {
 		return read(client.StorageWatch.FollowResources(ctx, request, options...), func(change *storagev1.Change) T {
@@ -162,7 +168,7 @@ func network[T Resource](
 ) *Informer[T] {
 	plan := planned("nodes/-", options)
 	request := &networkv1.WatchResourcesRequest{
-		Parent: plan.parent, Filter: plan.filter, View: plan.view, ResourceTypes: []networkv1.ResourceType{kind},
+		Parent: plan.parent, Filter: plan.filter, View: plan.view, BookmarkInterval: durationpb.New(quiet), ResourceTypes: []networkv1.ResourceType{kind},
 	}
 	found := newInformer(plan, func(ctx context.Context, options ...virtfleet.FollowOption) iter.Seq2[*news[T], error] {
 		return read(client.NetworkWatch.FollowResources(ctx, request, options...), func(change *networkv1.Change) T {

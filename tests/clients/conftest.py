@@ -1,0 +1,7 @@
+"""The fleet that other programs are tried against: the same as in the tests of the fleet."""
+
+from __future__ import annotations
+
+from tests.fleet.conftest import environment
+
+__all__ = ["environment"]

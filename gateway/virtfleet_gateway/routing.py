@@ -278,7 +278,6 @@ def parse_stated(stated: str) -> Target:
     if not is_id(node) or (service and service not in SERVICES) or ("/" in stated and not service):
         raise NameMalformed(
             f"The metadata {NODE_METADATA} must be a node, or a node and compute, storage or network: n1, n1/compute",
-            field=NODE_METADATA,
             value=stated,
         )
     return Target(node, service)

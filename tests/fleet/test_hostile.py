@@ -427,9 +427,18 @@ RAW: list[tuple[str, bytes]] = [
 ]
 
 
+TOLD = {
+    "unknown compression": grpc.StatusCode.INTERNAL,
+    "compressed by nothing": grpc.StatusCode.INTERNAL,
+    "a timeout of nonsense": grpc.StatusCode.INTERNAL,
+    "a length that lies": grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+"""What the library of gRPC itself answers before any code of ours is asked; to the others it hangs up or says nothing."""
+
+
 @pytest.mark.usefixtures("unhurt")
-@pytest.mark.parametrize("below", [row[1] for row in RAW], ids=[row[0] for row in RAW])
-def test_what_is_below_grpc(environment: dict[str, str], folder: Path, below: bytes) -> None:
+@pytest.mark.parametrize(("name", "below"), RAW, ids=[row[0] for row in RAW])
+def test_what_is_below_grpc(environment: dict[str, str], folder: Path, name: str, below: bytes) -> None:
     host, _, port = environment["VIRTFLEET_ADDRESS"].rpartition(":")
     context = ssl.create_default_context(cafile=environment["VIRTFLEET_CA_FILE"])
     context.check_hostname = False
@@ -437,20 +446,29 @@ def test_what_is_below_grpc(environment: dict[str, str], folder: Path, below: by
     context.set_alpn_protocols(["h2"])
     start = b"" if below.startswith((b"GET", b"\0\1\2")) else PREFACE + frame(4, 0, 0, b"")
     with context.wrap_socket(socket.create_connection((host, int(port)), timeout=5)) as connection:
-        _talk(connection, start + below)
+        told = [_talk(connection, start + below, is_told=name in TOLD)]
     with socket.socket(socket.AF_UNIX) as plain:
         plain.settimeout(5)
         plain.connect(str(folder / "n1/run/compute/admin.sock"))
-        _talk(plain, start + below)
+        told.append(_talk(plain, start + below, is_told=name in TOLD))
+    if name in TOLD:
+        number = str(TOLD[name].value[0]).encode()
+        for heard in told:
+            assert b"grpc-status" + bytes([len(number)]) + number in heard, heard
 
 
-def _talk(connection: socket.socket, below: bytes) -> None:
-    """Send, and read the first of what comes back: an answer, or that the other side hangs up."""
+def _talk(connection: socket.socket, below: bytes, *, is_told: bool) -> bytes:
+    """Send, and return what comes back: the first of it, or all up to the status of the call."""
+    got = b""
     try:
         connection.sendall(below)
-        connection.recv(4096)
-    except (ConnectionError, BrokenPipeError, ssl.SSLError):
-        return
+        while more := connection.recv(4096):
+            got += more
+            if not is_told or b"grpc-message" in got:
+                break
+    except (ConnectionError, ssl.SSLError):
+        return got
+    return got
 
 
 PATHS = ["/etc/shadow", "../../../etc/passwd", "/proc/self/environ", "/dev/sda", "a\0b", "//etc//passwd", "/tmp/./x"]

@@ -128,11 +128,16 @@ def create_file(path: Path) -> None:
     """Make an empty file that only its owner reads, and the entry in its folder durable. Succeeds if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def prepare(
@@ -151,18 +156,24 @@ def prepare(
         StoreCorrupt: It is damaged.
     """
     try:
-        version = _check(connection, path, release)
+        version = check(connection, path, release)
         missing = [migration for migration in migrations if migration.number > version]
         if not missing:
             return
         if version:
-            _copy(connection, path.with_name(f"{path.name}.before-{missing[0].number}"))
+            copy(connection, path.with_name(f"{path.name}.before-{missing[0].number}"))
         _migrate(connection, missing, release, fresh=version == 0)
     except sqlite3.DatabaseError as error:
         raise _corrupt(path, error) from error
 
 
-def _check(connection: sqlite3.Connection, path: Path, release: str) -> int:
+def check(connection: sqlite3.Connection, path: Path, release: str = RELEASE) -> int:
+    """Return the number of the schema of a file; 0: it is empty.
+
+    Raises:
+        StoreNewer: A release that this one cannot read after has changed it.
+        StoreCorrupt: It is damaged or no store.
+    """
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if not tables and not version:
@@ -182,20 +193,22 @@ def _check(connection: sqlite3.Connection, path: Path, release: str) -> int:
     return version
 
 
-def _copy(connection: sqlite3.Connection, target: Path) -> None:
+def copy(connection: sqlite3.Connection, target: Path) -> None:
+    """Copy a store that may be in use to a file of its own, durably: it is there whole or not at all."""
     partial = target.with_name(target.name + ".partial")
     create_file(partial)
-    copy = sqlite3.connect(partial)
+    made = sqlite3.connect(partial)
     try:
-        connection.backup(copy)
+        connection.backup(made)
     finally:
-        copy.close()
+        made.close()
     descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     partial.replace(target)
+    sync_folder(target.parent)
 
 
 def _migrate(connection: sqlite3.Connection, missing: list[Migration], release: str, *, fresh: bool) -> None:

@@ -36,6 +36,7 @@ from virtfleet_service.logs import AuditLog
 from virtfleet_service.memory import FLOW_OPTIONS, tune_allocator
 from virtfleet_service.methods import FOREIGN_RULES, MethodFacts, facts_of
 from virtfleet_service.pipeline import ANONYMOUS, LOCAL, PEER, TLS, Listener, Pipeline
+from virtfleet_service.schema import StoreError
 from virtfleet_service.settings import ServiceSettings, SettingsError, split_address
 from virtfleet_service.telemetry import Telemetry
 from virtfleet_service.trust import Trust, watch
@@ -527,6 +528,9 @@ def main(running: Callable[[], AbstractAsyncContextManager[object]]) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201  # for whoever started it by hand; there may be no log yet
         return 2
+    except StoreError as error:
+        print(error, file=sys.stderr)  # noqa: T201  # it says what to do; where it was raised helps nobody
+        return 1
     except VirtfleetError as error:
         print(f"{error.reason}: {error.message}", file=sys.stderr)  # noqa: T201
         return 1

@@ -55,6 +55,7 @@ __all__ = [
     "StoreNewer",
     "StoreUnwritable",
     "Transaction",
+    "locked",
 ]
 
 _log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Store:
         path = Path(path)
         codec = ChangeCodec(package, resource_types)
         schema.create_file(path)
-        with _lock(path):
+        with locked(path):
             store = cls(path, codec, limits or Limits())
             store._thread.start()
             maintenance = asyncio.create_task(store._maintain(), name=f"maintenance of {path.name}")
@@ -444,7 +445,7 @@ class Store:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the file against a second process; the lock ends with the process, however it ends."""
     lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:

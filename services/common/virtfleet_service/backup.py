@@ -6,6 +6,7 @@ A copy may be made at any time; putting one back needs the service to be stopped
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import time
 from contextlib import closing
@@ -53,8 +54,9 @@ def back_up(path: Path, target: Path) -> None:
 def restore(source: Path, path: Path) -> Path | None:
     """Put a copy in the place of a store whose service does not run.
 
-    A service that starts on it goes on from the copy's last commit: who watches is told that what came after is gone.
-    The file that was there is kept as `NAME.replaced-TIME`; the new one gets its owner.
+    A service that starts on it goes on from the copy's last commit, as another store: tokens of watches are refused, so
+    whoever watches hears that what came after the copy is gone. The file that was there is kept as
+    `NAME.replaced-TIME`; the new one gets its owner.
 
     Returns:
         Where the file that was there is; None: there was none.
@@ -73,6 +75,7 @@ def restore(source: Path, path: Path) -> Path | None:
             with closing(schema.connect(source)) as connection:
                 _judge(connection, source)
                 schema.copy(connection, staged)
+            _rename(staged)
             owner = (path if path.exists() else path.parent).stat()
             os.chown(staged, owner.st_uid, owner.st_gid)
             kept = _set_aside(path)
@@ -80,7 +83,8 @@ def restore(source: Path, path: Path) -> Path | None:
         except sqlite3.DatabaseError as error:
             raise StoreCorrupt(f"{source} cannot be read: {error}") from error
         finally:
-            staged.unlink(missing_ok=True)
+            for name in (staged.name, *(staged.name + suffix for suffix in _BESIDE)):
+                staged.with_name(name).unlink(missing_ok=True)
         schema.sync_folder(path.parent)
     return kept
 
@@ -113,6 +117,14 @@ def _fold(path: Path) -> None:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise StoreCorrupt(f"{path} is no database")
     with closing(schema.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _rename(path: Path) -> None:
+    """Make a copy another store than the one that it is of: its history parts from that one's here."""
+    with closing(schema.connect(path)) as connection:
+        fresh = secrets.token_bytes(schema.STORE_ID_BYTES)
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'store_id'", (fresh,))
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

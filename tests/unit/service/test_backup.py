@@ -24,6 +24,11 @@ async def names(path: Path) -> list[str]:
         return [row.name.rpartition("/")[2] for row in store.list("domain")]
 
 
+async def identity(path: Path) -> str:
+    async with open_store(path) as store:
+        return store.store_id
+
+
 def left_beside(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith((".lock", "-wal", "-shm")))
 
@@ -40,8 +45,11 @@ async def test_a_copy_is_made_while_the_store_is_written_and_put_back(path: Path
             backup.restore(copy, path)
         await put(store, domain("d"))
     assert await names(path) == ["a", "b", "c", "d"]
+    before = await identity(path)
     kept = backup.restore(copy, path)
     assert kept is not None
+    # Another store: no token of the old one is good here.
+    assert await identity(path) != before == await identity(kept)
     assert await names(path) == ["a", "b"]
     assert await names(kept) == ["a", "b", "c", "d"]
     assert left_beside(path.parent) == sorted(["c.db", "copy.db", kept.name])

@@ -299,7 +299,7 @@ ROWS: list[Row] = [
     ),
     (
         "certificate: no request",
-        Refusal(INVALID, "DOCUMENT_INVALID"),
+        Refusal(INVALID, "DOCUMENT_INVALID", ("certificate_request",)),
         lambda g: g.fleet.enrollment.IssueUserCertificate(
             enrollment_pb2.IssueUserCertificateRequest(user="eve", roles=["viewer"], certificate_request="x")
         ),

@@ -22,9 +22,34 @@ if TYPE_CHECKING:
 ENTRY_POINTS: Final = "virtfleet.commands"
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "api": ("virtfleet_cli.api:api", "Call any method of the API, with JSON."),
+    "apply": ("virtfleet_cli.apply:apply", "Make resources be as files say."),
+    "completion": ("virtfleet_cli.completion:completion", "Print the completion of a shell."),
+    "console": ("virtfleet_cli.console:console", "Join a guest's console; ^] leaves."),
+    "context": ("virtfleet_cli.contexts:context", "The fleets that you know."),
+    "create": ("virtfleet_cli.apply:create", "Create the resources of files."),
+    "delete": ("virtfleet_cli.delete:delete", "Delete resources."),
+    "describe": ("virtfleet_cli.describe:describe", "Show all of a resource, and its last events."),
+    "edit": ("virtfleet_cli.apply:edit", "Change a resource in your editor."),
+    "events": ("virtfleet_cli.events:events", "Show what has happened, and what happens."),
+    "explain": ("virtfleet_cli.explain:explain", "Explain the reason of an error, or a field."),
     "get": ("virtfleet_cli.get:get", "Show resources of a kind, or some of them by name."),
+    "logs": ("virtfleet_cli.logs:logs", "Print what a guest has written to its console."),
     "node": ("virtfleet_cli.node:app", "Nodes of the fleet."),
+    "operation": ("virtfleet_cli.operation:operation", "Work that lasts: list, wait, cancel."),
+    "plan": ("virtfleet_cli.apply:plan", "Show what a change of a domain would do."),
+    "proxy": ("virtfleet_cli.proxy:proxy", "A unix socket for any transport."),
+    "reboot": ("virtfleet_cli.verbs:reboot", "Ask domains to boot again."),
+    "reset": ("virtfleet_cli.verbs:reset", "Reset domains at once."),
+    "resume": ("virtfleet_cli.verbs:resume", "Let paused domains go on."),
+    "start": ("virtfleet_cli.verbs:start", "Start domains."),
+    "stats": ("virtfleet_cli.stats:stats", "Show all counters of a domain."),
+    "stop": ("virtfleet_cli.verbs:stop", "Stop domains: ask, wait, then force."),
+    "suspend": ("virtfleet_cli.verbs:suspend", "Pause domains."),
+    "top": ("virtfleet_cli.stats:top", "Show what domains use, busiest first."),
     "version": ("virtfleet_cli.version:version", "Show the releases of this command, the gateway and the nodes."),
+    "volume": ("virtfleet_cli.volume:volume", "Data into volumes and out of them."),
+    "watch": ("virtfleet_cli.watch:watch", "Show every change of resources as it happens."),
 }
 """Our own commands: where each is, and what it does in one line."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from virtfleet_cli.completion import complete
 from virtfleet_cli.kinds import Kind, KindType
 from virtfleet_cli.output import FORMATS, printer
 from virtfleet_cli.session import Session, pass_session
@@ -54,13 +55,14 @@ def label_filter(labels: tuple[str, ...]) -> str:
 
 @click.command()
 @click.argument("kind", type=KindType())
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete(None))
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option(
     "-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only those with it; may be repeated."
 )
 @click.option("--filter", "filter_", default="", metavar="TEXT", help="Only those for which it holds, as in the API.")
 @click.option("-n", "--node", default="", metavar="NODE", help="Only of this node.")
+@click.option("-w", "--watch", "follow_", is_flag=True, help="Go on with every change, until Ctrl-C.")
 @pass_session
 def get(
     session: Session,
@@ -70,12 +72,21 @@ def get(
     labels: tuple[str, ...],
     filter_: str,
     node: str,
+    *,
+    follow_: bool,
 ) -> None:
     """Show resources of a KIND, or some of them by NAME.
 
     A name is `web`, `n1/web`, or the whole `nodes/n1/domains/web`; a volume is `pool/volume`.
     """
     conditions = " AND ".join(part for part in (label_filter(labels), filter_) if part)
+    if follow_:
+        from virtfleet_cli.watch import follow
+
+        if names:
+            raise click.UsageError("-w watches a kind: use --filter for some of it")
+        follow(session, kind, node, conditions)
+        return
     out = printer(output, session, kind)
     with out:
         for resource in read(session.fleet, kind, names, node, conditions, session.timeout_seconds):

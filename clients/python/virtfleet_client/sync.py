@@ -139,6 +139,26 @@ class Fleet(Services):
             VirtfleetError: The operation failed, or a look at it did.
             TimeoutError: It has not ended in time.
         """
+        return operations.result_of(self.finish(operation, progress=progress, timeout_seconds=timeout_seconds), kind)
+
+    def finish(
+        self,
+        operation: operations_pb2.Operation,
+        *,
+        progress: Progress | None = None,
+        timeout_seconds: float | None = None,
+    ) -> operations_pb2.Operation:
+        """Wait until an operation ends and return it, with its response or its error.
+
+        Args:
+            operation: What the mutation returned.
+            progress: Is called with the metadata after every look.
+            timeout_seconds: How long to wait; None: for ever. The operation goes on after it.
+
+        Raises:
+            VirtfleetError: A look at it failed.
+            TimeoutError: It has not ended in time.
+        """
         ends_at = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not operation.done:
             if progress is not None:
@@ -157,7 +177,7 @@ class Fleet(Services):
             )
         if progress is not None:
             progress(operations.metadata_of(operation))
-        return operations.result_of(operation, kind)
+        return operation
 
     def pages(self, method: Callable[..., Any], request: Message, *, timeout_seconds: float = 30.0) -> Iterator[Any]:
         """Yield every resource of a list, page by page.

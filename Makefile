@@ -72,7 +72,7 @@ chaos: env system ## seeded faults under load [ROUNDS=n SEED=n]
 endurance: env system ## leaks, power cuts, upgrades, restores, restarts under load [CYCLES=n SEED=n]
 	@$(PYTHON) -m tools.suites endurance
 
-bench: env system ## measure, print a table, write bench/results.json
+bench: env system ## measure, print a table, write bench/results.json and docs/performance.md [PEER=1 BENCH_MIB=n]
 	@$(PYTHON) -m bench
 
 nightly: test ## everything, with the long runs

@@ -1,4 +1,6 @@
-"""Measure, print a table, write bench/results.json: `python -m bench [--only KEY …] [--quick] [--write-docs]`.
+"""Measure, print a table, write bench/results.json: `python -m bench [--only KEY …] [--quick]`.
+
+A whole run also writes docs/performance.md with its plots.
 
 Ends with 1 if a leg could not be measured or, with `--strict`, if a figure misses its mark.
 """
@@ -56,7 +58,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help="figures, or names of legs")
     parser.add_argument("--quick", action="store_true", help="few measurements: shows that all legs work")
-    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--strict", action="store_true", help="end with 1 if a figure misses its mark")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="of the orders of variants")
     parser.add_argument("--debug", action="store_true", help="show where a leg failed")
@@ -82,7 +83,7 @@ def main() -> int:
         failures=failures,
     )
     report.write(run)
-    if options.write_docs:
+    if not options.only and not options.quick:
         report.write_document(run)
     print("\n" + report.table(figures))
     for failure in failures:

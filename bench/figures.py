@@ -45,6 +45,16 @@ TARGETS: Final = {
 }
 """The marks, by key. A figure without one is reported as it is."""
 
+NAMED: Final = frozenset(TARGETS) | {
+    "fleet_50x100_ms",
+    "event_p50_ms",
+    "event_p99_ms",
+    "define_1000_ms",
+    "start_1000_ms",
+    "gateway_private_mib",
+}
+"""The keys at the head of `results.json`; `cold_start_ms` stands there too, with a value for each process."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.figures import Failure, Figure
+from bench import page
+from bench.figures import NAMED, Failure, Figure
 from tools.paths import ROOT
 
 RESULTS = ROOT / "bench/results.json"
-DOCUMENT = ROOT / "docs/performance.md"
-_BEGIN, _END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,15 @@ class Run:
         return [figure for figure in self.figures if figure.verdict == "MISSED"]
 
     def document(self) -> dict[str, Any]:
-        """Return it as `results.json` has it: what has a mark by its key, all else under `raw`."""
+        """Return it as `results.json` has it: what is promised by its key, all else under `raw`."""
+        values = {figure.key: round(figure.value, 4) for figure in self.figures}
+        cold = {
+            key.removesuffix("_cold_start_ms"): value for key, value in values.items() if key.endswith("_cold_start_ms")
+        }
         return {
-            **{figure.key: round(figure.value, 4) for figure in self.figures if figure.target is not None},
-            "raw": {figure.key: round(figure.value, 4) for figure in self.figures if figure.target is None},
+            **{key: value for key, value in values.items() if key in NAMED},
+            **({"cold_start_ms": cold} if cold else {}),
+            "raw": {key: value for key, value in values.items() if key not in NAMED},
             "details": {
                 figure.key: {**asdict(figure), "target": str(figure.target or ""), "verdict": figure.verdict}
                 for figure in self.figures
@@ -106,17 +110,9 @@ def table(figures: Sequence[Figure]) -> str:
     )
 
 
-def write_document(run: Run, path: Path = DOCUMENT) -> None:
-    """Put the tables of a run into the document, in place of those of the last.
-
-    Raises:
-        ValueError: The document has no place for them.
-    """
-    text = path.read_text()
-    if _BEGIN not in text or _END not in text:
-        raise ValueError(f"{path} has no place between {_BEGIN.strip()} and {_END.strip()}")
-    before, rest = text.split(_BEGIN, 1)
-    path.write_text(before + _BEGIN + markdown(run) + _END + rest.split(_END, 1)[1])
+def write_document(run: Run, path: Path = page.DOCUMENT) -> None:
+    """Write the page of a run, with its plots."""
+    page.write(run.document(), markdown(run), path)
 
 
 def markdown(run: Run) -> str:

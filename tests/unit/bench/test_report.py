@@ -9,7 +9,7 @@ import pytest
 
 from bench import report
 from bench.figures import TARGETS, Failure, Figure, Target
-from bench.legs import LEGS, chosen
+from bench.legs import LEGS, PEER, chosen
 
 MET = Figure("gateway_over_direct_p50", 2.5, "ratio", 100, "through the gateway")
 MISSED = Figure("gateway_over_direct_throughput", 0.2, "ratio", 8)
@@ -50,26 +50,25 @@ def test_every_mark_but_those_of_later_legs_is_a_figure_of_a_leg() -> None:
     assert set(TARGETS) - set(keys) == set()
 
 
-def test_legs_are_chosen_by_name_and_by_figure() -> None:
+def test_legs_are_chosen_by_name_and_by_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PEER", raising=False)
     assert chosen([]) == list(LEGS)
+    monkeypatch.setenv("PEER", "1")
+    assert chosen([]) == [*LEGS, PEER]
     assert [leg.name for leg in chosen(["start"])] == ["start"]
+    assert [leg.name for leg in chosen(["peer"])] == ["peer"]
     assert [leg.name for leg in chosen(["gateway_over_direct_p50", "direct_over_echo_p50"])] == ["calls"]
     with pytest.raises(ValueError, match="no leg gives nonsense"):
         chosen(["nonsense"])
 
 
-def test_tables_go_between_the_marks_of_the_document_and_nothing_else_changes(tmp_path: Path) -> None:
-    document = tmp_path / "performance.md"
-    document.write_text("before\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nafter\n")
-    report.write_document(run(MISSED), document)
-    text = document.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "gateway_over_direct_throughput | 0.2" in text
-    document.write_text("no place")
-    with pytest.raises(ValueError, match="no place"):
-        report.write_document(run(MET), document)
+def test_promised_figures_stand_at_the_head_and_cold_starts_together(tmp_path: Path) -> None:
+    cold = [Figure(f"{name}_cold_start_ms", 200.0, "ms") for name in ("gateway", "compute")]
+    report.write(run(Figure("event_p50_ms", 3.0, "ms"), RAW, *cold), tmp_path / "results.json")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["event_p50_ms"] == 3.0
+    assert found["cold_start_ms"] == {"gateway": 200.0, "compute": 200.0}
+    assert set(found["raw"]) == {"direct_p50_us", "gateway_cold_start_ms", "compute_cold_start_ms"}
 
 
 def test_a_failure_says_the_first_and_the_last_line_of_its_error() -> None:

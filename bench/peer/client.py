@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def guests(hypervisor: Any, quick: bool) -> Figures:  # noqa: ANN401, FBT001
     starts, ends = [], []
     for number in range(3 if quick else 11):
         domain = hypervisor.defineXML(guest(f"bench{number}"))
-        began = took(lambda one=domain: one.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED))  # type: ignore[misc]
+        began = took(partial(domain.createWithFlags, libvirt.VIR_DOMAIN_START_PAUSED))
         ended = took(domain.destroy)
         domain.undefine()
         if number:

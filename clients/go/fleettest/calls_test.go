@@ -20,6 +20,7 @@ import (
 )
 
 func TestRefusalsAreReasonsWithValues(t *testing.T) {
+	t.Parallel()
 	eachWorld(t, func(t *testing.T, w world) {
 		client := w.dial(t)
 		domain := made(t, client, "nodes/n1")
@@ -82,6 +83,7 @@ func TestRefusalsAreReasonsWithValues(t *testing.T) {
 }
 
 func TestAnOperationIsWaitedForOverKilledGateways(t *testing.T) {
+	t.Parallel()
 	eachWorld(t, func(t *testing.T, w world) {
 		client := w.dial(t)
 		domain := made(t, client, "nodes/n1")
@@ -105,6 +107,7 @@ func TestAnOperationIsWaitedForOverKilledGateways(t *testing.T) {
 }
 
 func TestADeadlineEndsACallToANodeThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
 	eachWorld(t, func(t *testing.T, w world) {
 		client := w.dial(t)
 		domain := made(t, client, "nodes/n2")
@@ -124,6 +127,7 @@ func TestADeadlineEndsACallToANodeThatDoesNotAnswer(t *testing.T) {
 }
 
 func TestMutationsOverLostConnectionsHappenOnce(t *testing.T) {
+	t.Parallel()
 	fleet := virtfleettest.Start(t, virtfleettest.Nodes(2))
 	client := fleet.Dial(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -62,12 +63,17 @@ func (w fakeWorld) freeze(t *testing.T, node string) func() {
 
 type realWorld struct{ run string }
 
+// oneAtATime is held by the test that does something to the real fleet. Fake fleets are each test's own.
+var oneAtATime sync.Mutex
+
 func newRealWorld(t *testing.T) realWorld {
 	run := os.Getenv("VIRTFLEET_RUN")
 	if run == "" || os.Getenv("VIRTFLEET_ADDRESS") == "" {
 		t.Fatal("no fleet: VIRTFLEET_ADDRESS and VIRTFLEET_RUN name it; `python -m pytest tests/clients/test_go.py` starts one")
 	}
 	w := realWorld{run}
+	oneAtATime.Lock()
+	t.Cleanup(oneAtATime.Unlock)
 	t.Cleanup(func() {
 		// Ended contexts must not reach what leaves the fleet whole.
 		client, err := virtfleet.Dial(context.Background())

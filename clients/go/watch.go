@@ -7,6 +7,7 @@ import (
 	"iter"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -84,7 +85,7 @@ func Follow[Request proto.Message, A any, Answer interface {
 			case ctx.Err() != nil:
 				yield(nil, context.Cause(ctx))
 				return
-			case errors.Is(err, io.EOF), errors.Is(err, ErrUnavailable), errors.Is(err, ErrSlowReader):
+			case errors.Is(err, io.EOF), errors.Is(err, ErrUnavailable), errors.Is(err, ErrSlowReader), ofTransport(err):
 				// What the token is for.
 			case errors.Is(err, ErrResumeTokenCompacted) && plan.resnapshot:
 				place.forget()
@@ -104,6 +105,12 @@ func Follow[Request proto.Message, A any, Answer interface {
 			}
 		}
 	}
+}
+
+// ofTransport reports whether a stream was cut by what carries it. Errors of virtfleet itself with these codes have a reason.
+func ofTransport(err error) bool {
+	failure := FromError(err)
+	return failure.Reason == "" && (failure.Code == codes.Internal || failure.Code == codes.Canceled)
 }
 
 // readStream opens one stream and gives each answer away; nil when give does not want more, io.EOF at the end of the stream.

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	computev1 "virtfleet.dev/go/compute/v1"
@@ -62,8 +64,9 @@ func TestAWatchGoesOnByItsTokenAfterEveryBreak(t *testing.T) {
 	server := script(t,
 		stream{[]*answer{within("a"), snapshotEnd("b"), bookmark("c")}, failure(t, ErrSlowReader, nil)},
 		stream{nil, failure(t, ErrServiceDraining, nil)},
-		stream{[]*answer{bookmark("d")}, nil}, // a drain: the stream ends in good order
-		stream{[]*answer{bookmark("e")}, failure(t, ErrPermissionMissing, nil)},
+		stream{[]*answer{bookmark("d")}, nil},                                               // a drain: the stream ends in good order
+		stream{[]*answer{bookmark("e")}, status.Error(codes.Internal, "cut in the middle")}, // by a proxy in between
+		stream{[]*answer{bookmark("f")}, failure(t, ErrUnexpected, nil)},
 	)
 	request := &computev1.WatchResourcesRequest{Parent: "nodes/-"}
 	var told []string
@@ -77,13 +80,13 @@ func TestAWatchGoesOnByItsTokenAfterEveryBreak(t *testing.T) {
 			told = append(told, answer.GetResumeToken())
 		}
 	}
-	if !errors.Is(last, ErrPermissionMissing) {
+	if !errors.Is(last, ErrUnexpected) {
 		t.Error(last)
 	}
-	if text := starts(server); text != "snapshot c c d" {
+	if text := starts(server); text != "snapshot c c d e" {
 		t.Error(text)
 	}
-	if text := strings.Join(told, ","); text != "begin true,a,b,c,lost,lost,begin false,d,lost,begin false,e" {
+	if text := strings.Join(told, ","); text != "begin true,a,b,c,lost,lost,begin false,d,lost,begin false,e,lost,begin false,f" {
 		t.Error(text)
 	}
 	if request.GetStart() != nil {

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.fleet.conftest import environment
+from tests.fleet.conftest import environment, fleet, made_whole, nodes, run_folder
 
-__all__ = ["environment"]
+__all__ = ["environment", "fleet", "made_whole", "nodes", "run_folder"]

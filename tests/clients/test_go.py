@@ -36,13 +36,16 @@ def tests_of(module: Path) -> list[str]:
     return found
 
 
-def go(*arguments: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def go(
+    *arguments: str | Path, environment: dict[str, str] | None = None, folder: Path = MODULE
+) -> subprocess.CompletedProcess[str]:
+    """Run the go command in a folder."""
     program = shutil.which("go")
     assert program, "Go is not installed"
     command = [program, *map(str, arguments)]
     variables = {**os.environ, "GOTOOLCHAIN": "local", **(environment or {})}
     return subprocess.run(
-        command, cwd=MODULE, env=variables, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
 
 

@@ -97,24 +97,25 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         for function in refreshes:
             function()
 
-    own = OwnCertificate(authority, identity_dir, settings.name, settings.hosts, refresh)
-    own.ensure()
-    settings = dataclasses.replace(
-        settings,
-        trust_domain=authority.trust_domain,
-        identity_dir=None,
-        tls=TlsSettings(
-            certificate_file=own.certificate_file,
-            key_file=own.key_file,
-            ca_file=own.ca_file,
-            denial_list_file=own.denied_file,
-        ),
-    )
-    files = CertificateSource(settings.tls)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             Store.open(settings.state_dir / "gateway.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
         )
+        # Not before the store is held: a second gateway that is refused leaves the files of the first alone.
+        own = OwnCertificate(authority, identity_dir, settings.name, settings.hosts, refresh)
+        own.ensure()
+        settings = dataclasses.replace(
+            settings,
+            trust_domain=authority.trust_domain,
+            identity_dir=None,
+            tls=TlsSettings(
+                certificate_file=own.certificate_file,
+                key_file=own.key_file,
+                ca_file=own.ca_file,
+                denial_list_file=own.denied_file,
+            ),
+        )
+        files = CertificateSource(settings.tls)
         hub = WatchHub(store, ring_bytes=settings.watch_memory_bytes)
         domain = authority.trust_domain
         channels = Channels(files.client_credentials, lambda node, service: f"{service}.{node}.{domain}", connect)

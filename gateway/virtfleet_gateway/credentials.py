@@ -51,7 +51,7 @@ class OwnCertificate:
     def ensure(self) -> None:
         """Issue a certificate unless there is a good one.
 
-        It is good for the same authority and hosts, in its first half, and while it is not denied.
+        It is good for the same authority, name and hosts, in its first half, and while it is not denied.
 
         Raises:
             OSError: A file cannot be written.
@@ -91,6 +91,8 @@ class OwnCertificate:
         if not set(self._hosts) <= known or dt.datetime.now(dt.UTC) >= ends_at:
             return False
         uri = names.get_values_for_type(x509.UniformResourceIdentifier)[0]
+        if uri != self.identity:
+            return False
         denials = Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self._authority.certificate_pem)])
         return not denials.denies(f"{certificate.serial_number:x}", uri, certificate.not_valid_before_utc)
 

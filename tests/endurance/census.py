@@ -56,7 +56,10 @@ def take(fleet: development.Fleet) -> Census:
         processes=Counter(_processes(fleet)),
         links=frozenset(_links(fleet)),
         rules=tuple(_rules(fleet)),
-        files=frozenset(str(path.relative_to(fleet.folder)) for path in fleet.folder.rglob("*")),
+        # Logs of bounded size are turned over when they are full, not when something is left.
+        files=frozenset(
+            str(path.relative_to(fleet.folder)) for path in fleet.folder.rglob("*") if path.name != "log.1"
+        ),
         cgroups=frozenset(_cgroups(fleet)),
         descriptors={name: Counter(descriptors(pid)) for name, pid in programs.items()},
         private_bytes={name: private_bytes(pid) for name, pid in programs.items()},

@@ -17,7 +17,7 @@ from tools import fleet as development
 from virtfleet_client import connect_async
 
 COUNT = int(os.environ.get("CYCLES") or 100)
-WARM_UP_LIVES = 24
+WARM_UP_LIVES = max(24, COUNT // 4)
 WARM_UP_CHANGES = 300
 """Both fill what is kept in memory on purpose: caches of pages and rows, the newest changes for watchers."""
 

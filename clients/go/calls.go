@@ -144,6 +144,7 @@ type typedStream struct {
 	begun  bool
 }
 
+// SendMsg is part of grpc.ClientStream.
 func (s *typedStream) SendMsg(message any) error {
 	if !s.begun {
 		s.begun = true
@@ -152,6 +153,7 @@ func (s *typedStream) SendMsg(message any) error {
 	return streamError(s.ClientStream.SendMsg(message))
 }
 
+// RecvMsg is part of grpc.ClientStream.
 func (s *typedStream) RecvMsg(message any) error {
 	return streamError(s.ClientStream.RecvMsg(message))
 }

@@ -99,9 +99,12 @@ func Dial(ctx context.Context, options ...Option) (*Client, error) {
 		}),
 	}
 	if place.secure {
-		files, err := newFileCredentials(where.Credentials, place.serverName)
+		files, err := newFileCredentials(where.Credentials)
 		if err != nil {
 			return nil, err
+		}
+		if place.serverName != "" {
+			settings = append(settings, grpc.WithAuthority(place.serverName)) // the certificate is held against it
 		}
 		settings = append(settings, grpc.WithTransportCredentials(files))
 	} else {

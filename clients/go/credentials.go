@@ -15,8 +15,7 @@ import (
 
 // fileCredentials is mutual TLS whose files are read again, when they have changed, for each new connection.
 type fileCredentials struct {
-	files      Credentials
-	serverName string
+	files Credentials
 
 	mutex  sync.Mutex
 	loaded *tls.Config
@@ -30,12 +29,12 @@ type stamp struct {
 	inode    any
 }
 
-func newFileCredentials(files Credentials, serverName string) (*fileCredentials, error) {
+func newFileCredentials(files Credentials) (*fileCredentials, error) {
 	if files.CAFile == "" || files.CertFile == "" || files.KeyFile == "" {
 		return nil, errors.New("mutual TLS needs three files: of the authority, the certificate and its key " +
 			"(VIRTFLEET_CA_FILE, VIRTFLEET_CERT_FILE and VIRTFLEET_KEY_FILE, or ca_file, cert_file and key_file of the context)")
 	}
-	found := &fileCredentials{files: files, serverName: serverName}
+	found := &fileCredentials{files: files}
 	_, err := found.config()
 	return found, err
 }
@@ -89,7 +88,6 @@ func (c *fileCredentials) load() (*tls.Config, error) {
 		MinVersion:   tls.VersionTLS13,
 		RootCAs:      roots,
 		Certificates: []tls.Certificate{own},
-		ServerName:   c.serverName,
 	}, nil
 }
 
@@ -118,11 +116,10 @@ func (c *fileCredentials) Info() credentials.ProtocolInfo {
 func (c *fileCredentials) Clone() credentials.TransportCredentials {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	return &fileCredentials{files: c.files, serverName: c.serverName, loaded: c.loaded, stamps: c.stamps}
+	return &fileCredentials{files: c.files, loaded: c.loaded, stamps: c.stamps}
 }
 
-// OverrideServerName is part of credentials.TransportCredentials.
-func (c *fileCredentials) OverrideServerName(name string) error {
-	c.serverName = name
-	return nil
+// OverrideServerName is part of credentials.TransportCredentials; the name is the authority of the connection.
+func (c *fileCredentials) OverrideServerName(string) error {
+	return errors.New("use grpc.WithAuthority")
 }

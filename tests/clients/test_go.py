@@ -26,7 +26,7 @@ TAGS = "fleet"
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS + 60)
 
 
-def tests_of(module: Path) -> list[str]:
+def names_of_tests(module: Path) -> list[str]:
     """List the tests and examples of the module, as `informer.TestIndexes`; the root package is `virtfleet`."""
     found = []
     for path in sorted(module.rglob("*_test.go")):
@@ -80,7 +80,7 @@ def outcomes(environment: dict[str, str]) -> Outcomes:
     return Outcomes(done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("name", tests_of(MODULE))
+@pytest.mark.parametrize("name", names_of_tests(MODULE))
 def test_go(name: str, outcomes: Outcomes) -> None:
     said = "".join(outcomes.output.get(name, outcomes.output.get("", [])))
     assert outcomes.actions.get(name) == "pass", f"{said[-8000:]}\n{outcomes.complaint[-4000:]}"

@@ -233,16 +233,18 @@ func TestTenThousandDomainsAndASlowReader(t *testing.T) {
 	const nodes, each = 10, 1000
 	fleet := virtfleettest.Start(t, virtfleettest.Nodes(nodes), virtfleettest.Domains(each))
 	client := fleet.Dial(t)
-	names := map[string]bool{}
-	for domain, err := range client.Domains.AllDomains(t.Context(), &computev1.ListDomainsRequest{Parent: "nodes/-", View: typev1.ResourceView_RESOURCE_VIEW_BASIC}) {
-		if err != nil {
-			t.Fatal(err)
+	until(t, "the pages hold them all", func() bool {
+		names := map[string]bool{}
+		request := &computev1.ListDomainsRequest{Parent: "nodes/-", View: typev1.ResourceView_RESOURCE_VIEW_BASIC}
+		for domain, err := range client.Domains.AllDomains(t.Context(), request) {
+			if err != nil {
+				t.Log(err) // on a crowded machine a node may be out of reach for a moment
+				return false
+			}
+			names[domain.GetName()] = true
 		}
-		names[domain.GetName()] = true
-	}
-	if len(names) != nodes*each {
-		t.Errorf("%d domains in the pages", len(names))
-	}
+		return len(names) == nodes*each
+	})
 	// A handler that blocks is the slowest reader that there is.
 	blocked, release := make(chan struct{}), make(chan struct{})
 	slow := informer.Domains(fleet.Dial(t))
@@ -257,9 +259,9 @@ func TestTenThousandDomainsAndASlowReader(t *testing.T) {
 	if err := slow.WaitSynced(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if quick.Len() != nodes*each || slow.Len() != nodes*each || quick.CountBy(informer.Node, "nodes/n3") != each {
-		t.Errorf("%d and %d domains", quick.Len(), slow.Len())
-	}
+	until(t, "both informers know them all", func() bool {
+		return quick.Len() == nodes*each && slow.Len() == nodes*each && quick.CountBy(informer.Node, "nodes/n3") == each
+	})
 	var all []string
 	for _, domain := range quick.By(informer.Node, "nodes/n1") {
 		all = append(all, domain.GetName())

@@ -77,6 +77,8 @@ bench: env system ## measure, print a table, write bench/results.json and docs/p
 
 nightly: test ## everything, with the long runs
 	@ROUNDS=$${ROUNDS:-50} $(PYTHON) -m tools.suites chaos
+	@CYCLES=$${CYCLES:-1000} CUTS=$${CUTS:-400} $(PYTHON) -m tools.suites endurance
+	@$(PYTHON) -m tests.endurance.soak
 	@$(PYTHON) -m bench
 
 stubs: env ## generate the Go stubs from the protos into build/stubs (needs Go; Python's are in `make protos`)

@@ -310,6 +310,18 @@ class InProcessCall:
         finally:
             putter.cancel()
 
+    async def wait_for_connection(self) -> None:
+        """Return when the connection stands, or the call has ended."""
+
+    @property
+    def _cython_call(self) -> InProcessCall:
+        """The part of grpc.aio's calls below `write`, which the gateway sends by (`virtfleet_gateway.upward`)."""
+        return self
+
+    async def send_serialized_message(self, message: bytes) -> None:
+        """Send a message."""
+        await self.write(message)
+
     async def done_writing(self) -> None:
         """Send the end of the stream."""
         await self.write(_EOF)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,7 +78,7 @@ class Terminal:
                     if failures >= _ATTEMPTS or self._left.is_set():
                         raise
                     sys.stderr.write("\r\n[connection lost; going on]\r\n")
-                    time.sleep(min(0.2 * failures, 2.0))
+                    self._left.wait(min(0.2 * failures, 2.0))
         finally:
             self._left.set()
             os.write(self._wake, b"x")
@@ -100,7 +99,8 @@ class Terminal:
                 self._input.put(None)
                 return
 
-    def _messages(self) -> Iterator[console_pb2.OpenConsoleRequest]:
+    def _messages(self, over: threading.Event) -> Iterator[console_pb2.OpenConsoleRequest]:
+        """Yield what is sent over one connection, until it is over: gRPC reads in a thread of its own."""
         from virtfleet.compute.v1 import console_pb2
 
         first = console_pb2.OpenConsoleRequest(name=self._name)
@@ -112,7 +112,7 @@ class Terminal:
             first.open.offset = self._offset
         yield first
         self._resized.set()
-        while True:
+        while not over.is_set():
             if self._resized.is_set() and not self._read_only:
                 self._resized.clear()
                 size = shutil.get_terminal_size()
@@ -122,6 +122,10 @@ class Terminal:
                 data = self._input.get(timeout=0.2)
             except queue.Empty:
                 continue
+            if over.is_set():
+                # It is for the next connection.
+                self._input.put(data)
+                return
             if data is None:
                 yield console_pb2.OpenConsoleRequest(close=console_pb2.ConsoleClose())
                 return
@@ -129,9 +133,16 @@ class Terminal:
                 yield console_pb2.OpenConsoleRequest(data=data)
 
     def _once(self, session: Session) -> str:
+        over = threading.Event()
+        try:
+            return self._follow(session.fleet.consoles.OpenConsole(self._messages(over)))
+        finally:
+            over.set()
+
+    def _follow(self, answers: Iterator[console_pb2.OpenConsoleResponse]) -> str:
         from virtfleet.compute.v1 import console_pb2
 
-        for answer in session.fleet.consoles.OpenConsole(self._messages()):
+        for answer in answers:
             event = answer.WhichOneof("event")
             if event == "closed":
                 if answer.closed.reason == console_pb2.CONSOLE_CLOSE_REASON_DRAINING:

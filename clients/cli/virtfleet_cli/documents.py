@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import yaml
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -258,7 +259,10 @@ def _document(reader: _Reader, node: yaml.Node, default_node: str) -> Document:
     name = resource.name or words.get("id", "")
     if not name:
         raise reader.fail(node, "`name` is missing (or `node` and `id`)")
-    full = kind.name(name, words.get("node", "") or default_node)
+    try:
+        full = kind.name(name, words.get("node", "") or default_node)
+    except click.ClickException as error:
+        raise reader.fail(node, error.message) from None
     if full.startswith("nodes/-/"):
         raise reader.fail(node, f"the node of `{name}` is missing: say `node: …` or the whole name")
     resource.name = full

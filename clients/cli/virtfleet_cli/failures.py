@@ -51,7 +51,9 @@ NEXT: Final[dict[str, str]] = {
 def run(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
     try:
-        command.main(args=list(arguments), prog_name="virtfleet", standalone_mode=False)
+        # What is returned is the code of `Exit`, or what the command itself returns: nothing.
+        code = command.main(args=list(arguments), prog_name="virtfleet", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
@@ -69,7 +71,6 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         if code is None:
             raise
         return code
-    return EXIT_OK
 
 
 def explain(error: Exception, *, verbose: bool) -> int | None:

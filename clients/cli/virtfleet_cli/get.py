@@ -49,7 +49,7 @@ def label_filter(labels: tuple[str, ...]) -> str:
         key, equals, value = label.partition("=")
         if not key or '"' in label:
             raise click.ClickException(f"`{label}` is no label: KEY=VALUE or KEY")
-        parts.append(f'labels["{key}"]="{value}"' if equals else f'labels["{key}"]:*')
+        parts.append(f'labels."{key}" = "{value}"' if equals else f'labels."{key}":*')
     return " AND ".join(parts)
 
 

@@ -230,7 +230,7 @@ KINDS: Final = (
         "VolumeService",
         ("pools", "volumes"),
         (
-            Column("FORMAT", lambda one: one.status.format or one.spec.format),
+            Column("FORMAT", lambda one: enum_name(one.spec, "format")),
             Column("CAPACITY", lambda one: bytes_text(one.status.capacity_bytes)),
             Column("ALLOCATION", lambda one: bytes_text(one.status.allocation_bytes)),
             Column("USED BY", lambda one: ",".join(item.domain for item in one.status.attachments)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
@@ -76,15 +78,15 @@ def rounds(session: Session, node: str, interval_seconds: float) -> Iterator[dic
     from virtfleet.compute.v1 import stats_pb2
 
     request = stats_pb2.BatchGetDomainStatsRequest(parent=f"nodes/{node or '-'}", page_size=1000)
-    import time
-
+    pause = threading.Event()
     while True:
         started = time.monotonic()
         found = session.fleet.pages(
             session.fleet.stats.BatchGetDomainStats, request, timeout_seconds=session.timeout_seconds
         )
         yield {one.name: one for one in found if not one.HasField("failure")}
-        time.sleep(max(0.1, interval_seconds - (time.monotonic() - started)))
+        # Nothing sets it: a pause that Ctrl-C ends.
+        pause.wait(max(0.1, interval_seconds - (time.monotonic() - started)))
 
 
 @click.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,22 +46,47 @@ class Crew:
             names: The full names.
             call: Makes the call for a name; returns an operation, or the resource.
         """
-        failed: list[tuple[str, VirtfleetError]] = []
+        ended: queue.SimpleQueue[tuple[str, VirtfleetError | Exception | None]] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for name in names:
+            waiting.put(name)
         with ExitStack() as stack:
             progress = self._progress(stack) if self._session.errors.is_terminal else None
-            pool = stack.enter_context(ThreadPoolExecutor(_SIDE_BY_SIDE))
-            work = {pool.submit(self._one, name, call, progress): name for name in names}
+
+            def work() -> None:
+                while True:
+                    try:
+                        name = waiting.get_nowait()
+                    except queue.Empty:
+                        return
+                    ended.put((name, self._one(name, call, progress)))
+
+            # Daemons: who interrupts the command does not wait for answers of the fleet.
+            for _ in range(min(_SIDE_BY_SIDE, len(names))):
+                threading.Thread(target=work, daemon=True).start()
             try:
-                for future in as_completed(work):
-                    error = future.result()
-                    if error is not None:
-                        failed.append((work[future], error))
+                failed = self._gather(ended, len(names))
             except KeyboardInterrupt:
-                for future in work:
-                    future.cancel()
+                while not waiting.empty():
+                    waiting.get_nowait()
                 self._interrupted()
                 raise
         self._report(names, failed)
+
+    @staticmethod
+    def _gather(
+        ended: queue.SimpleQueue[tuple[str, VirtfleetError | Exception | None]], count: int
+    ) -> list[tuple[str, VirtfleetError]]:
+        from virtfleet_client import VirtfleetError
+
+        failed = []
+        for _ in range(count):
+            name, error = ended.get()
+            if isinstance(error, VirtfleetError):
+                failed.append((name, error))
+            elif error is not None:
+                raise error
+        return failed
 
     def _progress(self, stack: ExitStack) -> Progress:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -73,7 +99,9 @@ class Crew:
         )
         return stack.enter_context(Progress(*columns, console=self._session.errors, transient=False))
 
-    def _one(self, name: str, call: Callable[[str], Any], progress: Progress | None) -> VirtfleetError | None:
+    def _one(
+        self, name: str, call: Callable[[str], Any], progress: Progress | None
+    ) -> VirtfleetError | Exception | None:
         from google.longrunning import operations_pb2
 
         from virtfleet_client import VirtfleetError
@@ -86,6 +114,8 @@ class Crew:
         except VirtfleetError as error:
             if progress is not None and task is not None:
                 progress.update(task, step=f"failed: {error.reason or error.code().name}")
+            return error
+        except Exception as error:  # noqa: BLE001 - it is raised where the command waits
             return error
         if progress is not None and task is not None:
             progress.update(task, completed=100, step=self._done)

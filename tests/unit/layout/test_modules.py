@@ -16,11 +16,12 @@ LONG_MODULES: dict[str, str] = {
     "services/compute/virtfleet_compute/drivers/api.py": "the whole contract of drivers, read in one piece; docstrings are most of it",
     "services/common/virtfleet_service/errors.py": "a catalogue: one class a reason, three lines each",
 }
-# Where processes come from. The launcher is the parent of guests; of servers all else goes through one module, and a
-# client starts its one helper process.
+# Where processes come from. The launcher is the parent of guests; of servers all else goes through one module, a
+# client starts its one helper process, and that one the program that is the transport.
 SPAWNING = {
     "services/common/virtfleet_service/process.py",
     "clients/python/virtfleet_client/transport.py",
+    "clients/cli/virtfleet_cli/proxy.py",
 }
 SPAWNING_FOLDERS = ("services/launcher/virtfleet_launcher/",)
 SPAWN_CALLS = re.compile(

@@ -120,7 +120,7 @@ def markdown(run: Run) -> str:
     machine, versions = run.machine, run.versions
     lines = [
         f"Measured {run.date} on {machine['cpu_count']} cores ({machine['cpu_model']}), {machine['memory_mib']} MiB, "
-        f"{machine['system']}, kernel {machine['kernel']}; "
+        f"{machine['system']}, kernel {machine['kernel']}, load {machine['load_before']:.1f} before; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; seed {run.seed}{', a quick run' if run.quick else ''}.",
         "",

@@ -17,7 +17,14 @@ RAW = Figure("direct_p50_us", 412.3, "µs", 100)
 
 
 def run(*figures: Figure, failures: tuple[Failure, ...] = ()) -> report.Run:
-    machine = {"cpu_count": 2, "cpu_model": "test", "memory_mib": 1, "system": "here", "kernel": "1"}
+    machine = {
+        "cpu_count": 2,
+        "cpu_model": "test",
+        "memory_mib": 1,
+        "system": "here",
+        "kernel": "1",
+        "load_before": 0.5,
+    }
     return report.Run("2026-01-01T00:00:00+00:00", 7, False, machine, {"python": "3"}, figures, failures)
 
 

@@ -229,7 +229,6 @@ func TestWhatMovesStaysOneObject(t *testing.T) {
 }
 
 func TestTenThousandDomainsAndASlowReader(t *testing.T) {
-	t.Parallel()
 	const nodes, each = 10, 1000
 	fleet := virtfleettest.Start(t, virtfleettest.Nodes(nodes), virtfleettest.Domains(each))
 	client := fleet.Dial(t)

@@ -34,7 +34,7 @@ import (
 )
 
 const (
-	startTimeout   = 60 * time.Second
+	startTimeout   = 3 * time.Minute // two seconds on an idle machine; many tests at once may crowd it
 	endTimeout     = 20 * time.Second
 	controlTimeout = 30 * time.Second
 )

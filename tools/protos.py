@@ -172,12 +172,27 @@ def generate_python(image: descriptor_pb2.FileDescriptorSet, target: Path) -> No
         _run(*protoc, f"--python_out={target}", f"--mypy_out=quiet,readable_stubs:{target}", *names, *rules)
         if with_services:
             _run(*protoc, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}", *with_services)
+    # Generated modules hold no comments; reflection shows people these.
+    (target / "virtfleet").mkdir(exist_ok=True)
+    _write(_commented(image, set(names)), target / "virtfleet" / "commented.binpb")
     for folder in sorted(
         {parent for path in target.rglob("*.py") for parent in path.parents if target in parent.parents}
     ):
         (folder / "__init__.py").write_text(_INIT)
         if folder.parent == target:
             (folder / "py.typed").touch()
+
+
+def _commented(image: descriptor_pb2.FileDescriptorSet, names: set[str]) -> descriptor_pb2.FileDescriptorSet:
+    """Return files with nothing of their source but the comments."""
+    files = descriptor_pb2.FileDescriptorSet(file=[file for file in image.file if file.name in names])
+    for file in files.file:
+        places = [place for place in file.source_code_info.location if place.leading_comments]
+        file.ClearField("source_code_info")
+        for place in places:
+            # Where in the file it stands is of no use, but a location without a span is none.
+            file.source_code_info.location.add(path=place.path, span=(0, 0, 0), leading_comments=place.leading_comments)
+    return files
 
 
 def generate() -> None:

@@ -39,7 +39,8 @@ def methods() -> list[MethodDescriptor]:
     """List every method of the virtfleet packages that are served on TCP, and of google.longrunning."""
     found: list[MethodDescriptor] = []
     for module in pkgutil.walk_packages(virtfleet.__path__, "virtfleet."):
-        if not module.name.endswith("_pb2") or ".node." in module.name:
+        # Of a node's own sockets, and of a fake fleet's control: no real gateway has them.
+        if not module.name.endswith("_pb2") or ".node." in module.name or ".fake." in module.name:
             continue
         file = importlib.import_module(module.name).DESCRIPTOR
         found += [method for service in file.services_by_name.values() for method in service.methods]

@@ -72,10 +72,11 @@ class Outcomes:
 @pytest.fixture(scope="module")
 def outcomes(environment: dict[str, str]) -> Outcomes:
     """Run every Go test once, with the fleet of the session beside the fake ones that they start."""
-    fake = {"VIRTFLEET_FAKE_COMMAND": f"{ROOT / '.venv/bin/virtfleet'} fake"}
+    command = str(ROOT / ".venv/bin/virtfleet")
+    programs = {"VIRTFLEET_COMMAND": command, "VIRTFLEET_FAKE_COMMAND": f"{command} fake"}
     done = go(
         *("test", "-race", "-json", "-count=1", "-p=1", f"-timeout={LIMIT_SECONDS}s", f"-tags={TAGS}", "./..."),
-        environment={**environment, **fake},
+        environment={**environment, **programs},
     )
     return Outcomes(done.stdout, done.stderr)
 

@@ -133,9 +133,15 @@ class AsyncFleet(Services):
         return self.follow(request, resnapshot=resnapshot)
 
     async def follow(
-        self, request: Message, *, resnapshot: bool = False, on_snapshot: Callable[[], object] | None = None
+        self,
+        request: Message,
+        *,
+        resnapshot: bool = False,
+        on_snapshot: Callable[[], object] | None = None,
+        on_connection: Callable[[bool], object] | None = None,
     ) -> AsyncIterator[Any]:
-        """Yield like `watch`; `on_snapshot` is called before each stream that begins with a snapshot."""
+        """Yield like `watch`; the functions are called as those of `Fleet.follow`."""
+        connected = False
         resumption = Resumption(request)
         call = self.channel.unary_stream(
             watch_path(request),
@@ -149,6 +155,9 @@ class AsyncFleet(Services):
             try:
                 async for answer in stream:
                     resumption.note(answer)
+                    if not connected and on_connection is not None:
+                        on_connection(True)
+                    connected = True
                     yield answer
             except grpc.aio.AioRpcError as failure:
                 error = typed(failure)
@@ -158,6 +167,9 @@ class AsyncFleet(Services):
                     raise error from failure
             finally:
                 stream.cancel()
+            if connected and on_connection is not None:
+                on_connection(False)
+            connected = False
             await asyncio.sleep(resumption.delay_seconds())
 
 

@@ -92,15 +92,24 @@ class AsyncInformer(Reading[ResourceT]):
     def _begin(self) -> None:
         self._copy.begin()
 
+    def _connection(self, connected: bool) -> None:  # noqa: FBT001 - a callback
+        self.connected = connected
+        self._tell(Change(ChangeKind.CONNECTION))
+
+    def _tell(self, change: Change[ResourceT]) -> None:
+        for news in self._readers:
+            news.put_nowait(change)
+        for handler in self._handlers:
+            handler(change)
+
     async def _follow(self) -> None:
         end: BaseException | None = None
         try:
-            async for answer in self._fleet.follow(self._request, resnapshot=True, on_snapshot=self._begin):
+            async for answer in self._fleet.follow(
+                self._request, resnapshot=True, on_snapshot=self._begin, on_connection=self._connection
+            ):
                 for change in self._copy.take(answer):
-                    for news in self._readers:
-                        news.put_nowait(change)
-                    for handler in self._handlers:
-                        handler(change)
+                    self._tell(change)
                 if self._copy.synced:
                     self._is_synced.set()
         except Exception as error:  # noqa: BLE001  # it is raised where somebody waits

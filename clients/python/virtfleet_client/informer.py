@@ -65,7 +65,9 @@ class Informer(Reading[ResourceT]):
 
     def __enter__(self) -> Self:
         """Begin to follow."""
-        self._watch = self._fleet.follow(self._request, resnapshot=True, on_snapshot=self._begin)
+        self._watch = self._fleet.follow(
+            self._request, resnapshot=True, on_snapshot=self._begin, on_connection=self._connection
+        )
         self._thread.start()
         return self
 
@@ -120,18 +122,26 @@ class Informer(Reading[ResourceT]):
         with self._lock:
             self._copy.begin()
 
+    def _connection(self, connected: bool) -> None:  # noqa: FBT001 - a callback
+        self.connected = connected
+        self._tell([Change(ChangeKind.CONNECTION)])
+
+    def _tell(self, told: list[Change[ResourceT]]) -> None:
+        with self._lock:
+            for news in self._readers:
+                for change in told:
+                    news.put(change)
+        for change in told:
+            for handler in self._handlers:
+                handler(change)
+
     def _follow(self) -> None:
         end: BaseException | None = None
         try:
             for answer in self._watch:
                 with self._lock:
                     told = self._copy.take(answer)
-                    for news in self._readers:
-                        for change in told:
-                            news.put(change)
-                for change in told:
-                    for handler in self._handlers:
-                        handler(change)
+                self._tell(told)
                 if self._copy.synced:
                     self._is_synced.set()
         except Exception as error:  # noqa: BLE001  # it is raised where somebody waits

@@ -39,6 +39,8 @@ class ChangeKind(enum.Enum):
     """All that existed at the start is known."""
     SOURCE = "source"
     """The part of a node stands otherwise now."""
+    CONNECTION = "connection"
+    """The watch itself stands again, or is broken: `connected` of the informer says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Change(Generic[ResourceT]):
 
     Attributes:
         kind: What it is.
-        resource: As it is now, or was last; None for SYNCED and SOURCE.
+        resource: As it is now, or was last; None for SYNCED, SOURCE and CONNECTION.
         before: As it was; None: it is new.
         source: For SOURCE: how the part of a node stands.
     """

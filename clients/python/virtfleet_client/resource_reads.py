@@ -49,6 +49,8 @@ class Reading(Generic[ResourceT]):
         self._copy = Copy(kind)
         self._lock = threading.Lock()
         self._request = watch_request(kind, parent, filter_, view)
+        self.connected = False
+        """Whether the watch stands. While it does not, everything is as last seen."""
 
     def index(self, name: str, values: Values) -> None:
         """Add an index of one's own, before the informer is entered."""

@@ -213,16 +213,25 @@ class Fleet(Services):
         return self.follow(request, resnapshot=resnapshot)
 
     def follow(
-        self, request: Message, *, resnapshot: bool = False, on_snapshot: Callable[[], object] | None = None
+        self,
+        request: Message,
+        *,
+        resnapshot: bool = False,
+        on_snapshot: Callable[[], object] | None = None,
+        on_connection: Callable[[bool], object] | None = None,
     ) -> Following:
-        """Return a watch like `watch`; `on_snapshot` is called before each stream that begins with a snapshot."""
+        """Return a watch like `watch`.
+
+        `on_snapshot` is called before each stream that begins with a snapshot, `on_connection` when a stream has its
+        first answer (True) and when it breaks (False).
+        """
         resumption = Resumption(request)
         call = self.channel.unary_stream(
             watch_path(request),
             request_serializer=type(request).SerializeToString,
             response_deserializer=resumption.response_class.FromString,
         )
-        return Following(call, resumption, resnapshot=resnapshot, on_snapshot=on_snapshot)
+        return Following(call, resumption, resnapshot=resnapshot, on_snapshot=on_snapshot, on_connection=on_connection)
 
 
 class Following(Iterator[Any]):
@@ -235,7 +244,10 @@ class Following(Iterator[Any]):
         *,
         resnapshot: bool,
         on_snapshot: Callable[[], object] | None,
+        on_connection: Callable[[bool], object] | None,
     ) -> None:
+        self._on_connection = on_connection
+        self._connected = False
         self._start = start
         self._resumption = resumption
         self._resnapshot = resnapshot
@@ -264,6 +276,7 @@ class Following(Iterator[Any]):
                 if answer is not None:
                     return answer
             self._stream = None
+            self._tell(connected=False)
             self._closed.wait(self._resumption.delay_seconds())
         raise StopIteration
 
@@ -278,7 +291,14 @@ class Following(Iterator[Any]):
         except (StopIteration, Unavailable, SlowReader):
             return None  # what the token is for
         self._resumption.note(answer)
+        self._tell(connected=True)
         return answer
+
+    def _tell(self, *, connected: bool) -> None:
+        if connected != self._connected:
+            self._connected = connected
+            if self._on_connection is not None:
+                self._on_connection(connected)
 
     def close(self) -> None:
         """End the watch."""

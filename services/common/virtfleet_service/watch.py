@@ -162,6 +162,9 @@ class WatchHub:
                 async for message, reached in self._snapshot(feed, place, start):
                     yield message
                     place = reached
+            elif place.seq >= self._head.seq and self._closing is None:
+                # Nothing is due: tell at once that the watch stands, so that nobody waits for the first bookmark.
+                yield feed.bookmark(time.time_ns(), self._token(feed, place), None)
             async for message in self._follow(feed, place, _bookmark_seconds(request)):
                 yield message
         except _Behind as behind:

@@ -498,3 +498,16 @@ async def test_the_old_name_of_a_moved_resource_tells_the_new_one(store: Store) 
     await store.write(lambda tx: tx.delete(other.name, cause="d"))
     with pytest.raises(errors.ResourceNotFound):
         store.need(one.name)
+
+
+async def test_a_resumed_watch_says_at_once_that_it_stands(store: Store) -> None:
+    hub = WatchHub(store)
+    async with watching(hub) as watcher:
+        await watcher.snapshot()
+        token = watcher.token
+    again = hub.stream(ask(resume_token=token))
+    first = watch_pb2.WatchResourcesResponse.FromString(await asyncio.wait_for(anext(again), 5))
+    assert first.WhichOneof("marker") == "bookmark"
+    assert not first.bookmark.HasField("closing")
+    assert first.resume_token == token
+    await again.aclose()  # type: ignore[attr-defined]  # an async generator

@@ -8,7 +8,9 @@ it, never out of one call.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from virtfleet.node.v1 import attachment_pb2
@@ -16,7 +18,7 @@ from virtfleet.storage.v1 import volume_pb2, watch_pb2
 from virtfleet_service import failpoints
 from virtfleet_service.call import Call
 from virtfleet_service.errors import ResourceInUse
-from virtfleet_service.store import Store
+from virtfleet_service.store import Store, StoreUnwritable
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, chains, lifecycle
 from virtfleet_storage.backends.api import Facts, Grant, format_word, granting
@@ -25,6 +27,8 @@ from virtfleet_storage.chains import Link
 from virtfleet_storage.claims import Claims
 from virtfleet_storage.places import Places
 from virtfleet_storage.volumes import USE
+
+_log = logging.getLogger(__name__)
 
 SERVICE = "virtfleet.node.v1.AttachmentService"
 
@@ -37,6 +41,8 @@ class Attachments:
         self._places = places
         self._claims = claims
         self._granting = asyncio.Lock()
+        self._turns: Counter[str] = Counter()
+        self._forgetting: set[asyncio.Task[None]] = set()
 
     async def attach(
         self, request: attachment_pb2.AttachVolumeRequest, call: Call
@@ -61,7 +67,22 @@ class Attachments:
             run_as_uid=request.run_as_uid,
             time_ns=time.time_ns(),
         )
-        fresh = await self._store.write(lambda tx: self._record(tx, volume, attachment, links))
+        self._turns[volume.uid] += 1
+        turn = self._turns[volume.uid]
+        first: tuple[int, int, int] | None = None
+        if attachment.exclusive and catalog.get_owner(self._store, volume.uid) is None:
+            # Recorded with the attachment: one commit instead of two.
+            first = await granting(place.open).present(catalog.key_of(volume))
+
+        def record(tx: Transaction) -> bool:
+            recorded = self._record(tx, volume, attachment, links)
+            # Whoever began to attach or release since the look may have changed what was seen.
+            alone = self._turns[volume.uid] == turn and catalog.get_owner(tx, volume.uid) is None
+            if recorded and first is not None and alone:
+                catalog.put_owner(tx, volume.uid, first)
+            return recorded
+
+        fresh = await self._store.write(record)
         failpoints.reach("storage.attach.recorded")
         try:
             await self._grant([volume.name, *(link.volume.name for link in links)])
@@ -101,6 +122,7 @@ class Attachments:
         """End an attachment. Succeeds if there is none."""
         volume = catalog.get_volume(self._store, request.name)
         if volume is not None:
+            self._turns[volume.uid] += 1
             await self._store.write(lambda tx: self._forget(tx, volume.uid, request.attachment_id))
             failpoints.reach("storage.release.recorded")
             node = volume.name.split("/pools/", 1)[0]
@@ -157,7 +179,22 @@ class Attachments:
             await self._store.write(lambda tx: catalog.put_owner(tx, uid, first))
         await granting(place.open).grant(catalog.key_of(volume), grants, owner)
         if not grants:
-            await self._store.write(lambda tx: catalog.put_owner(tx, uid, None))
+            # Nobody waits for it: the file is as it was, and after a crash `settle` sees to it again.
+            task = asyncio.create_task(self._forget_owner(name, uid))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+
+    async def _forget_owner(self, name: str, uid: str) -> None:
+        def work(tx: Transaction) -> None:
+            current = catalog.get_volume(tx, name)
+            # Who has attached it since, or what lies on top of it, needs the record.
+            if current is None or current.uid != uid or not grants_of(tx, current):
+                catalog.put_owner(tx, uid, None)
+
+        try:
+            await self._store.write(work)
+        except StoreUnwritable as error:
+            _log.warning("the owner of a volume stays recorded for now: %s", error)
 
     async def settle(self) -> None:
         """Bring the access to files in line with the records, after a crash."""

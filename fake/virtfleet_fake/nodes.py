@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import grpc
 
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_compute import app as compute
@@ -20,7 +23,22 @@ from virtfleet_service.pipeline import PEER, Listener
 from virtfleet_service.server import Server
 from virtfleet_service.transaction import Transaction
 
+_SMALL = "PRAGMA cache_size = -64"
 _CAUSE = "virtfleet.fake.v1.FakeService.MoveDomain"
+
+
+class _Handlers:
+    """Makes the handler of a method when it is first called: most methods of most nodes never are."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._listener = Listener(PEER)
+        self._made: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+
+    def __call__(self, path: str) -> grpc.RpcMethodHandler[Any, Any] | None:
+        if path not in self._made:
+            self._made[path] = self._server.handler(path, self._listener)
+        return self._made[path]
 
 
 class LinkedServer(Server):
@@ -98,6 +116,18 @@ class FakeNode:
         return new_name
 
 
+async def _keep_small(app: compute.App) -> None:
+    """Let a store keep little in memory: there are hundreds, their files are in memory too."""
+    app.store.reader.execute(_SMALL)
+    app.store.reader.execute("PRAGMA shrink_memory")
+
+    def shrink(tx: Transaction) -> None:
+        tx.connection.execute(_SMALL)
+        tx.connection.execute("PRAGMA shrink_memory")
+
+    await app.store.write(shrink)
+
+
 @asynccontextmanager
 async def running(node: str, folder: Path, seed_file: Path | None, own_caller: bytes) -> AsyncIterator[FakeNode]:
     """Be a node while entered.
@@ -119,6 +149,7 @@ async def running(node: str, folder: Path, seed_file: Path | None, own_caller: b
         log_level="warning",
     )
     async with compute.running(settings, server_class=LinkedServer) as app:
+        await _keep_small(app)
         link = Link(own_caller)
-        link.handlers = app.server.handlers(Listener(PEER))
+        link.find = _Handlers(app.server)
         yield FakeNode(node, link, app)

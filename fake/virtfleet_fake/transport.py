@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, NoReturn, cast
 
 import grpc
@@ -55,7 +55,7 @@ class Link:
 
     def __init__(self, own_caller: bytes) -> None:
         self.own_caller = own_caller
-        self.handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.find: Callable[[str], grpc.RpcMethodHandler[Any, Any] | None] = lambda _: None
         self.delay_seconds = 0.0
         self.interceptor: Interceptor | None = None
         self.calls: set[InProcessCall] = set()
@@ -221,7 +221,7 @@ class InProcessCall:
             self._link.calls.discard(self)
 
     async def _serve(self, path: str, request: bytes | None) -> bytes | None:
-        handler = cast("Any", self._link.handlers.get(path))
+        handler = cast("Any", self._link.find(path))
         if handler is None:
             await self._context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         given = self._context if handler.request_streaming else request

@@ -325,14 +325,13 @@ class Server:
         for descriptor in (standard.REFLECTION_V1, standard.REFLECTION_V1ALPHA):
             self.add(descriptor, standard.Reflection(shown))
 
-    def handlers(self, listener: Listener) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """Return the handlers of all services but the peer's own, by the path of the method."""
-        return {
-            f"/{service.name}/{name}": handler
-            for service in self._services
-            if not service.peer
-            for name, handler in self._handlers(service, service.facts, listener).items()
-        }
+    def handler(self, path: str, listener: Listener) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Make the handler of a method, for who has no listener; None: no service but a peer's own has it."""
+        for service in self._services:
+            if not service.peer and path.startswith(f"/{service.name}/"):
+                facts = [one for one in service.facts if one.name == path.rpartition("/")[2]]
+                return next(iter(self._handlers(service, facts, listener).values()), None)
+        return None
 
     def _handlers(
         self, service: _Registered, methods: list[MethodFacts], listener: Listener

@@ -289,6 +289,9 @@ class Store:
         self._closed = True
         self._queue.put(_Work(self._save_served, self._loop.create_future()))
         self._queue.put(None)
+        # What was committed a moment ago is told to nobody any more: listeners read.
+        self._listeners.clear()
+        self._progress_listeners.clear()
         # First, so that the writer is the last one out and folds the log into the file.
         self.reader.close()
         await asyncio.to_thread(self._thread.join)

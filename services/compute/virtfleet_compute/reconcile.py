@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from virtfleet.compute.v1 import domain_pb2
+from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet_compute import records, statuses, wiring
 from virtfleet_compute.context import KIND, Context, ref
 from virtfleet_compute.creation import Creation
@@ -38,6 +39,21 @@ State = domain_pb2.DomainState
 Reason = domain_pb2.DomainStateReason
 
 
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """Is what was decided for the spec of the last domain that was taken over.
+
+    Attributes:
+        of: The spec as the driver has it: the same object for equal domains.
+        spec: The normalised spec.
+        resolved: What it comes to.
+    """
+
+    of: domain_spec_pb2.DomainSpec
+    spec: domain_spec_pb2.DomainSpec
+    resolved: domain_spec_pb2.DomainSpec
+
+
 class Reconciler:
     """Does what is to be done at start."""
 
@@ -47,6 +63,7 @@ class Reconciler:
         self._domains = domains
         self._rebooted = rebooted
         self._found: dict[str, DomainObservation] = {}
+        self._template: _Template | None = None
 
     async def run(self) -> None:
         """Bring store and host together; afterwards operations may be run."""
@@ -164,10 +181,20 @@ class Reconciler:
         await context.store.write(lambda tx: tx.put_record(records.SERVICE, key, digest))
 
     async def _taken(self, driver: Driver, found: FoundDomain) -> domain_pb2.Domain:
-        domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=found.spec)
-        domain.spec.driver = driver.driver_id
-        resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
-        statuses.defined(domain, await self._creation.resolve(domain, None))
+        same = self._template
+        if same is not None and same.of is found.spec:
+            # One of a group of equals: what was decided for the first holds for all.
+            domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=same.spec)
+            resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
+            statuses.defined(domain, same.resolved)
+        else:
+            domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=found.spec)
+            domain.spec.driver = driver.driver_id
+            resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
+            resolved = await self._creation.resolve(domain, None)
+            statuses.defined(domain, resolved)
+            # Cards have MACs of their own.
+            self._template = None if resolved.interfaces else _Template(found.spec, domain.spec, resolved)
         if found.observation is not None:
             run = statuses.Run(found.observation.runtime_id, 0, wiring.Connections(), found.observation)
             statuses.started(domain, run)

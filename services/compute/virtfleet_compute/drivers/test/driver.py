@@ -302,11 +302,16 @@ class TestDriver:
     async def inventory(self) -> AsyncIterator[Sequence[FoundDomain]]:
         """List the domains of the seed file; those that run are made to run."""
         batch: list[FoundDomain] = []
+        of: domain_spec_pb2.DomainSpec | None = None
+        resolved = domain_spec_pb2.DomainSpec()
         for found in self._seeds.found() if self._seeds is not None else ():
             if found.observation is not None:
+                if found.spec is not of:
+                    # Domains of a group share their spec.
+                    of, resolved = found.spec, resolution.resolve(found.spec, None, self._settings.version)
                 self._guests.start(
                     found.uid,
-                    resolution.resolve(found.spec, None, self._settings.version),
+                    resolved,
                     found.observation.runtime_id,
                     time.time_ns(),
                     paused=False,

@@ -111,6 +111,11 @@ class NodeStandard(grpc.GenericRpcHandler):
 
     # The node as a whole
 
+    def _parts(self, node: str) -> list[str]:
+        """Return the services that the node has: it need not have all."""
+        there = self._channels.node(node) or {}
+        return [part for part in SERVICES if part in there]
+
     async def _check(self, node: str, service: str, lane_service: str) -> int:
         lane = self._forwarder.lane(Target(node, lane_service), bulk=False)
         await lane.up(2.0)
@@ -120,7 +125,7 @@ class NodeStandard(grpc.GenericRpcHandler):
         return int(health_pb2.HealthCheckResponse.FromString(answer).status)
 
     async def _health_of(self, node: str, service: str) -> int:
-        parts = [part for part in SERVICES if service.startswith(f"virtfleet.{part}.")] or list(SERVICES)
+        parts = [part for part in SERVICES if service.startswith(f"virtfleet.{part}.")] or self._parts(node)
         found = await asyncio.gather(*(self._check(node, service, part) for part in parts), return_exceptions=True)
         for one in found:
             if isinstance(one, grpc.aio.AioRpcError) and one.code() is grpc.StatusCode.NOT_FOUND:
@@ -134,8 +139,9 @@ class NodeStandard(grpc.GenericRpcHandler):
             return bytes(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
         if path == f"{HEALTH}List":
             answer = health_pb2.HealthListResponse()
-            states = await asyncio.gather(*(self._one(node, part) for part in SERVICES))
-            for part, status in zip(SERVICES, states, strict=True):
+            parts = self._parts(node)
+            states = await asyncio.gather(*(self._one(node, part) for part in parts))
+            for part, status in zip(parts, states, strict=True):
                 answer.statuses[part].status = cast("Any", status)
             return bytes(answer.SerializeToString())
         told = -1
@@ -154,7 +160,7 @@ class NodeStandard(grpc.GenericRpcHandler):
 
     async def _reflection(self, path: str, node: str, context: Context) -> None:
         """Answer each question from the first service that can, and the list of services from all of them."""
-        lanes = [self._forwarder.lane(Target(node, part), bulk=False) for part in SERVICES]
+        lanes = [self._forwarder.lane(Target(node, part), bulk=False) for part in self._parts(node)]
         await asyncio.gather(*(lane.up(context.time_remaining()) for lane in lanes))
         read: Any = context.read
         while (question := await read()) is not grpc.aio.EOF:

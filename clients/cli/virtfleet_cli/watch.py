@@ -24,11 +24,18 @@ def watch(session: Session, kind: Kind, node: str, filter_: str) -> None:
 def follow(session: Session, kind: Kind, node: str, filter_: str) -> None:
     """Print changes until interrupted."""
     from virtfleet_client import Informer
+    from virtfleet_client.informer import ChangeKind
 
     parent = None if kind.of_fleet or not node else f"nodes/{node}"
     with Informer(session.fleet, kind.message_class, parent=parent, filter_=filter_) as informer:
+        lost = False
         for change in informer.changes():
-            click.echo(_line(kind, change))
+            if change.kind is not ChangeKind.CONNECTION:
+                click.echo(_line(kind, change))
+            elif informer.connected == lost:
+                # The first connection is no news.
+                lost = not informer.connected
+                click.echo("connection lost; going on" if lost else "connected again", err=True)
 
 
 def _line(kind: Kind, change: Any) -> str:  # noqa: ANN401 - a Change of any kind

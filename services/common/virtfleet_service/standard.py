@@ -154,7 +154,7 @@ class Reflection:
                 case "file_by_filename":
                     self._files(self._pool.FindFileByName(request.file_by_filename), response)
                 case "file_containing_symbol":
-                    self._files(self._pool.FindFileContainingSymbol(request.file_containing_symbol), response)
+                    self._files(self._file_of(request.file_containing_symbol), response)
                 case "file_containing_extension":
                     wanted = request.file_containing_extension
                     message = self._pool.FindMessageTypeByName(wanted.containing_type)
@@ -171,6 +171,30 @@ class Reflection:
                     self._error(response, grpc.StatusCode.INVALID_ARGUMENT, "the request asks for nothing")
         except KeyError as error:
             self._error(response, grpc.StatusCode.NOT_FOUND, f"not found: {error.args[0] if error.args else ''}")
+
+    def _file_of(self, symbol: str) -> FileDescriptor:
+        """Return the file of a symbol; the pool itself knows no methods, fields and values.
+
+        Raises:
+            KeyError: There is none.
+        """
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            outer, _, name = symbol.rpartition(".")
+            for find, inner in (
+                (self._pool.FindServiceByName, "methods_by_name"),
+                (self._pool.FindMessageTypeByName, "fields_by_name"),
+                (self._pool.FindEnumTypeByName, "values_by_name"),
+            ):
+                try:
+                    found: Any = find(outer)
+                except KeyError:
+                    continue
+                if name in getattr(found, inner):
+                    file: FileDescriptor = found.file
+                    return file
+            raise
 
     @staticmethod
     def _error(response: reflection_pb2.ServerReflectionResponse, code: grpc.StatusCode, message: str) -> None:

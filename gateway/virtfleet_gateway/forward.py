@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 import grpc
 import grpc.aio
 
-from virtfleet_gateway.relay import OpenCalls, abort, one_reply, pass_failure, pump_down
+from virtfleet_gateway.relay import OpenCalls, abort, one_reply, pump_down
 from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, routing_name, target_of
 from virtfleet_gateway.upward import Upward
 from virtfleet_service import unread
@@ -123,6 +123,7 @@ class Forwarder(grpc.GenericRpcHandler):
         self._spans: dict[int, Span] = {}
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
         self.open_calls = OpenCalls()
+        self.open_unary_calls = OpenCalls()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Return the handler of a method; None for what is not the forwarder's: health, reflection, the unknown."""
@@ -246,23 +247,15 @@ class Forwarder(grpc.GenericRpcHandler):
                         # The pipeline counts it.
                         code = ""
                         return cast("bytes", await _answer_own(own, request, context))
-                    lane, metadata, _ = admitted
+                    lane, metadata, passport = admitted
                     if not lane.is_up():
                         await lane.up(context.time_remaining())
                 except VirtfleetError as error:
                     await self._refuse(route, context, error)
                 start = lane.callable(path, client_streaming=False, server_streaming=False)
                 call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # a unary-unary one
-                try:
-                    reply: bytes = await call  # type: ignore[misc]  # the same
-                except grpc.aio.AioRpcError as error:
-                    await pass_failure(context, lane, error)
-                initial = await call.initial_metadata()
-                if initial:
-                    await context.send_initial_metadata(tuple(initial))
-                trailing = await call.trailing_metadata()
-                if trailing:
-                    context.set_trailing_metadata(tuple(trailing))
+                with self.open_unary_calls.entered(call, passport) as cut:
+                    reply = await one_reply(call, context, lane, cut)
                 code = "OK"
                 return reply
             except grpc.aio.AbortError:

@@ -147,6 +147,8 @@ class GatewayServer(Server):
         loop = asyncio.get_running_loop()
         for forwarder in self._forwarders:
             loop.call_later(STREAM_GRACE_SECONDS, forwarder.open_calls.end, error)
+            # Before gRPC itself ends them with CANCELLED, which no client repeats.
+            loop.call_later(self.settings.drain_seconds, forwarder.open_unary_calls.end, error)
 
 
 class _Both(grpc.GenericRpcHandler):

@@ -6,11 +6,14 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.integration.compute.rig import PARENT, Process, Service, State, name, service
 from virtfleet.compute.v1 import domain_pb2, stats_pb2
 
 COUNT = 100_000
-SECONDS = 50
+SECONDS = 150
+"""An end, not a mark: `make bench` measures."""
 MEMORY_MIB = 200
 
 
@@ -28,6 +31,7 @@ def private_mib(pid: int) -> float:
     raise AssertionError("no Private_Dirty")
 
 
+@pytest.mark.timeout(200)
 async def test_a_hundred_thousand_domains(place: Path) -> None:
     process = Process(place, drivers={"seed_file": str(seed(place, COUNT)), "state_file": ""})
     began = time.monotonic()

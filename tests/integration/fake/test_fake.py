@@ -18,7 +18,7 @@ from google.protobuf import duration_pb2, empty_pb2
 
 from tests.integration.fake.fleet import Fake, running, typed
 from virtfleet.common.v1 import admin_pb2
-from virtfleet.compute.v1 import domain_pb2, stats_pb2, watch_pb2
+from virtfleet.compute.v1 import domain_pb2, domain_pb2_grpc, stats_pb2, watch_pb2
 from virtfleet.fake.v1 import fake_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 from virtfleet_client import Credentials, connect, errors
@@ -312,3 +312,17 @@ def test_bad_arguments_are_one_line(arguments: tuple[str, ...], says: str) -> No
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_unary_call_that_a_drain_ends_may_be_repeated(fake: Fake) -> None:
+    """Not CANCELLED, as gRPC has it for calls that run on at its own end: no client repeats that."""
+    files = [Path(fake.ready[key]).read_bytes() for key in ("ca_file", "key_file", "cert_file")]
+    fake.inject("n3", freeze=fake_pb2.Freeze())
+    with grpc.secure_channel(fake.ready["address"], grpc.ssl_channel_credentials(*files)) as channel:
+        stub = domain_pb2_grpc.DomainServiceStub(channel)
+        call = stub.GetDomain.future(domain_pb2.GetDomainRequest(name="nodes/n3/domains/spare"), timeout=30)
+        time.sleep(0.3)
+        fake.control.RestartGateway(fake_pb2.RestartGatewayRequest(drain=True))
+        error = typed(call.exception())
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert error.reason in ("SERVICE_DRAINING", "NODE_UNREACHABLE")

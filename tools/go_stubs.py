@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2
 
-from tools import go_services, protos
+from tools import go_services, go_toolchain, protos
 from tools.paths import BUILD, ROOT
 
 MODULE = ROOT / "clients" / "go"
@@ -38,17 +37,17 @@ def build(name: str, module: str, version: str, folder: Path = BUILD / "go") -> 
     """Return a program of a Go module at a pinned version, built if it is not there yet.
 
     Raises:
-        ProtoError: Go is missing or cannot build it.
+        ProtoError: There is no Go, or it cannot build it.
     """
     program = folder / version / name
     if program.exists():
         return program
-    go = shutil.which("go")
-    if go is None:
-        message = "Go is not installed"
-        raise protos.ProtoError(message)
+    try:
+        go, variables = go_toolchain.program(), go_toolchain.environment()
+    except go_toolchain.GoError as error:
+        raise protos.ProtoError(str(error)) from error
     print(f"building {module}@{version}")
-    variables = {**os.environ, "GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"}
+    variables |= {"GOBIN": str(program.parent), "GOFLAGS": "-mod=mod"}
     # Outside of the module, whose go.mod would take part in the choice of versions.
     done = subprocess.run(
         [go, "install", f"{module}@{version}"], cwd="/", env=variables, capture_output=True, text=True, check=False
@@ -81,8 +80,7 @@ def write(target: Path, files: descriptor_pb2.FileDescriptorSet) -> None:
 
 
 def _format(target: Path) -> None:
-    go = shutil.which("go") or "go"
-    gofmt = Path(go).resolve().parent / "gofmt"
+    gofmt = go_toolchain.program().parent / "gofmt"
     subprocess.run([gofmt, "-w", *(target / name for name in WRITTEN_HERE)], check=True)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from tools import go_toolchain
 from tools.paths import BUILD, ROOT
 
 MODULE = ROOT / "tests" / "clients" / "grpcurl"
@@ -24,14 +24,15 @@ def build() -> Path:
     pins = [MODULE / "go.mod", MODULE / "go.sum"]
     if PROGRAM.exists() and all(PROGRAM.stat().st_mtime >= pin.stat().st_mtime for pin in pins):
         return PROGRAM
-    go = shutil.which("go")
-    if go is None:
-        raise RuntimeError("grpcurl: Go is needed to build it")
+    try:
+        go, variables = go_toolchain.program(), go_toolchain.environment()
+    except go_toolchain.GoError as error:
+        raise RuntimeError(f"grpcurl: {error}") from error
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     fresh = PROGRAM.with_suffix(f".{os.getpid()}")
     # What go.sum does not know is refused.
-    command = [go, "build", "-mod=readonly", "-o", str(fresh), _PACKAGE]
-    done = subprocess.run(command, cwd=MODULE, capture_output=True, text=True, check=False)
+    command = [str(go), "build", "-mod=readonly", "-o", str(fresh), _PACKAGE]
+    done = subprocess.run(command, cwd=MODULE, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"grpcurl: {done.stderr.strip()}")
     fresh.replace(PROGRAM)

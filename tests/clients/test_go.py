@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tools import go_stubs
+from tools import go_stubs, go_toolchain
 from tools.paths import ROOT
 
 MODULE = ROOT / "clients" / "go"
@@ -40,10 +38,8 @@ def go(
     *arguments: str | Path, environment: dict[str, str] | None = None, folder: Path = MODULE
 ) -> subprocess.CompletedProcess[str]:
     """Run the go command in a folder."""
-    program = shutil.which("go")
-    assert program, "Go is not installed"
-    command = [program, *map(str, arguments)]
-    variables = {**os.environ, "GOTOOLCHAIN": "local", **(environment or {})}
+    command = [str(go_toolchain.program()), *map(str, arguments)]
+    variables = {**go_toolchain.environment(), **(environment or {})}
     return subprocess.run(
         command, cwd=folder, env=variables, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
@@ -88,7 +84,7 @@ def test_go(name: str, outcomes: Outcomes) -> None:
 
 
 def test_the_code_is_formatted() -> None:
-    gofmt = Path(shutil.which("go") or "").resolve().parent / "gofmt"
+    gofmt = go_toolchain.program().parent / "gofmt"
     done = subprocess.run([gofmt, "-l", "."], cwd=MODULE, capture_output=True, text=True, check=True)
     assert not done.stdout
 
@@ -99,7 +95,7 @@ def test_vet_and_staticcheck_find_nothing() -> None:
     program = go_stubs.build(*STATICCHECK)
     done = subprocess.run(
         [program, f"-tags={TAGS}", "./..."],
-        cwd=MODULE, env={**os.environ, "GOTOOLCHAIN": "local"}, capture_output=True, text=True, check=False,
+        cwd=MODULE, env=go_toolchain.environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -7,24 +7,23 @@ import contextlib
 import json
 import os
 import random
-import re
-import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
 
 from bench.stage import credentials
-from tests.chaos.checker import Finding, Truth, check
+from tests.chaos import truth
+from tests.chaos.checker import LEFT, LOST, Finding, check
+from tests.chaos.killer import Killer
 from tests.chaos.writer import NODE, PLACE
 from tools import fleet as development
 from tools.paths import ROOT
@@ -33,36 +32,16 @@ from virtfleet.fleet.v1 import node_pb2
 from virtfleet.network.v1 import network_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_client import AsyncFleet, VirtfleetError, connect_async
-from virtfleet_service.failpoints import VARIABLE
 
-KINDS: Final = ("gateway", "compute", "storage", "network", "launcher", "dnsmasq", "guest")
-FAILPOINTS: Final = {
-    "compute": (
-        "operations.accepted",
-        "operations.worked",
-        "operations.recorded",
-        "compute.create.intent",
-        "compute.create.volume",
-        "compute.create.made",
-        "compute.start.intent",
-        "compute.start.connected",
-        "compute.start.started",
-        "compute.stop.ended",
-        "compute.delete.undone",
-    ),
-    "storage": (
-        "storage.volume.create.staged",
-        "storage.volume.create.published",
-        "storage.volume.delete.removed",
-        "storage.attach.recorded",
-        "storage.release.recorded",
-    ),
-    "network": ("port.plug.begun", "port.plug.done", "port.unplug.recorded"),
-}
-"""Between an intent, its effect and its commit; passed by what the writer does."""
-
+SERVICES: Final = ("compute", "storage", "network")
 SETTLE_SECONDS: Final = 60.0
-_ACKNOWLEDGEMENTS: Final = 12
+_STAY: Final = {
+    "gateway": frozenset({"node"}),
+    **dict.fromkeys(("launcher", "dnsmasq", "guest"), frozenset({"gateway", "node"})),
+    **dict.fromkeys(("compute", "storage", "network", "node"), frozenset[str]()),
+}
+"""Which watchers are not cut off by the deaths of a kind."""
+_ACKNOWLEDGEMENTS: Final = 25
 """How many there must be before the first death, and after each return."""
 
 
@@ -90,7 +69,7 @@ class World:
 async def world(folder: Path) -> AsyncIterator[World]:
     """Make the fleet; at the end all that the rounds made is gone, and so is the fleet."""
     async with AsyncExitStack() as stack:
-        fleet = await stack.enter_async_context(development.Fleet.running(development.Plan(driver="qemu")))
+        fleet = await stack.enter_async_context(development.Fleet.running(development.Plan(driver="qemu,test")))
         admin = await stack.enter_async_context(connect_async(f"tls://{fleet.address}", credentials(fleet)))
         pool = pool_pb2.CreatePoolRequest(parent=NODE, pool_id=PLACE, start=True)
         pool.pool.spec.dir.SetInParent()
@@ -130,49 +109,57 @@ async def run(
     failpoint: bool = True,
     patience_seconds: float = 25.0,
 ) -> Round:
-    """Run a round in which processes of one kind die.
+    """Run a round in which processes of one kind die, and between the deaths one of the watchers.
 
     Raises:
         AssertionError: The fleet does not come back.
     """
     world.number += 1
-    chance = random.Random(f"{seed}/{kind}")
     result = Round(seed)
+    killer = Killer(world.fleet, random.Random(f"{seed}/{kind}"))
     stem = world.folder / f"round-{world.number}"
-    record, tag = stem.with_suffix(".writer"), f"r{world.number}"
-    before = _host(world.fleet)
-    killed_guests: set[str] = set()
-    watches = {"gateway": stem.with_suffix(".gateway"), "compute": stem.with_suffix(".compute")}
-    socket = world.fleet.folder / "n1/run/compute/viewer.sock"
-    watchers = [
-        _process(world, "watcher", str(watches["gateway"]), "nodes/-"),
-        _process(world, "watcher", str(watches["compute"]), NODE, f"unix://{socket}"),
-    ]
-    writer = _process(world, "writer", str(record), tag, f"{seed}/{kind}")
+    record = stem.with_suffix(".writer")
+    before = truth.host(world.fleet)
+    sockets = [f"{service}=unix://{world.fleet.folder}/n1/run/{service}/viewer.sock" for service in SERVICES]
+    watches = {
+        "gateway": [str(stem.with_suffix(".gateway")), "nodes/-"],
+        "node": [str(stem.with_suffix(".node")), NODE, *sockets],
+    }
+    watchers = {key: _process(world, "watcher", *arguments) for key, arguments in watches.items()}
+    victim = killer.chance.choice(sorted(watches))
+    writer = None
     try:
+        # What is before their snapshot, watchers are not told step by step.
+        await _following([Path(arguments[0]) for arguments in watches.values()])
+        writer = _process(world, "writer", str(record), f"r{world.number}", f"{seed}/{kind}")
         await _acknowledged(record, _ACKNOWLEDGEMENTS, writer)
         for number in range(deaths):
-            point = failpoint and number == 0 and kind in FAILPOINTS
-            result.deaths.append(await _kill(world, kind, chance, killed_guests, failpoint=point))
+            result.deaths.append(await killer.kill(kind, failpoint=failpoint and number == 0))
             await settle(world)
+            if number == 0:
+                await _end(watchers[victim], kill=True)
+                watchers[victim] = _process(world, "watcher", *watches[victim])
             await _acknowledged(record, _ACKNOWLEDGEMENTS, writer)
         await _end(writer)
         lines = list(_lines(record))
         result.acknowledged = sum(line["say"] == "ack" for line in lines)
-        truth = await _truth(world, tag, frozenset(killed_guests))
-        result.findings = await _settled(
-            lambda: check(lines, {key: list(_lines(path)) for key, path in watches.items()}, truth), patience_seconds
-        )
-        await _clean(world, tag)
-        left = await _settled(lambda: _left(before, _host(world.fleet)), patience_seconds)
-        result.findings += left
+        await _operations_ended(world)
+
+        async def look() -> list[Finding]:
+            told = {key: list(_lines(Path(arguments[0]))) for key, arguments in watches.items()}
+            is_so = await truth.read(world.fleet, world.admin, frozenset(killer.killed_guests))
+            return check(lines, told, is_so, _STAY[kind] - {victim})
+
+        result.findings = await _settled(look, patience_seconds)
+        await _clean(world)
+        result.findings += await _settled(lambda: _left(world, before), patience_seconds)
     finally:
-        for process in (writer, *watchers):
-            if process.poll() is None:
+        for process in (writer, *watchers.values()):
+            if process is not None:
                 process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+                process.wait()
+                if process.stdin is not None:
+                    process.stdin.close()
     return result
 
 
@@ -193,6 +180,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+async def _following(records: list[Path]) -> None:
+    """Wait until all watchers have had their snapshots."""
+    ends_at = time.monotonic() + 60
+    while any(
+        sum(line["kind"] == "snapshot" for answer in _lines(path) for line in answer["told"]) < len(SERVICES)
+        for path in records
+    ):
+        assert time.monotonic() < ends_at, "the watchers do not come up"
+        await asyncio.sleep(0.05)
+
+
 async def _acknowledged(record: Path, more: int, writer: subprocess.Popen[bytes]) -> None:
     """Wait until so many more changes have been acknowledged."""
     start = sum(line["say"] == "ack" for line in _lines(record))
@@ -203,58 +201,17 @@ async def _acknowledged(record: Path, more: int, writer: subprocess.Popen[bytes]
         await asyncio.sleep(0.05)
 
 
-async def _end(writer: subprocess.Popen[bytes]) -> None:
-    if writer.stdin is not None:
-        writer.stdin.close()
-    ends_at = time.monotonic() + 90
-    while writer.poll() is None:
-        assert time.monotonic() < ends_at, "the writer does not end"
+async def _end(process: subprocess.Popen[bytes], *, kill: bool = False) -> None:
+    """Have a process end by itself, or by SIGKILL."""
+    if kill:
+        process.kill()
+    elif process.stdin is not None:
+        process.stdin.close()
+    ends_at = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < ends_at, f"{process.args!r} does not end"
         await asyncio.sleep(0.05)
-    assert writer.returncode == 0
-
-
-# Deaths.
-
-
-async def _kill(world: World, kind: str, chance: random.Random, killed: set[str], *, failpoint: bool) -> str:
-    """Kill a process of a kind; returns what was done."""
-    await asyncio.sleep(chance.uniform(0, 0.3))
-    if kind == "guest":
-        guests = sorted(guests_of(world.fleet).items())
-        if not guests:
-            return "no guest"
-        uid, pids = chance.choice(guests)
-        killed.add(uid)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return f"guest {uid}"
-    if kind == "dnsmasq":
-        for pid in _daemons(world.fleet):
-            os.kill(pid, signal.SIGKILL)
-        return "dnsmasq"
-    name = kind if kind == "gateway" else f"n1/{kind}"
-    program = world.fleet.supervisor.programs[name]
-    if not failpoint:
-        world.fleet.supervisor.kill(name)
-        return name
-    point = f"{chance.choice(FAILPOINTS[kind])}:{chance.randint(1, 3)}"
-    clean = program.environment
-    program.environment = {**clean, VARIABLE: point}
-    world.fleet.supervisor.kill(name)
-    starts = program.starts
-    ends_at = time.monotonic() + 12
-    while program.starts < starts + 2 and time.monotonic() < ends_at:
-        if program.starts > starts:
-            # The one that is to die runs: whoever comes after it is a plain one.
-            program.environment = clean
-        await asyncio.sleep(0.02)
-    program.environment = clean
-    if program.starts < starts + 2:
-        # Nobody passed the place: it goes by itself.
-        world.fleet.supervisor.kill(name)
-        return f"{name} (did not reach {point})"
-    return f"{name} at {point}"
+    assert kill or process.returncode == 0, f"{process.args!r}: {process.returncode}"
 
 
 async def settle(world: World) -> None:
@@ -269,127 +226,55 @@ async def settle(world: World) -> None:
         await asyncio.sleep(0.1)
 
 
-# What is.
-
-
-def guests_of(fleet: development.Fleet) -> dict[str, list[int]]:
-    """Return the processes of guests by uid: from /proc."""
-    found: dict[str, list[int]] = {}
-    for pid, line in _commands():
-        uid = re.search(r"-uuid ([0-9a-f-]{36})", line)
-        if uid and "qemu" in line and _below(pid, fleet):
-            found.setdefault(uid[1], []).append(pid)
-    return found
-
-
-def _daemons(fleet: development.Fleet) -> list[int]:
-    return [pid for pid, line in _commands() if "dnsmasq" in line.split(" ")[0] and str(fleet.folder) in line]
-
-
-def _commands() -> Iterator[tuple[int, str]]:
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if line:
-                yield int(path.name), line
-
-
-def _below(pid: int, fleet: development.Fleet) -> bool:
-    """Tell whether a process is in a namespace of the fleet."""
-    try:
-        inode = Path(f"/proc/{pid}/ns/net").stat().st_ino
-    except FileNotFoundError:
-        return False
-    return inode in {Path(f"/run/netns/{fleet.networks[node].namespace}").stat().st_ino for node in fleet.nodes}
-
-
-def _host(fleet: development.Fleet) -> frozenset[str]:
-    """Return what the host has that must belong to a resource: links, rules, guests, files."""
-    namespace = fleet.networks["n1"].namespace
-    links = json.loads(_output("ip", "-n", namespace, "-j", "link"))
-    rules = json.loads(_output("ip", "netns", "exec", namespace, "nft", "-j", "list", "ruleset"))["nftables"]
-    found = {f"link {link['ifname']}" for link in links}
-    found |= {
-        "rule " + re.sub(r'"(handle|packets|bytes)": \d+', "", json.dumps(rule, sort_keys=True)) for rule in rules
-    }
-    found |= {f"guest {uid}" for uid in guests_of(fleet)}
-    base = fleet.folder / "n1"
-    for folder in (base / "pools", base / "run/launcher/guests"):
-        found |= {f"file {path.relative_to(base)}" for path in folder.rglob("*")} if folder.is_dir() else set()
-    return frozenset(found)
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
-
-
-def _left(before: frozenset[str], after: frozenset[str]) -> list[Finding]:
-    return [Finding("LEFT", what) for what in sorted(after - before)] + [
-        Finding("LOST", f"{what} is gone from the host") for what in sorted(before - after)
-    ]
-
-
-async def _truth(world: World, tag: str, killed: frozenset[str]) -> Truth:
-    """Read what is, when all operations have ended."""
+async def _operations_ended(world: World) -> None:
+    """Wait until no operation runs, or until so much time has passed that each that does is a finding."""
     ends_at = time.monotonic() + SETTLE_SECONDS
-    running: list[str] = []
-    while time.monotonic() < ends_at:
-        running = await _running_operations(world)
-        if not running:
-            break
+    while await truth.running_operations(world.admin) and time.monotonic() < ends_at:
         await asyncio.sleep(0.2)
-    request = domain_pb2.ListDomainsRequest(parent=NODE, page_size=500)
-    domains = {
-        one.name: (one.uid, one.generation, one.status.active)
-        async for one in world.admin.pages(world.admin.domains.ListDomains, request)
-        if one.name.startswith(f"{NODE}/domains/{tag}-")
-    }
-    guests = Counter({uid: len(pids) for uid, pids in guests_of(world.fleet).items()})
-    return Truth(domains, guests, running, (), killed)
 
 
-async def _running_operations(world: World) -> list[str]:
-    found: list[str] = []
-    for service in ("compute", "storage", "network"):
-        request = operations_pb2.ListOperationsRequest(name=f"{NODE}/services/{service}", filter="done=false")
-        found += [one.name async for one in world.admin.pages(world.admin.operations.ListOperations, request)]
-    return found
-
-
-async def _settled(look: Callable[[], list[Finding]], seconds: float) -> list[Finding]:
+async def _settled(look: Callable[[], Awaitable[list[Finding]]], seconds: float) -> list[Finding]:
     """Look until there is nothing to find; what is still there after so long is found."""
     ends_at = time.monotonic() + seconds
     while True:
-        findings = look()
+        findings = await look()
         if not findings or time.monotonic() > ends_at:
             return findings
         await asyncio.sleep(0.3)
 
 
-async def _clean(world: World, tag: str) -> None:
-    """Delete what the round made, by the API."""
+async def _left(world: World, before: frozenset[str]) -> list[Finding]:
+    """Hold the host against what it was before the round."""
+    after = truth.host(world.fleet)
+    return [Finding(LEFT, what) for what in sorted(after - before)] + [
+        Finding(LOST, f"{what} is gone from the host") for what in sorted(before - after)
+    ]
+
+
+async def _clean(world: World) -> None:
+    """Delete what the round made, by the API: what was kept, and what a creation that was cut left to the operator."""
     admin = world.admin
-    request = domain_pb2.ListDomainsRequest(parent=NODE, page_size=500)
-    names = [one.name async for one in admin.pages(admin.domains.ListDomains, request)]
-    for name in names:
-        delete = domain_pb2.DeleteDomainRequest(name=name, stop=True, delete_volumes=True, allow_missing=True)
-        await _insist(lambda delete=delete: admin.domains.DeleteDomain(delete), admin)  # type: ignore[misc]  # bound at once
+    domains = domain_pb2.ListDomainsRequest(parent=NODE, page_size=500)
+    for name in [one.name async for one in admin.pages(admin.domains.ListDomains, domains)]:
+        request = domain_pb2.DeleteDomainRequest(name=name, stop=True, delete_volumes=True, allow_missing=True)
+        await _insist(admin, admin.domains.DeleteDomain, request)
     volumes = volume_pb2.ListVolumesRequest(parent=f"{NODE}/pools/{PLACE}", page_size=500)
-    for volume in [one.name async for one in admin.pages(admin.volumes.ListVolumes, volumes)]:
-        if f"/volumes/{tag}-" in volume:
-            # Of a creation that was cut, or of a domain that was made again: a volume of nobody is an operator's to delete.
-            gone = volume_pb2.DeleteVolumeRequest(name=volume, allow_missing=True)
-            await _insist(lambda gone=gone: admin.volumes.DeleteVolume(gone), admin)  # type: ignore[misc]  # bound at once
+    for name in [one.name async for one in admin.pages(admin.volumes.ListVolumes, volumes)]:
+        gone = volume_pb2.DeleteVolumeRequest(name=name, allow_missing=True)
+        await _insist(admin, admin.volumes.DeleteVolume, gone)
+    networks = network_pb2.ListNetworksRequest(parent=NODE, page_size=500)
+    for name in [one.name async for one in admin.pages(admin.networks.ListNetworks, networks)]:
+        if name != f"{NODE}/networks/{PLACE}":
+            end = network_pb2.DeleteNetworkRequest(name=name, allow_missing=True, force=True)
+            await _insist(admin, admin.networks.DeleteNetwork, end)
 
 
-async def _insist(call: Callable[[], Any], admin: AsyncFleet) -> None:
+async def _insist(admin: AsyncFleet, method: Callable[..., Any], request: Any) -> None:
     ends_at = time.monotonic() + 40
     while True:
+        request.request_id = str(uuid.uuid4())
         try:
-            await admin.wait(await call(), empty_pb2.Empty, timeout_seconds=30)
+            await admin.wait(await method(request), empty_pb2.Empty, timeout_seconds=30)
         except VirtfleetError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return

@@ -7,7 +7,7 @@ SUITES := contract integration fleet clients endurance chaos
 
 .DEFAULT_GOAL := help
 .PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \
-        clients chaos endurance bench nightly docs wheels where promises clean
+        clients chaos endurance bench nightly stubs docs wheels where promises clean
 
 help: ## show this list
 	@awk -F':[^#]*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ nightly: test ## everything, with the long runs
 	@CYCLES=$${CYCLES:-1000} CUTS=$${CUTS:-400} $(PYTHON) -m tools.suites endurance
 	@$(PYTHON) -m tests.endurance.soak
 	@$(PYTHON) -m bench
+
+stubs: env ## generate the Go stubs from the protos into build/stubs (Python's and Go's own: `make protos`)
+	@$(PYTHON) -m tools.go_stubs export
 
 docs: env ## build the documentation site into build/site; dead links fail
 	@$(PYTHON) -m tools.site

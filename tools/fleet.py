@@ -22,7 +22,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -299,7 +299,9 @@ class Fleet:
         content = {
             "tag": self.tag,
             "folder": str(self.folder),
+            "checkout": str(ROOT),
             "supervisor": os.getpid(),
+            "supervisor_start_time": _start_time(os.getpid()),
             "nodes": self.nodes,
             "range": self.plan.address_range,
             "namespace_inodes": sorted(self._namespace_inodes),
@@ -382,6 +384,29 @@ def take_away(run_folder: Path) -> None:
         (run_folder / name).unlink(missing_ok=True)
 
 
+def orphans() -> Iterator[Path]:
+    """Yield the run folders of fleets of this checkout whose supervisor is gone: those of tests that were killed."""
+    for record in Path("/tmp").glob("virtfleet-*/run/fleet.json"):
+        try:
+            ours = record.stat().st_uid == os.geteuid()
+            content = json.loads(record.read_text()) if ours else {}
+        except FileNotFoundError:
+            continue  # taken away while we looked
+        if content.get("checkout") == str(ROOT) and (
+            _start_time(content["supervisor"]) != content["supervisor_start_time"]
+        ):
+            yield record.parent
+
+
+def _start_time(pid: int) -> int:
+    """Return when a process began, in ticks since the boot (proc(5)); 0: there is none of that number."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
 def _end_processes(find: Callable[[], tuple[str, ...]]) -> None:
     """Send SIGKILL to processes, given as `pid command`, until none is found; gives up after 2.5 s."""
     for _ in range(50):
@@ -435,3 +460,5 @@ async def _finish(command: list[str], *, environment: Mapping[str, str], text: s
 
 if __name__ == "__main__":
     take_away(RUN)
+    for run_folder in orphans():
+        take_away(run_folder)

@@ -105,7 +105,7 @@ def _files() -> Iterable[FileDescriptor]:
     yield operations_pb2.DESCRIPTOR
 
 
-def _routing_field(request: Descriptor) -> tuple[tuple[int, ...], str]:
+def routing_field(request: Descriptor) -> tuple[tuple[int, ...], str]:
     """Return the path of the routing string as numbers and as text.
 
     Raises:
@@ -115,6 +115,8 @@ def _routing_field(request: Descriptor) -> tuple[tuple[int, ...], str]:
         # Its field 1 is the filter: routing on that would let a caller choose the node by a filter text.
         return (request.fields_by_name["name"].number,), "name"
     first = request.fields_by_number.get(1)
+    if first is not None and first.containing_oneof is not None:
+        raise ValueError(f"{request.full_name}: a member of a oneof does not route: a later member takes it back")
     if (
         first is not None
         and first.type == first.TYPE_STRING
@@ -148,7 +150,7 @@ def _route(package: str, method: MethodDescriptor) -> Route:
         destination = Destination.GATEWAY
     else:
         destination = Destination.SERVICE
-    field_path, field_name = _routing_field(method.input_type)
+    field_path, field_name = routing_field(method.input_type)
     return Route(
         path=f"/{method.containing_service.full_name}/{method.name}",
         full_name=method.full_name,

@@ -3,8 +3,8 @@
 The gateway routes a call by one string and leaves the rest of the message alone. What it reads must be what the node's
 parser will read, or a caller could show the gateway one name and the node another. Hence: whatever this scanner
 accepts, the real parser accepts with the same value; a field that occurs twice (the parser takes the last one, or
-merges) is
-refused; the message is scanned to its end.
+merges) is refused; the message is scanned to its end. A member of a oneof must not be on the way: another member of it
+behind takes it back, and here nothing is known of oneofs (`routing` sees to it).
 """
 
 from __future__ import annotations

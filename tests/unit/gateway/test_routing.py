@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import pytest
 from google.longrunning import operations_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 from hypothesis import given
 from hypothesis import strategies as st
 
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_gateway import wire
-from virtfleet_gateway.routing import OWN, Destination, Target, build_table, parse_stated, routing_name, target_of
+from virtfleet_gateway.routing import (
+    OWN,
+    Destination,
+    Target,
+    build_table,
+    parse_stated,
+    routing_field,
+    routing_name,
+    target_of,
+)
 from virtfleet_service.errors import FieldConflict, FieldRequired, NameMalformed
 from virtfleet_service.methods import facts_of, routing_number
 
@@ -38,6 +48,20 @@ def test_the_table_agrees_with_what_servers_read_from_the_descriptors() -> None:
         assert route.field_path == routing_number(route.descriptor.input_type), route.full_name
         assert route.permission == facts.permission, route.full_name
         assert route.mutates == facts.mutation, route.full_name
+
+
+def test_a_member_of_a_oneof_routes_no_call() -> None:
+    # A parser forgets it when another member follows; the scanner would still see it.
+    file = descriptor_pb2.FileDescriptorProto(name="oneof_route.proto", package="oneof_route", syntax="proto3")
+    request = file.message_type.add(name="Request")
+    request.oneof_decl.add(name="target")
+    kind = descriptor_pb2.FieldDescriptorProto
+    for number, name in enumerate(("name", "parent"), start=1):
+        request.field.add(name=name, number=number, type=kind.TYPE_STRING, label=kind.LABEL_OPTIONAL, oneof_index=0)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    with pytest.raises(ValueError, match="a later member takes it back"):
+        routing_field(pool.FindMessageTypeByName("oneof_route.Request"))
 
 
 def test_volume_data_has_a_lane_of_its_own_and_nothing_else() -> None:

@@ -78,8 +78,8 @@ def test_agrees_with_the_parser_on_noise(data: bytes) -> None:
 
 @given(st.lists(field(), max_size=4).map(b"".join), st.lists(field(), max_size=4).map(b"".join))
 def test_agrees_with_the_parser_on_embedded_resources(inner: bytes, outer: bytes) -> None:
-    # Operation.error (4) is a Status whose field 2 is a string.
-    judge(wire.delimited(4, inner) + outer, (4, 2), operations_pb2.Operation, "error.message")
+    # FileDescriptorProto.options (8) is a FileOptions whose field 1 is a string; neither is a member of a oneof.
+    judge(wire.delimited(8, inner) + outer, (8, 1), descriptor_pb2.FileDescriptorProto, "options.java_package")
 
 
 @given(st.lists(field(), max_size=6).map(b"".join), st.integers(0, 400))

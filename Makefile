@@ -3,7 +3,8 @@ PYTHON := .venv/bin/python
 # The first Python that runs and is new enough; a plain python3 otherwise, which then says what it is.
 SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && exit; done; echo python3)
-SUITES := contract integration fleet clients endurance chaos
+# The longest first: two run at a time.
+SUITES := integration fleet clients chaos endurance contract
 
 .DEFAULT_GOAL := help
 .PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \

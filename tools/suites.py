@@ -1,7 +1,9 @@
-"""Run test suites one after the other and sum them up: `python -m tools.suites contract integration …`.
+"""Run test suites and sum them up: `python -m tools.suites contract integration …`.
 
-A suite is a folder below tests/. A folder without a test is a failure, as is a skipped test. At the end each promise of
-tests/promises.toml that names tests of these suites is held against what ran (`--promises`).
+A suite is a folder below tests/. A folder without a test is a failure, as is a skipped test. Two suites run at a time
+(`--lanes`): most of a suite is waiting for processes to start and for time to pass. What a suite prints is shown when
+it ends. At the end each promise of tests/promises.toml that names tests of these suites is held against what ran
+(`--promises`).
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tools import promises
@@ -20,39 +25,97 @@ from tools.paths import BUILD, ROOT
 
 RESULTS = BUILD / "results"
 
-
 SECOND_LOOK_LIMIT = 3
 """So many failures of a suite are looked at again; more are no accident of timing."""
 
+_PROGRESS_SECONDS = 60.0
 
-def run(suite: str) -> tuple[int, str, float]:
-    """Run a suite with its output shown; returns pytest's exit code, its closing line and the seconds it took.
 
-    On a crowded machine a test of timing may fail once. A few failures are therefore run once more, alone, and what
-    passes then
-    is named in the summary: a name that comes again is a fault to mend, not luck.
+@dataclass(slots=True)
+class Outcome:
+    """Is how a suite ended.
+
+    Attributes:
+        suite: Its name.
+        code: The exit code of pytest; 0: all passed.
+        closing: pytest's last line.
+        failed: The tests that failed.
+        seconds: How long it took.
     """
+
+    suite: str
+    code: int
+    closing: str
+    failed: list[str]
+    seconds: float
+
+
+def run(suites: list[str], lanes: int) -> list[Outcome]:
+    """Run suites, some at a time, in the order in which they are named; what each prints is shown at its end.
+
+    On a crowded machine a test of timing may fail once. A few failures are therefore run once more, alone, when all
+    else has ended, and what passes then is named in the summary: a name that comes again is a fault to mend, not luck.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for suite in suites:
+        waiting.put(suite)
+    outcomes: list[Outcome] = []
+    running: set[str] = set()
+
+    def lane() -> None:
+        while True:
+            try:
+                suite = waiting.get_nowait()
+            except queue.Empty:
+                return
+            running.add(suite)
+            outcome = _pytest(suite, [f"tests/{suite}"], RESULTS / f"{suite}.json", RESULTS / f"{suite}.log")
+            running.discard(suite)
+            print(f"--- {suite}\n{(RESULTS / f'{suite}.log').read_text(errors='replace')}", flush=True)
+            outcomes.append(outcome)
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    threads = [threading.Thread(target=lane, name=f"lane {number}") for number in range(lanes)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for thread in threads:
+            thread.join(_PROGRESS_SECONDS / len(threads))
+        print("".join(f"... {suite} {_progress(suite)}\n" for suite in sorted(running)), end="", flush=True)
+    outcomes.sort(key=lambda outcome: suites.index(outcome.suite))
+    return [_looked_at_again(outcome) for outcome in outcomes]
+
+
+def _progress(suite: str) -> str:
+    log = RESULTS / f"{suite}.log"
+    marks = re.findall(r"\[ *(\d+)%\]$", log.read_text(errors="replace") if log.exists() else "", flags=re.MULTILINE)
+    return f"{marks[-1]} %" if marks else "has begun"
+
+
+def _looked_at_again(outcome: Outcome) -> Outcome:
+    suite, failed = outcome.suite, outcome.failed
+    if outcome.code != 1 or not 0 < len(failed) <= SECOND_LOOK_LIMIT:
+        return outcome
+    print(f"--- {suite}: once more, alone: {', '.join(failed)}", flush=True)
+    log = RESULTS / f"{suite}.second.log"
+    second = _pytest(suite, failed, RESULTS / f"{suite}.second.json", log)
+    print(log.read_text(errors="replace"), flush=True)
+    closing = f"{outcome.closing}; at the second look {second.closing}: {', '.join(failed)}"
+    return Outcome(suite, second.code, closing, failed, outcome.seconds + second.seconds)
+
+
+def _pytest(suite: str, targets: list[str], results: Path, log: Path) -> Outcome:
     start = time.monotonic()
-    code, closing, failed = _pytest([f"tests/{suite}"], RESULTS / f"{suite}.json")
-    if code == 1 and 0 < len(failed) <= SECOND_LOOK_LIMIT:
-        print(f"--- {suite}: once more, alone: {', '.join(failed)}", flush=True)
-        code, second, _ = _pytest(failed, RESULTS / f"{suite}.second.json")
-        closing = f"{closing}; at the second look {second}: {', '.join(failed)}"
-    return code, closing, time.monotonic() - start
-
-
-def _pytest(targets: list[str], results: Path) -> tuple[int, str, list[str]]:
-    """Run pytest; returns its exit code, its closing line and the tests that failed."""
     variables = {**os.environ, "VIRTFLEET_TEST_RESULTS": str(results), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "pytest", *targets]
-    closing = "no result"
-    with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True) as running:
-        for line in running.stdout or ():
-            print(line, end="", flush=True)
-            if re.match(r"=+ .* in [\d.]+s.* =+$", line.strip()):
-                closing = line.strip().strip("= ")
+    # Each suite with a cache of its own: two that end at the same time would write the same file.
+    command = [sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{suite}", *targets]
+    with log.open("wb") as sink:
+        done = subprocess.run(command, cwd=ROOT, env=variables, stdout=sink, stderr=sink, check=False)
+    closings = re.findall(r"^=+ (.* in [\d.]+s.*?) =+$", log.read_text(errors="replace"), flags=re.MULTILINE)
     outcomes = json.loads(results.read_text()) if results.exists() else {}
-    return running.returncode, closing, sorted(name for name, outcome in outcomes.items() if outcome == "failed")
+    failed = sorted(name for name, outcome in outcomes.items() if outcome == "failed")
+    closing = closings[-1] if closings else "no result"
+    return Outcome(suite, done.returncode, closing, failed, time.monotonic() - start)
 
 
 def main() -> int:
@@ -61,19 +124,21 @@ def main() -> int:
     parser.add_argument("suites", nargs="+")
     parser.add_argument("--check", action="store_true", help="run the checks that need no fleet first")
     parser.add_argument("--promises", action="store_true", help="also hold the promises against all results")
+    parser.add_argument("--lanes", type=int, default=2, help="so many suites run at a time")
     options = parser.parse_args()
-    rows = []
+    outcomes = []
+    began = time.monotonic()
     if options.check:
-        start = time.monotonic()
         code = subprocess.run([sys.executable, "-m", "tools.check"], cwd=ROOT, check=False).returncode
-        rows.append(("check", code, "format, lint, types, imports, protos, unit tests", time.monotonic() - start))
-    for suite in options.suites:
-        print(f"--- {suite}", flush=True)
-        rows.append((suite, *run(suite)))
+        what = "format, lint, types, imports, protos, unit tests"
+        outcomes.append(Outcome("check", code, what, [], time.monotonic() - began))
+    outcomes += run(options.suites, options.lanes)
     print("--- summary")
-    for suite, code, closing, seconds in rows:
-        print(f"{suite:12} {'FAILED' if code else 'ok':6} {seconds:6.1f} s  {closing}")
-    failed = any(code for _, code, _, _ in rows)
+    for outcome in outcomes:
+        state = "FAILED" if outcome.code else "ok"
+        print(f"{outcome.suite:12} {state:6} {outcome.seconds:6.1f} s  {outcome.closing}")
+    print(f"{'in all':12} {'':6} {time.monotonic() - began:6.1f} s")
+    failed = any(outcome.code for outcome in outcomes)
     if options.promises:
         broken = promises.broken(promises.load(), promises.results())
         print("\n".join(broken) or "promises     ok")

@@ -90,6 +90,12 @@ func delay(attempt int, asked time.Duration) time.Duration {
 	return max(jittered, min(asked, longestDelay))
 }
 
+// lost reports whether a call was lost on its way, so that nobody knows how far it came. Every server of virtfleet gives a reason
+// with CANCELLED. Without one it comes from gRPC itself: it ends so what still waits for a handler when a server stops.
+func lost(failure *Error) bool {
+	return failure.Code == codes.Unavailable || failure.Code == codes.Canceled && failure.Reason == ""
+}
+
 // sleep waits, or until the context ends.
 func sleep(ctx context.Context, duration time.Duration) error {
 	timer := time.NewTimer(duration)
@@ -113,7 +119,7 @@ func interceptUnary(
 			return nil
 		}
 		failure := FromError(err)
-		if !repeatable || failure.Code != codes.Unavailable || attempt == Attempts {
+		if !repeatable || !lost(failure) || ctx.Err() != nil || attempt == Attempts {
 			return failure
 		}
 		pause := delay(attempt, failure.RetryDelay)

@@ -108,6 +108,23 @@ func TestACallIsRepeatedWithTheSameRequestID(t *testing.T) {
 	}
 }
 
+func TestACallThatAStoppingServerNeverTookIsRepeated(t *testing.T) {
+	server := startPeer(t, func(number int, _ proto.Message, stream grpc.ServerStream) error {
+		if number == 1 {
+			return status.Error(codes.Canceled, "CANCELLED") // gRPC's own: no reason
+		}
+		return stream.SendMsg(&longrunningpb.Operation{Name: "operations/x"})
+	})
+	if err := start(t.Context(), server.dial(t)); err != nil {
+		t.Fatal(err)
+	}
+	asked := server.requests()
+	first, second := asked[0].(*computev1.StartDomainRequest), asked[1].(*computev1.StartDomainRequest)
+	if len(asked) != 2 || first.GetRequestId() == "" || first.GetRequestId() != second.GetRequestId() {
+		t.Errorf("asked %v", asked)
+	}
+}
+
 func TestTheRequestIDOfTheCallerStays(t *testing.T) {
 	server := startPeer(t, func(_ int, _ proto.Message, stream grpc.ServerStream) error {
 		return stream.SendMsg(&longrunningpb.Operation{})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from virtfleet_gateway.relay import Passport
-from virtfleet_service.errors import ServiceDraining, Unauthenticated, VirtfleetError
+from virtfleet_service.errors import Unauthenticated, VirtfleetError
 from virtfleet_service.identity import encode_caller
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class CertificateGate:
             PermissionMissing: The caller is a node.
             ServiceDraining: The gateway is about to stop.
         """
-        if self._pipeline.draining:
-            raise ServiceDraining("the gateway is about to stop; call again", retry_delay_seconds=1.0)
+        self._pipeline.check_draining()
         caller, identity = self._pipeline.authenticate(self._listener, context, conveyed)
         # The authenticator gives the same object for the same certificate for as long as nothing about it has changed.
         passport = self._passports.get(id(caller))

@@ -4,7 +4,8 @@ One message is under way in each direction at a time: HTTP/2 flow control holds 
 
 A node's own status passes unchanged. A failure of the connection under a call that has been sent becomes
 UNAVAILABLE NODE_UNREACHABLE with `sent=true` in its metadata: the node may have done what the call asks. Services put
-details into every status of their own, so UNAVAILABLE without any trailing metadata is the transport's.
+details into every status of their own, so UNAVAILABLE without any trailing metadata is the transport's; so is
+CANCELLED, which gRPC gives to calls that wait inside a server when it stops.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 DETAILS_METADATA: Final = "grpc-status-details-bin"
 
 _EOF: Final = grpc.aio.EOF
+_OF_THE_TRANSPORT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Passport(Protocol):
@@ -159,7 +161,7 @@ async def one_reply(
 async def pass_failure(context: Context, lane: Lane, error: grpc.aio.AioRpcError) -> NoReturn:
     """End the caller's call as the node's ended."""
     trailing = tuple(error.trailing_metadata() or ())
-    if error.code() is grpc.StatusCode.UNAVAILABLE and not trailing:
+    if error.code() in _OF_THE_TRANSPORT and not trailing:
         await abort(context, lane.unreachable(sent=True, cause=error.details() or ""))
     await context.abort(error.code(), error.details() or "", cast("Any", trailing))
 

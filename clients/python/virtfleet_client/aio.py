@@ -14,7 +14,7 @@ from google.protobuf import duration_pb2
 from virtfleet_client import calls, operations
 from virtfleet_client.contexts import locate
 from virtfleet_client.endpoint import Credentials, Endpoint
-from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, Unavailable, VirtfleetError, from_call
+from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
 from virtfleet_client.services import Services
 from virtfleet_client.transport import Source, Switch
 from virtfleet_client.watch import Resumption, watch_path
@@ -50,7 +50,7 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
                 await call
             except grpc.aio.AioRpcError as failure:
                 error = typed(failure)
-                if not (repeatable and isinstance(error, Unavailable) and attempt < calls.ATTEMPTS):
+                if not (repeatable and calls.is_lost(error) and attempt < calls.ATTEMPTS):
                     raise error from failure
                 delay = calls.delay_seconds(attempt, error.retry_delay_seconds)
                 if ends_at is not None and loop.time() + delay >= ends_at:
@@ -64,7 +64,7 @@ class AsyncFleet(Services):
     """Is a connection to a gateway or to a node, with an asyncio stub for each service (`domains`, `volumes`, …).
 
     Unary calls raise a `VirtfleetError` on failure, send a request_id with each mutation, and are repeated after
-    UNAVAILABLE
+    it was lost
     where that cannot have a second effect. Streams raise `grpc.aio.AioRpcError`; `typed` names its reason.
     """
 
@@ -163,7 +163,7 @@ class AsyncFleet(Services):
                 error = typed(failure)
                 if isinstance(error, ResumeTokenCompacted) and resnapshot:
                     resumption.forget()
-                elif not isinstance(error, (Unavailable, SlowReader)):
+                elif not (calls.is_cut(error) or isinstance(error, SlowReader)):
                     raise error from failure
             finally:
                 stream.cancel()

@@ -1,8 +1,7 @@
 """What both clients do to every call: a request_id on each mutation, and repetition of exactly what is safe to repeat.
 
-A call is repeated only when it ended with UNAVAILABLE and either changes nothing or carries a request_id, with which
-the
-server answers a repetition without a second effect. Nothing else is ever repeated.
+A call is repeated only when it was lost (UNAVAILABLE, or CANCELLED without a reason) and either changes nothing or
+carries a request_id, with which the server answers a repetition without a second effect. Nothing else is ever repeated.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ import uuid
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
+import grpc
 from google.protobuf import descriptor_pool
 
 from virtfleet.type.v1 import method_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+    from virtfleet_client.errors import VirtfleetError
 
 Sent = TypeVar("Sent", bound="Message")
 
@@ -45,7 +47,7 @@ def prepare(path: str, request: Sent) -> tuple[Sent, bool]:
     """Give a mutation its request_id if the caller has not.
 
     Returns:
-        What is sent, and whether the call may be repeated after UNAVAILABLE. The caller's message stays as it is: sent
+        What is sent, and whether the call may be repeated once it was lost. The caller's message stays as it is: sent
         a second time it is a second call, not a repetition of the first.
     """
     if effect_of(path) == method_pb2.EFFECT_NONE:
@@ -58,6 +60,21 @@ def prepare(path: str, request: Sent) -> tuple[Sent, bool]:
         copy.request_id = str(uuid.uuid4())  # type: ignore[attr-defined]  # as above
         return copy, True
     return request, True
+
+
+def is_lost(error: VirtfleetError) -> bool:
+    """Tell whether a call was lost on its way, so that nobody knows how far it came.
+
+    Every server of virtfleet gives a reason with CANCELLED. Without one it comes from gRPC itself, which ends so what
+    still waits for a handler when a server stops. A caller who cancels a call is not told by a status.
+    """
+    code = error.code()
+    return code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.CANCELLED and not error.reason)
+
+
+def is_cut(error: VirtfleetError) -> bool:
+    """Tell whether a stream was cut by what carries it: a lost one, or INTERNAL without a reason, as proxies say it."""
+    return is_lost(error) or (error.code() is grpc.StatusCode.INTERNAL and not error.reason)
 
 
 def delay_seconds(attempt: int, asked: float | None) -> float:

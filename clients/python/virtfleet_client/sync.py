@@ -15,7 +15,7 @@ from google.protobuf import duration_pb2
 from virtfleet_client import calls, operations
 from virtfleet_client.contexts import locate
 from virtfleet_client.endpoint import Credentials, Endpoint
-from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, Unavailable, VirtfleetError, from_call
+from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
 from virtfleet_client.services import Services
 from virtfleet_client.transport import Source, Switch
 from virtfleet_client.watch import Resumption, watch_path
@@ -51,7 +51,7 @@ class _Calls(
             if failure is None:
                 return call
             error = from_call(call.code(), call.details(), call.trailing_metadata())
-            if not (repeatable and isinstance(error, Unavailable) and attempt < calls.ATTEMPTS):
+            if not (repeatable and calls.is_lost(error) and attempt < calls.ATTEMPTS):
                 raise error from failure
             delay = calls.delay_seconds(attempt, error.retry_delay_seconds)
             if ends_at is not None and time.monotonic() + delay >= ends_at:
@@ -95,7 +95,7 @@ class Fleet(Services):
     """Is a connection to a gateway or to a node, with a stub for each service (`domains`, `volumes`, …).
 
     Every call of the stubs raises a `VirtfleetError` on failure, sends a request_id with each mutation, and is repeated
-    after UNAVAILABLE where that cannot have a second effect. Threads may share it.
+    after a loss where that cannot have a second effect. Threads may share it.
     """
 
     def __init__(self, endpoint: Endpoint, credentials: Credentials | None = None) -> None:
@@ -288,8 +288,12 @@ class Following(Iterator[Any]):
             self._stream = self._start(self._resumption.request, wait_for_ready=True)
         try:
             answer = next(self._stream)
-        except (StopIteration, Unavailable, SlowReader):
+        except StopIteration:
             return None  # what the token is for
+        except VirtfleetError as error:
+            if not (calls.is_cut(error) or isinstance(error, SlowReader)):
+                raise
+            return None
         self._resumption.note(answer)
         self._tell(connected=True)
         return answer

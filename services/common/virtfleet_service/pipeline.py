@@ -107,6 +107,8 @@ class Pipeline:
         self._meters = meters
         self.tracer: Tracer | None = None
         self.draining = False
+        self.turned_away = 0
+        """How many calls have been refused because the server is about to stop."""
         self.calls: dict[Call, asyncio.Task[Any]] = {}
 
     # Who calls.
@@ -134,9 +136,19 @@ class Pipeline:
             raise WrongNode(
                 f"the metadata ask for `{place!s}`, this is `{self._node}`", node=self._node, asked=str(place)
             )
-        if self.draining and facts.service.startswith("virtfleet."):
-            raise ServiceDraining("the server is about to stop; call again", retry_delay_seconds=1)
+        if facts.service.startswith("virtfleet."):
+            self.check_draining()
         return Call(facts, caller, self._authorizer, node=self._node, context=context, peer=peer)
+
+    def check_draining(self) -> None:
+        """Refuse a new call if the server is about to stop.
+
+        Raises:
+            ServiceDraining: It is.
+        """
+        if self.draining:
+            self.turned_away += 1
+            raise ServiceDraining("the server is about to stop; call again", retry_delay_seconds=1)
 
     @property
     def _authenticator(self) -> Authenticator:

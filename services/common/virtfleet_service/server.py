@@ -23,6 +23,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -59,6 +60,8 @@ STREAM_GRACE_SECONDS: Final = 2.0
 """How long a stream may run on after the drain hooks; a console would run for ever."""
 
 _HOOK_LIMIT_SECONDS: Final = 5.0
+_TURN_AWAY_LIMIT_SECONDS: Final = 1.0
+_TURN_AWAY_PAUSE_SECONDS: Final = 0.05
 _PATH_LIMIT_BYTES: Final = 107
 
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -290,6 +293,7 @@ class Server:
             except Exception:  # noqa: BLE001  # the boundary of foreign code: the end must come, whatever it does
                 _log.exception("a drain hook failed")
         self.pipeline.draining = True
+        await self._turn_away()
         error = ServiceDraining("the server has stopped; call again", retry_delay_seconds=1)
         stops = asyncio.gather(*(server.stop(grace_seconds + 1) for server in self._servers))
         await asyncio.wait([stops], timeout=min(STREAM_GRACE_SECONDS, grace_seconds))
@@ -297,6 +301,19 @@ class Server:
         await asyncio.wait([stops], timeout=max(grace_seconds - STREAM_GRACE_SECONDS, 0.0))
         self.pipeline.end_all(error, streams_only=False)
         await stops
+
+    async def _turn_away(self) -> None:
+        """Refuse the calls that wait inside gRPC, until no more come up.
+
+        When gRPC stops it ends what no handler has taken yet with a bare CANCELLED, which no client repeats: on a busy
+        server that is a call of every client.
+        """
+        ends_at = time.monotonic() + _TURN_AWAY_LIMIT_SECONDS
+        while time.monotonic() < ends_at:
+            seen = self.pipeline.turned_away
+            await asyncio.sleep(_TURN_AWAY_PAUSE_SECONDS)
+            if self.pipeline.turned_away == seen:
+                return
 
     async def _abandon(self) -> None:
         for task in self._tasks:

@@ -480,6 +480,16 @@ async def test_a_node_that_dies_in_mid_call_may_have_done_it(fleet: Rig, method:
     assert details["metadata"]["sent"] == "true"
 
 
+async def test_a_call_that_a_stopping_node_never_took_is_not_said_to_be_cancelled(fleet: Rig) -> None:
+    async def dropped(request: bytes, context: Context) -> bytes:
+        # What gRPC says of calls that wait inside a server when it stops.
+        await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+    fleet.nodes["n1"].unary[GET] = dropped
+    error = await failure(fleet.call(GET)(named("nodes/n1/domains/web"), timeout=5))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.UNAVAILABLE, "NODE_UNREACHABLE")
+
+
 async def test_a_denied_caller_is_cut_off_from_its_open_streams(fleet: Rig) -> None:
     async def tick(request: Any, context: Context) -> None:
         while True:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import os
 import socket
 import stat
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,42 @@ async def test_drain_ends_calls_well_and_refuses_new_ones(tmp_path: Path) -> Non
         await channel.close()
         await health.close()
     assert order == ["call begins", "failing hook", "hook", "call ends"]
+
+
+async def test_a_crowd_at_the_end_is_told_to_call_again(tmp_path: Path) -> None:
+    """Calls that wait inside gRPC when it stops end with a bare CANCELLED, which no client repeats: none may wait."""
+    rig = rigs.Rig(tmp_path)
+    over = threading.Event()
+    seen: collections.Counter[str] = collections.Counter()
+
+    async def act(_request: Any, _call: Call) -> bytes:
+        # As busy as a server can be: what comes in meanwhile waits inside gRPC.
+        time.sleep(0.002)
+        return b""
+
+    def caller(address: str) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(address, options=options) as channel:
+            while not over.is_set():
+                try:
+                    channel.unary_unary(rigs.GET_DOMAIN)(GET.SerializeToString(), timeout=20)
+                    seen["OK"] += 1
+                except grpc.RpcError as error:
+                    seen[error.code().name] += 1
+                    # As the error's RetryInfo asks.
+                    over.wait(1)
+
+    rig.domains.act = act
+    async with rig.make(drain_seconds=5.0) as server:
+        threads = [threading.Thread(target=caller, args=(f"unix:{server.socket_dir}/viewer.sock",)) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        while seen["OK"] < 200:
+            await asyncio.sleep(0.01)
+        await server.drain()
+        over.set()
+        await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in threads))
+    assert set(seen) == {"OK", "UNAVAILABLE"}, seen
 
 
 async def test_what_does_not_end_in_time_is_told_why(tmp_path: Path) -> None:

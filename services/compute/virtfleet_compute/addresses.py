@@ -10,7 +10,7 @@ from virtfleet.compute.v1 import domain_pb2, guest_agent_pb2
 from virtfleet.network.v1 import network_pb2
 from virtfleet_compute import records, statuses
 from virtfleet_compute.context import KIND, Context, ref
-from virtfleet_compute.drivers.api import Addresses
+from virtfleet_compute.drivers.facets import Addresses
 from virtfleet_service import names, tokens
 from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.store import Transaction

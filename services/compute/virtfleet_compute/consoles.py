@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from virtfleet.compute.v1 import console_pb2, domain_pb2
 from virtfleet_compute import lifecycle, statuses
 from virtfleet_compute.context import Context, ref
-from virtfleet_compute.drivers.api import (
+from virtfleet_compute.drivers.facets import (
     Console,
     ConsoleEnd,
     ConsoleEndReason,

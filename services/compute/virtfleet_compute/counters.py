@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from virtfleet.compute.v1 import domain_pb2, stats_pb2
 from virtfleet_compute import statuses
 from virtfleet_compute.context import KIND, Context, ref
-from virtfleet_compute.drivers.api import Stats
+from virtfleet_compute.drivers.facets import Stats
 from virtfleet_service import filters, paging, resources
 from virtfleet_service.errors import CapabilityMissing, OperationTimedOut, ResourceNotFound, VirtfleetError
 from virtfleet_service.peers import error_from_status

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet_compute import wiring
 from virtfleet_compute.context import Context, ref
-from virtfleet_compute.drivers.api import (
-    FACETS,
-    DomainObservation,
-    DomainRef,
-    Driver,
-    GracefulStop,
-    StartPlan,
-)
+from virtfleet_compute.drivers.api import DomainObservation, DomainRef, Driver, StartPlan
+from virtfleet_compute.drivers.facets import FACETS, GracefulStop
 from virtfleet_compute.statuses import Run
 from virtfleet_compute.wiring import Reservation
 from virtfleet_service import failpoints, names

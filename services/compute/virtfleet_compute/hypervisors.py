@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from virtfleet.compute.v1 import capability_pb2
 from virtfleet_compute.drivers import registry
-from virtfleet_compute.drivers.api import FACETS, DefinitionAuthority, Driver, DriverEnvironment, DriverReport
+from virtfleet_compute.drivers.api import DefinitionAuthority, Driver, DriverEnvironment, DriverReport
+from virtfleet_compute.drivers.facets import FACETS
 from virtfleet_compute.settings import ComputeSettings
 from virtfleet_service.errors import CapabilityMissing, DriverBroken, FieldOutOfRange, VirtfleetError
 

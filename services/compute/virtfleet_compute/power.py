@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_compute import lifecycle, records, statuses
 from virtfleet_compute.context import Context, read_checked, ref
-from virtfleet_compute.drivers.api import DomainObservation, Reboot, Reset, Suspend
+from virtfleet_compute.drivers.api import DomainObservation
+from virtfleet_compute.drivers.facets import Reboot, Reset, Suspend
 from virtfleet_compute.guests import Guests
 from virtfleet_compute.holds import Hold
 from virtfleet_compute.lifecycle import Outcome, Verb

@@ -20,7 +20,8 @@ from virtfleet_compute import records, statuses, wiring
 from virtfleet_compute.context import KIND, Context, ref
 from virtfleet_compute.creation import Creation
 from virtfleet_compute.domains import Domains
-from virtfleet_compute.drivers.api import DomainObservation, Driver, FoundDomain, Inventory
+from virtfleet_compute.drivers.api import DomainObservation, Driver
+from virtfleet_compute.drivers.facets import FoundDomain, Inventory
 from virtfleet_compute.power import record_start
 from virtfleet_compute.settlement import Settlement
 from virtfleet_service import failpoints, resources

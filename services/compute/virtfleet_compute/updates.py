@@ -15,7 +15,7 @@ from virtfleet_compute import lifecycle, records, specs, statuses
 from virtfleet_compute.context import Context, read, read_checked, ref
 from virtfleet_compute.creation import Creation, authorize_spec
 from virtfleet_compute.domains import Domains
-from virtfleet_compute.drivers.api import LivePlan, LiveUpdate
+from virtfleet_compute.drivers.facets import LivePlan, LiveUpdate
 from virtfleet_compute.guests import Guests
 from virtfleet_compute.lifecycle import Verb
 from virtfleet_compute.wiring import Reservation

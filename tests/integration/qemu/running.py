@@ -17,9 +17,6 @@ from tests.integration.launcher.running import UID, Launcher
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import (
     BackingFile,
-    Console,
-    ConsoleOutput,
-    ConsoleSession,
     DomainObservation,
     DomainRef,
     DomainState,
@@ -30,6 +27,7 @@ from virtfleet_compute.drivers.api import (
     FileConnection,
     StartPlan,
 )
+from virtfleet_compute.drivers.facets import Console, ConsoleOutput, ConsoleSession
 from virtfleet_compute.drivers.qemu.driver import QemuDriver, create
 
 QEMU = "/usr/bin/qemu-system-x86_64"

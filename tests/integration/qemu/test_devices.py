@@ -16,7 +16,8 @@ import pytest
 from tests.integration.qemu import running, sectors
 from tests.integration.qemu.running import FileConnection, Node, console_text, facts, serial_spec
 from virtfleet.compute.v1 import device_pb2, domain_spec_pb2, stats_pb2
-from virtfleet_compute.drivers.api import LiveUpdate, StartPlan, Stats, TapConnection
+from virtfleet_compute.drivers.api import StartPlan, TapConnection
+from virtfleet_compute.drivers.facets import LiveUpdate, Stats
 from virtfleet_compute.drivers.qemu import naming
 
 MIB = 1024 * 1024

@@ -26,14 +26,8 @@ from tests.integration.qemu.running import (
 )
 from tools import guest_image
 from virtfleet.compute.v1 import domain_spec_pb2
-from virtfleet_compute.drivers.api import (
-    ConsoleEnd,
-    ConsoleEndReason,
-    ConsoleOutput,
-    DomainState,
-    EventKind,
-    StartPlan,
-)
+from virtfleet_compute.drivers.api import DomainState, EventKind, StartPlan
+from virtfleet_compute.drivers.facets import ConsoleEnd, ConsoleEndReason, ConsoleOutput
 from virtfleet_service.errors import GuestDidNotComply, WrongState
 
 RUNNING = DomainState.DOMAIN_STATE_RUNNING

@@ -18,23 +18,25 @@ import pytest
 from virtfleet.compute.v1 import domain_spec_pb2, stats_pb2
 from virtfleet_compute import specs
 from virtfleet_compute.drivers.api import (
-    Console,
-    ConsoleEnd,
-    ConsoleEndReason,
-    ConsoleGap,
-    ConsoleOutput,
-    ConsoleSession,
     DomainObservation,
     DomainRef,
     DomainState,
     Driver,
     DriverEvent,
     EventKind,
+    StartPlan,
+)
+from virtfleet_compute.drivers.facets import (
+    Console,
+    ConsoleEnd,
+    ConsoleEndReason,
+    ConsoleGap,
+    ConsoleOutput,
+    ConsoleSession,
     GracefulStop,
     LiveUpdate,
     Reboot,
     Reset,
-    StartPlan,
     Stats,
     Suspend,
 )

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from virtfleet_compute.drivers.api import (
+from virtfleet_compute.drivers.api import DomainRef
+from virtfleet_compute.drivers.facets import (
     ConsoleEnd,
     ConsoleEndReason,
     ConsoleGap,
@@ -14,7 +15,6 @@ from virtfleet_compute.drivers.api import (
     ConsoleOutput,
     ConsolePosition,
     ConsoleSession,
-    DomainRef,
 )
 from virtfleet_compute.drivers.qemu import failures, naming
 from virtfleet_compute.drivers.qemu.guests import Guests

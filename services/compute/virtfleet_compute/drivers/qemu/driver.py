@@ -12,8 +12,6 @@ from pathlib import Path
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import (
     AcceleratorReport,
-    Addresses,
-    Console,
     DefinitionAuthority,
     DomainObservation,
     DomainRef,
@@ -22,12 +20,10 @@ from virtfleet_compute.drivers.api import (
     DriverEvent,
     DriverReport,
     Facet,
-    Inventory,
     IsolationReport,
-    LiveUpdate,
     StartPlan,
-    Stats,
 )
+from virtfleet_compute.drivers.facets import Addresses, Console, Inventory, LiveUpdate, Stats
 from virtfleet_compute.drivers.qemu import accelerator, arguments, failures, naming, probe, resolution
 from virtfleet_compute.drivers.qemu.console import Consoles
 from virtfleet_compute.drivers.qemu.guest import PAUSED, RUNNING, SHUT_OFF, Guest

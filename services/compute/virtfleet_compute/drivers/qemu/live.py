@@ -6,7 +6,8 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 
 from virtfleet.compute.v1 import device_pb2, domain_spec_pb2
-from virtfleet_compute.drivers.api import DomainRef, LivePlan
+from virtfleet_compute.drivers.api import DomainRef
+from virtfleet_compute.drivers.facets import LivePlan
 from virtfleet_compute.drivers.qemu import naming
 from virtfleet_compute.drivers.qemu.guest import Guest
 from virtfleet_compute.drivers.qemu.guests import Guests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from virtfleet_compute.drivers.api import (
+from virtfleet_compute.drivers.facets import (
     ConsoleEnd,
     ConsoleEndReason,
     ConsoleGap,

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from virtfleet.compute.v1 import domain_spec_pb2, stats_pb2
 from virtfleet_compute.drivers.api import (
     AcceleratorReport,
-    AddressObservation,
-    ConsoleSession,
     DefinitionAuthority,
     DomainObservation,
     DomainRef,
@@ -24,12 +22,10 @@ from virtfleet_compute.drivers.api import (
     DriverReport,
     EventKind,
     Facet,
-    FoundDomain,
-    Inventory,
     IsolationReport,
-    LivePlan,
     StartPlan,
 )
+from virtfleet_compute.drivers.facets import AddressObservation, ConsoleSession, FoundDomain, Inventory, LivePlan
 from virtfleet_compute.drivers.test import resolution, stats
 from virtfleet_compute.drivers.test.console import Port, Session
 from virtfleet_compute.drivers.test.faults import Faults

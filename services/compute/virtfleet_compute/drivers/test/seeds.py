@@ -31,7 +31,8 @@ from typing import Any
 from google.protobuf import json_format
 
 from virtfleet.compute.v1 import domain_spec_pb2
-from virtfleet_compute.drivers.api import DomainObservation, DomainState, DomainStateReason, FoundDomain
+from virtfleet_compute.drivers.api import DomainObservation, DomainState, DomainStateReason
+from virtfleet_compute.drivers.facets import FoundDomain
 from virtfleet_compute.drivers.test.settings import from_table
 from virtfleet_service.errors import DriverBroken
 

@@ -27,7 +27,9 @@ STAGES = ("session", "pid_file", "descriptors", "rlimits", "user", "capabilities
 EXEC_ERROR = struct.Struct("ii")
 
 Limit = tuple[int, int]
-_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+#: Python's own SIGPIPE and SIGXFSZ, and what whoever started the launcher ignores: a shell's SIGINT and SIGQUIT in the
+#: background.
+_IGNORED = tuple(number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN)
 _LAUNCHER_HANDLES = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -139,7 +141,7 @@ def _child(
     stage = 0
     try:
         signal.set_wakeup_fd(-1)
-        for number in (*_PYTHON_IGNORES, *_LAUNCHER_HANDLES):
+        for number in (*_IGNORED, *_LAUNCHER_HANDLES):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         stage = 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtfleet_network.backends.bridge.monitor import LinkNotice, link_notice, messages
+from virtfleet_network.backends.bridge.monitor import LinkNotice, Monitor, link_notice, messages
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -34,6 +35,22 @@ def test_links_are_read() -> None:
 def test_notices_about_ports_of_bridges_and_other_things_are_passed_over() -> None:
     assert link_notice(16, link("vp-1", family=7)) is None
     assert link_notice(21, b"") is None
+
+
+async def test_of_a_link_the_last_notice_counts() -> None:
+    changes: list[bool] = []
+    monitor = Monitor(lambda: changes.append(True), lambda notice: notice.exists and notice.master == 0)
+    steps = [
+        LinkNotice("vp-1", exists=True, up=up, master=master, mtu_bytes=1500) for up, master in ((False, 0), (True, 9))
+    ]
+    for step in steps:
+        monitor.note(step)
+    await asyncio.sleep(0.2)
+    assert not changes, "it was right at the end"
+    for step in reversed(steps):
+        monitor.note(step)
+    await asyncio.sleep(0.2)
+    assert changes == [True]
 
 
 @given(st.binary(max_size=200))

@@ -1,6 +1,7 @@
 """Notices what others do to links, addresses, forwarding and packet filter rules, from the kernel's own notifications.
 
-The notifications are hints: each is judged by a few bytes, and what matters makes the back end look at the whole.
+The notifications are hints: each is judged by a few bytes, and what matters makes the back end look at the whole. Of a
+link the last one counts, a moment later: one that is being made is told of step by step, and is right at the end.
 Lost ones (the kernel says so) count as a change of everything.
 """
 
@@ -23,6 +24,7 @@ _RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR, _RTM_NEWNETCONF = 16, 17, 21, 80
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 3, 4, 10
 _IFF_UP = 1
 _READ_BYTES = 65536
+_GATHER_SECONDS = 0.1
 
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
@@ -89,6 +91,8 @@ class Monitor:
         self._changed = changed
         self._matters = matters
         self._sockets: list[socket.socket] = []
+        self._told: dict[str, LinkNotice] = {}
+        self._judgement: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Begin to listen on the running loop; everything after this call is seen."""
@@ -118,6 +122,9 @@ class Monitor:
             asyncio.get_running_loop().remove_reader(line.fileno())
             line.close()
         self._sockets.clear()
+        if self._judgement is not None:
+            self._judgement.cancel()
+            self._judgement = None
 
     def _read(self, line: socket.socket, judge: Callable[[bytes], bool] | None) -> None:
         while True:
@@ -136,8 +143,19 @@ class Monitor:
         for kind, payload in messages(data):
             notice = link_notice(kind, payload)
             if notice is not None:
-                if self._matters(notice):
-                    return True
+                self.note(notice)
             elif kind in (_RTM_DELADDR, _RTM_NEWNETCONF):
                 return True
         return False
+
+    def note(self, notice: LinkNotice) -> None:
+        """Take a notification about a link; it is judged in a moment, unless a later one takes its place."""
+        self._told[notice.name] = notice
+        if self._judgement is None:
+            self._judgement = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._judge)
+
+    def _judge(self) -> None:
+        self._judgement = None
+        told, self._told = self._told, {}
+        if any(self._matters(notice) for notice in told.values()):
+            self._changed()

@@ -82,8 +82,8 @@ nightly: test ## everything, with the long runs
 	@$(PYTHON) -m tests.endurance.soak
 	@$(PYTHON) -m bench
 
-stubs: env ## generate the Go stubs from the protos into build/stubs (Python's and Go's own: `make protos`)
-	@$(PYTHON) -m tools.go_stubs export
+stubs: env ## generate stubs into build/stubs for LANGUAGE=name; without it, list the languages
+	@$(PYTHON) -m tools.stubs $(LANGUAGE)
 
 docs: env ## build the documentation site into build/site; dead links fail
 	@$(PYTHON) -m tools.site

@@ -2,7 +2,6 @@
 
     python -m tools.go_stubs generate     replace what is generated in clients/go by what the protos give now
     python -m tools.go_stubs check        fail if the committed files are not that
-    python -m tools.go_stubs export       write them into build/stubs/go, which is remade
 
 The generators are built once, at pinned versions, into build/go. What is generated: messages and gRPC stubs
 (`*/v1/*.pb.go`) of every public package, and in the module's root `services.go` and `reasons.go` (`tools.go_services`).
@@ -126,17 +125,9 @@ def check(committed: Path = MODULE) -> None:
         raise protos.ProtoError(message)
 
 
-def export(target: Path = BUILD / "stubs" / "go") -> None:
-    """Write what is generated into a folder of its own, for those who do not take the module."""
-    shutil.rmtree(target, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as work:
-        write(target, protos.write_image(Path(work) / "image.binpb"))
-    print(f"{len(generated(target))} files in {target}")
-
-
 def main() -> int:
     """Run one action from the command line; returns the exit code."""
-    actions = {"generate": generate, "check": check, "export": export}
+    actions = {"generate": generate, "check": check}
     parser = argparse.ArgumentParser(prog="python -m tools.go_stubs", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("action", choices=sorted(actions))

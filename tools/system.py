@@ -56,6 +56,19 @@ def needs() -> list[Need]:
         # For the recorder of tests/endurance, which is loaded into a service.
         Need("gcc", program="cc"),
         Need("libc6-dev", files="usr/include/stdio.h"),
+        # For the stubs of other languages and the programs that use them: tests/clients/languages.
+        Need("protobuf-compiler-grpc", program="grpc_ruby_plugin"),
+        Need("protobuf-compiler-grpc-java-plugin", program="grpc_java_plugin"),
+        Need("ruby-grpc", files="usr/lib/*/rubygems-integration/*/gems/grpc-*/src/ruby/lib/grpc/grpc_c.so"),
+        Need("php-cli", program="php"),
+        Need("php-curl", files="usr/lib/php/*/curl.so"),
+        Need("php-google-protobuf", files="usr/share/php/Google/Protobuf/Internal/Message.php"),
+        Need("nodejs", program="node"),
+        Need("npm", program="npm"),
+        Need("g++", program="g++"),
+        Need("pkg-config", program="pkg-config"),
+        Need("libgrpc++-dev", files="usr/include/grpcpp/grpcpp.h"),
+        Need("libprotobuf-dev", files="usr/include/google/protobuf/message.h"),
         # For `systemd-analyze verify` of our units; installing it does not make it the init.
         Need("systemd", program="systemd-analyze"),
     ]

@@ -22,7 +22,7 @@ system: ## install the distribution packages that are missing (as root or with s
 demo: env system ## run the main job on a throw-away fleet [NODES=1 DRIVER=qemu NONCE=text]
 	@$(PYTHON) -m tools.demo
 
-up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu PORT=0 RANGE=…]; Ctrl-C ends it
+up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu PORT=0 RANGE=… METRICS=1]; Ctrl-C ends it
 	@$(PYTHON) -m tools.up
 
 test: env system ## do all set-up and run every test; a skip is a failure

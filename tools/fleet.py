@@ -49,6 +49,7 @@ class Plan:
         address_range: Where the links between gateway and nodes take their addresses; empty: a free one is found.
         port: The gateway's port on 127.0.0.1; 0: a free one.
         settings: More settings for every service, by service and key; for tests.
+        metrics: Whether the gateway serves its metrics, at the address VIRTFLEET_METRICS_ADDRESS of `fleet.env`.
     """
 
     nodes: int = 1
@@ -56,6 +57,7 @@ class Plan:
     address_range: str = ""
     port: int = 0
     settings: Mapping[str, Mapping[str, object]] | None = None
+    metrics: bool = False
 
 
 class Fleet:
@@ -82,6 +84,7 @@ class Fleet:
         }
         self.port = plan.port or _free_port("127.0.0.1")
         self.address = f"127.0.0.1:{self.port}"
+        self._metrics = f"127.0.0.1:{_free_port('127.0.0.1')}" if plan.metrics else ""
         self.supervisor = Supervisor()
         self._say = say
         self._namespace_inodes: set[int] = set()
@@ -165,6 +168,7 @@ class Fleet:
                 "enrollment_listen": self._enrollment,
                 "hosts": ["127.0.0.1", "localhost", members],
                 "member_endpoints": [self._members],
+                **({"telemetry": {"prometheus": self._metrics}} if self._metrics else {}),
                 **(self.plan.settings or {}).get("gateway", {}),
             },
         )
@@ -286,6 +290,7 @@ class Fleet:
             "VIRTFLEET_CERT_FILE": str(files["certificate"]),
             "VIRTFLEET_KEY_FILE": str(files["key"]),
             "VIRTFLEET_NODES": ",".join(self.nodes),
+            **({"VIRTFLEET_METRICS_ADDRESS": self._metrics} if self._metrics else {}),
         }
 
     def _write_environment(self) -> None:

@@ -44,7 +44,7 @@ async def up(plan: development.Plan) -> int:
 
 
 def main() -> int:
-    """Read `NODES` and `DRIVER` from the environment; returns the exit code."""
+    """Read `NODES`, `DRIVER`, `METRICS` and others from the environment; returns the exit code."""
     driver = os.environ.get("DRIVER") or "qemu"
     unprivileged.enter(needs_tap="qemu" in driver.split(","))
     plan = development.Plan(
@@ -52,6 +52,7 @@ def main() -> int:
         driver=driver,
         port=int(os.environ.get("PORT") or 0),
         address_range=os.environ.get("RANGE") or "",
+        metrics=bool(os.environ.get("METRICS")),
     )
     try:
         return asyncio.run(up(plan))

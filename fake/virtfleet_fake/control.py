@@ -35,6 +35,7 @@ class FakeServicer:
             connection_count=self._fleet.door.connection_count,
             fresh_watch_count=fresh,
             resumed_watch_count=resumed,
+            call_counts=self._fleet.call_counts,
         )
         answer.time_offset.FromNanoseconds(round(_loop().offset_seconds * 1e9))
         return answer

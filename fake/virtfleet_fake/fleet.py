@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Fleet:
         self._stack = AsyncExitStack()
         self._app: gateway.App | None = None
         self._counts = (0, 0)
+        self._calls: Counter[str] = Counter()
         self._restarting = asyncio.Lock()
 
     @property
@@ -93,6 +95,15 @@ class Fleet:
         """How many watches of all nodes have begun afresh, and how many from a token, at all gateways so far."""
         fresh, resumed = self._app.fleet.watch_counts if self._app is not None else (0, 0)
         return self._counts[0] + fresh, self._counts[1] + resumed
+
+    @property
+    def call_counts(self) -> Counter[str]:
+        """How many calls of each method have ended, at all gateways so far."""
+        counts = Counter(self._calls)
+        if self._app is not None:
+            for method, _, count in self._app.server.telemetry.meters.calls():
+                counts[method] += count
+        return counts
 
     @property
     def address(self) -> str:
@@ -115,9 +126,12 @@ class Fleet:
 
     async def stop_gateway(self) -> None:
         """Stop the gateway; who is still connected is drained."""
-        self._counts = self.watch_counts
-        self._app = None
+        app, self._counts, self._app = self._app, self.watch_counts, None
         await self._stack.aclose()
+        # Not before: the last calls end with it.
+        if app is not None:
+            for method, _, count in app.server.telemetry.meters.calls():
+                self._calls[method] += count
 
     async def restart_gateway(self, pause_seconds: float, *, drain: bool) -> None:
         """Put another gateway in the place of this one, on the same store and at the same address."""

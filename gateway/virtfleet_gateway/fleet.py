@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from virtfleet_gateway.index import Index, PackageIndex
     from virtfleet_gateway.shapes import Kind
     from virtfleet_service.call import Call
+    from virtfleet_service.telemetry import Meters
 
 _COUNTED: Final = {"BatchGetDomainStats": "domain"}
 """Which kind a stats method has one item for."""
@@ -53,6 +54,15 @@ class Fleet:
         """End all watches with a last bookmark."""
         for watch in self._watches.values():
             watch.close()
+
+    def measure(self, meters: Meters) -> None:
+        """Show how watches of all nodes have begun."""
+        fresh, resumed = (
+            "Watches of all nodes that began with a snapshot.",
+            "Watches of all nodes that began from a token.",
+        )
+        meters.gauge("fresh_watches", fresh, lambda: float(self.watch_counts[0]))
+        meters.gauge("resumed_watches", resumed, lambda: float(self.watch_counts[1]))
 
     @property
     def watch_counts(self) -> tuple[int, int]:

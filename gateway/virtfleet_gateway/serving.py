@@ -80,6 +80,7 @@ class GatewayServer(Server):
         for route in table.values():
             self.authorizer.register(facts_of(route.descriptor))
         self.on_drain(self._end_streams)
+        fleet.measure(self.telemetry.meters)
 
     @property
     def identity(self) -> str:

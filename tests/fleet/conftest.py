@@ -38,7 +38,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         process = subprocess.Popen(
             [sys.executable, "-m", "tools.up"],
             cwd=ROOT,
-            env={**os.environ, "VIRTFLEET_RUN": str(run), "NODES": "2", "DRIVER": "test,qemu"},
+            env={**os.environ, "VIRTFLEET_RUN": str(run), "NODES": "2", "DRIVER": "test,qemu", "METRICS": "1"},
             stdout=output,
             stderr=output,
         )

@@ -14,6 +14,7 @@ from virtfleet_client.aio_informer import AsyncInformer
 from virtfleet_client.endpoint import Credentials, Endpoint
 from virtfleet_client.errors import VirtfleetError
 from virtfleet_client.informer import Informer
+from virtfleet_client.pages import PartialList
 from virtfleet_client.sync import Fleet, connect
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Endpoint",
     "Fleet",
     "Informer",
+    "PartialList",
     "VirtfleetError",
     "connect",
     "connect_async",

@@ -14,7 +14,8 @@ from google.protobuf import duration_pb2
 from virtfleet_client import calls, operations
 from virtfleet_client.contexts import locate
 from virtfleet_client.endpoint import Credentials, Endpoint
-from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
+from virtfleet_client.errors import DeadlineExceeded, ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
+from virtfleet_client.pages import Pages
 from virtfleet_client.services import Services
 from virtfleet_client.transport import Source, Switch
 from virtfleet_client.watch import Resumption, watch_path
@@ -99,18 +100,31 @@ class AsyncFleet(Services):
         """Wait until an operation ends and return its response; arguments and errors are those of `Fleet.wait`."""
         loop = asyncio.get_running_loop()
         ends_at = None if timeout_seconds is None else loop.time() + timeout_seconds
+        failures = 0
         while not operation.done:
             if progress is not None:
                 progress(operations.metadata_of(operation))
             left = operations.WAIT_SECONDS if ends_at is None else min(operations.WAIT_SECONDS, ends_at - loop.time())
             if left <= 0:
-                message = f"{operation.name} has not ended within {timeout_seconds} s; it goes on"
-                raise TimeoutError(message)
+                raise operations.not_ended(operation, timeout_seconds)
             patience = duration_pb2.Duration()
             patience.FromNanoseconds(int(min(left, 0.5 if progress else left) * 1e9))
-            operation = await self.operations.WaitOperation(
-                operations_pb2.WaitOperationRequest(name=operation.name, timeout=patience), timeout=left + 10
-            )
+            look = operations_pb2.WaitOperationRequest(name=operation.name, timeout=patience)
+            limit = left + operations.GRACE_SECONDS
+            if ends_at is not None:
+                limit = min(limit, max(ends_at - loop.time(), 0.0))
+            try:
+                operation = await self.operations.WaitOperation(look, timeout=limit)
+            except VirtfleetError as obstacle:
+                if not (calls.is_lost(obstacle) or isinstance(obstacle, DeadlineExceeded)):
+                    raise
+                failures += 1
+                delay = calls.delay_seconds(failures, obstacle.retry_delay_seconds)
+                if ends_at is not None and loop.time() + delay >= ends_at:
+                    raise operations.not_ended(operation, timeout_seconds) from obstacle
+                await asyncio.sleep(delay)
+            else:
+                failures = 0
         if progress is not None:
             progress(operations.metadata_of(operation))
         return operations.result_of(operation, kind)
@@ -119,14 +133,13 @@ class AsyncFleet(Services):
         self, method: Callable[..., Any], request: Message, *, timeout_seconds: float = 30.0
     ) -> AsyncIterator[Any]:
         """Yield every resource of a list, page by page; arguments and errors are those of `Fleet.pages`."""
-        request = type(request).FromString(request.SerializeToString())
+        pages = Pages(request)
         while True:
-            answer = await method(request, timeout=timeout_seconds)
-            for resource in getattr(answer, answer.DESCRIPTOR.fields_by_number[1].name):
+            answer = await method(pages.request, timeout=timeout_seconds)
+            for resource in pages.items(answer):
                 yield resource
-            if not answer.next_page_token:
+            if not pages.goes_on(answer):
                 return
-            request.page_token = answer.next_page_token  # type: ignore[attr-defined]  # every list request has it
 
     def watch(self, request: Message, *, resnapshot: bool = False) -> AsyncIterator[Any]:
         """Yield the answers of a watch for ever; arguments and errors are those of `Fleet.watch`."""

@@ -21,6 +21,15 @@ WAIT_SECONDS = 20.0
 """How long one WaitOperation may hang: short enough that a proxy with a minute's patience never cuts it."""
 
 
+GRACE_SECONDS = 10.0
+"""How much longer a call of WaitOperation may take than what it asks for."""
+
+
+def not_ended(operation: operations_pb2.Operation, timeout_seconds: float | None) -> TimeoutError:
+    """Return the error of a wait whose time is over."""
+    return TimeoutError(f"{operation.name} has not ended within {timeout_seconds} s; it goes on")
+
+
 def metadata_of(operation: operations_pb2.Operation) -> operation_pb2.OperationMetadata:
     """Return the typed metadata of an operation; empty if it has none."""
     metadata = operation_pb2.OperationMetadata()

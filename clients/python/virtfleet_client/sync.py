@@ -15,7 +15,8 @@ from google.protobuf import duration_pb2
 from virtfleet_client import calls, operations
 from virtfleet_client.contexts import locate
 from virtfleet_client.endpoint import Credentials, Endpoint
-from virtfleet_client.errors import ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
+from virtfleet_client.errors import DeadlineExceeded, ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
+from virtfleet_client.pages import Pages
 from virtfleet_client.services import Services
 from virtfleet_client.transport import Source, Switch
 from virtfleet_client.watch import Resumption, watch_path
@@ -129,6 +130,8 @@ class Fleet(Services):
     ) -> Result:
         """Wait until an operation ends and return its response.
 
+        Lost connections, restarted gateways and nodes that are away do not end the wait.
+
         Args:
             operation: What the mutation returned.
             kind: The message class of the response.
@@ -136,7 +139,7 @@ class Fleet(Services):
             timeout_seconds: How long to wait; None: for ever. The operation goes on after it.
 
         Raises:
-            VirtfleetError: The operation failed, or a look at it did.
+            VirtfleetError: The operation failed, or a look at it is refused.
             TimeoutError: It has not ended in time.
         """
         return operations.result_of(self.finish(operation, progress=progress, timeout_seconds=timeout_seconds), kind)
@@ -150,16 +153,19 @@ class Fleet(Services):
     ) -> operations_pb2.Operation:
         """Wait until an operation ends and return it, with its response or its error.
 
+        Lost connections, restarted gateways and nodes that are away do not end the wait.
+
         Args:
             operation: What the mutation returned.
             progress: Is called with the metadata after every look.
             timeout_seconds: How long to wait; None: for ever. The operation goes on after it.
 
         Raises:
-            VirtfleetError: A look at it failed.
+            VirtfleetError: A look at it is refused.
             TimeoutError: It has not ended in time.
         """
         ends_at = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        failures = 0
         while not operation.done:
             if progress is not None:
                 progress(operations.metadata_of(operation))
@@ -167,14 +173,26 @@ class Fleet(Services):
                 operations.WAIT_SECONDS if ends_at is None else min(operations.WAIT_SECONDS, ends_at - time.monotonic())
             )
             if left <= 0:
-                message = f"{operation.name} has not ended within {timeout_seconds} s; it goes on"
-                raise TimeoutError(message)
+                raise operations.not_ended(operation, timeout_seconds)
             # With progress asked for, look often enough for a person.
             patience = duration_pb2.Duration()
             patience.FromNanoseconds(int(min(left, 0.5 if progress else left) * 1e9))
-            operation = self.operations.WaitOperation(
-                operations_pb2.WaitOperationRequest(name=operation.name, timeout=patience), timeout=left + 10
-            )
+            look = operations_pb2.WaitOperationRequest(name=operation.name, timeout=patience)
+            limit = left + operations.GRACE_SECONDS
+            if ends_at is not None:
+                limit = min(limit, max(ends_at - time.monotonic(), 0.0))
+            try:
+                operation = self.operations.WaitOperation(look, timeout=limit)
+            except VirtfleetError as obstacle:
+                if not (calls.is_lost(obstacle) or isinstance(obstacle, DeadlineExceeded)):
+                    raise
+                failures += 1
+                delay = calls.delay_seconds(failures, obstacle.retry_delay_seconds)
+                if ends_at is not None and time.monotonic() + delay >= ends_at:
+                    raise operations.not_ended(operation, timeout_seconds) from obstacle
+                time.sleep(delay)
+            else:
+                failures = 0
         if progress is not None:
             progress(operations.metadata_of(operation))
         return operation
@@ -188,15 +206,15 @@ class Fleet(Services):
             timeout_seconds: For each page.
 
         Raises:
+            PartialList: At the end: the parts of some nodes were missing. Not with `allow_stale` in the request.
             VirtfleetError: A page failed.
         """
-        request = type(request).FromString(request.SerializeToString())
+        pages = Pages(request)
         while True:
-            answer = method(request, timeout=timeout_seconds)
-            yield from getattr(answer, answer.DESCRIPTOR.fields_by_number[1].name)
-            if not answer.next_page_token:
+            answer = method(pages.request, timeout=timeout_seconds)
+            yield from pages.items(answer)
+            if not pages.goes_on(answer):
                 return
-            request.page_token = answer.next_page_token  # type: ignore[attr-defined]  # every list request has it
 
     def watch(self, request: Message, *, resnapshot: bool = False) -> Following:
         """Yield the answers of a watch for ever, resuming by token over lost connections and restarts.

@@ -326,3 +326,18 @@ def test_a_unary_call_that_a_drain_ends_may_be_repeated(fake: Fake) -> None:
         error = typed(call.exception())
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert error.reason in ("SERVICE_DRAINING", "NODE_UNREACHABLE")
+
+
+def test_calls_are_counted_over_gateways(fake: Fake) -> None:
+    def count() -> int:
+        counts = fake.control.GetFake(fake_pb2.GetFakeRequest()).call_counts
+        return counts["virtfleet.compute.v1.DomainService.GetDomain"]
+
+    before = count()
+    get(fake, "nodes/n1/domains/spare")
+    with pytest.raises(errors.ResourceNotFound):
+        get(fake, "nodes/n1/domains/nobody")
+    assert count() == before + 2, "the one that failed too"
+    fake.control.RestartGateway(fake_pb2.RestartGatewayRequest())
+    get(fake, "nodes/n2/domains/spare")
+    assert count() == before + 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+
 from virtfleet.common.v1 import operations_pb2
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
 from virtfleet_client import calls

@@ -43,8 +43,11 @@ type Fake struct {
 	ResumedWatchCount int64 `protobuf:"varint,6,opt,name=resumed_watch_count,json=resumedWatchCount,proto3" json:"resumed_watch_count,omitempty"`
 	// How many began with a snapshot or at the present.
 	FreshWatchCount int64 `protobuf:"varint,7,opt,name=fresh_watch_count,json=freshWatchCount,proto3" json:"fresh_watch_count,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How many calls of clients each method has ended since the fleet was started, at all gateways that it had; watches and other streams
+	// count when they end. The keys are full names: `virtfleet.compute.v1.DomainService.ListDomains`.
+	CallCounts    map[string]int64 `protobuf:"bytes,8,rep,name=call_counts,json=callCounts,proto3" json:"call_counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Fake) Reset() {
@@ -124,6 +127,13 @@ func (x *Fake) GetFreshWatchCount() int64 {
 		return x.FreshWatchCount
 	}
 	return 0
+}
+
+func (x *Fake) GetCallCounts() map[string]int64 {
+	if x != nil {
+		return x.CallCounts
+	}
+	return nil
 }
 
 // Asks for the fleet.
@@ -1286,7 +1296,7 @@ var File_virtfleet_fake_v1_fake_proto protoreflect.FileDescriptor
 
 const file_virtfleet_fake_v1_fake_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvirtfleet/fake/v1/fake.proto\x12\x11virtfleet.fake.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xa5\x02\n" +
+	"\x1cvirtfleet/fake/v1/fake.proto\x12\x11virtfleet.fake.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xae\x03\n" +
 	"\x04Fake\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05nodes\x18\x02 \x03(\tR\x05nodes\x120\n" +
@@ -1295,7 +1305,12 @@ const file_virtfleet_fake_v1_fake_proto_rawDesc = "" +
 	"timeOffset\x12)\n" +
 	"\x10connection_count\x18\x05 \x01(\x05R\x0fconnectionCount\x12.\n" +
 	"\x13resumed_watch_count\x18\x06 \x01(\x03R\x11resumedWatchCount\x12*\n" +
-	"\x11fresh_watch_count\x18\a \x01(\x03R\x0ffreshWatchCount\"$\n" +
+	"\x11fresh_watch_count\x18\a \x01(\x03R\x0ffreshWatchCount\x12H\n" +
+	"\vcall_counts\x18\b \x03(\v2'.virtfleet.fake.v1.Fake.CallCountsEntryR\n" +
+	"callCounts\x1a=\n" +
+	"\x0fCallCountsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"$\n" +
 	"\x0eGetFakeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\xd9\x02\n" +
 	"\x05Fault\x12\"\n" +
@@ -1404,7 +1419,7 @@ func file_virtfleet_fake_v1_fake_proto_rawDescGZIP() []byte {
 	return file_virtfleet_fake_v1_fake_proto_rawDescData
 }
 
-var file_virtfleet_fake_v1_fake_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_virtfleet_fake_v1_fake_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_virtfleet_fake_v1_fake_proto_goTypes = []any{
 	(*Fake)(nil),                   // 0: virtfleet.fake.v1.Fake
 	(*GetFakeRequest)(nil),         // 1: virtfleet.fake.v1.GetFakeRequest
@@ -1426,42 +1441,44 @@ var file_virtfleet_fake_v1_fake_proto_goTypes = []any{
 	(*CompactLogsResponse)(nil),    // 17: virtfleet.fake.v1.CompactLogsResponse
 	(*MoveDomainRequest)(nil),      // 18: virtfleet.fake.v1.MoveDomainRequest
 	(*MoveDomainResponse)(nil),     // 19: virtfleet.fake.v1.MoveDomainResponse
-	(*durationpb.Duration)(nil),    // 20: google.protobuf.Duration
+	nil,                            // 20: virtfleet.fake.v1.Fake.CallCountsEntry
+	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
 }
 var file_virtfleet_fake_v1_fake_proto_depIdxs = []int32{
 	2,  // 0: virtfleet.fake.v1.Fake.faults:type_name -> virtfleet.fake.v1.Fault
-	20, // 1: virtfleet.fake.v1.Fake.time_offset:type_name -> google.protobuf.Duration
-	3,  // 2: virtfleet.fake.v1.Fault.freeze:type_name -> virtfleet.fake.v1.Freeze
-	4,  // 3: virtfleet.fake.v1.Fault.latency:type_name -> virtfleet.fake.v1.Latency
-	5,  // 4: virtfleet.fake.v1.Fault.away:type_name -> virtfleet.fake.v1.Away
-	6,  // 5: virtfleet.fake.v1.Fault.error:type_name -> virtfleet.fake.v1.CallError
-	20, // 6: virtfleet.fake.v1.Fault.duration:type_name -> google.protobuf.Duration
-	20, // 7: virtfleet.fake.v1.Latency.delay:type_name -> google.protobuf.Duration
-	2,  // 8: virtfleet.fake.v1.InjectFaultRequest.fault:type_name -> virtfleet.fake.v1.Fault
-	20, // 9: virtfleet.fake.v1.AdvanceTimeRequest.duration:type_name -> google.protobuf.Duration
-	20, // 10: virtfleet.fake.v1.AdvanceTimeResponse.time_offset:type_name -> google.protobuf.Duration
-	20, // 11: virtfleet.fake.v1.RestartGatewayRequest.pause:type_name -> google.protobuf.Duration
-	1,  // 12: virtfleet.fake.v1.FakeService.GetFake:input_type -> virtfleet.fake.v1.GetFakeRequest
-	7,  // 13: virtfleet.fake.v1.FakeService.InjectFault:input_type -> virtfleet.fake.v1.InjectFaultRequest
-	8,  // 14: virtfleet.fake.v1.FakeService.ClearFaults:input_type -> virtfleet.fake.v1.ClearFaultsRequest
-	10, // 15: virtfleet.fake.v1.FakeService.AdvanceTime:input_type -> virtfleet.fake.v1.AdvanceTimeRequest
-	12, // 16: virtfleet.fake.v1.FakeService.CutConnections:input_type -> virtfleet.fake.v1.CutConnectionsRequest
-	14, // 17: virtfleet.fake.v1.FakeService.RestartGateway:input_type -> virtfleet.fake.v1.RestartGatewayRequest
-	16, // 18: virtfleet.fake.v1.FakeService.CompactLogs:input_type -> virtfleet.fake.v1.CompactLogsRequest
-	18, // 19: virtfleet.fake.v1.FakeService.MoveDomain:input_type -> virtfleet.fake.v1.MoveDomainRequest
-	0,  // 20: virtfleet.fake.v1.FakeService.GetFake:output_type -> virtfleet.fake.v1.Fake
-	2,  // 21: virtfleet.fake.v1.FakeService.InjectFault:output_type -> virtfleet.fake.v1.Fault
-	9,  // 22: virtfleet.fake.v1.FakeService.ClearFaults:output_type -> virtfleet.fake.v1.ClearFaultsResponse
-	11, // 23: virtfleet.fake.v1.FakeService.AdvanceTime:output_type -> virtfleet.fake.v1.AdvanceTimeResponse
-	13, // 24: virtfleet.fake.v1.FakeService.CutConnections:output_type -> virtfleet.fake.v1.CutConnectionsResponse
-	15, // 25: virtfleet.fake.v1.FakeService.RestartGateway:output_type -> virtfleet.fake.v1.RestartGatewayResponse
-	17, // 26: virtfleet.fake.v1.FakeService.CompactLogs:output_type -> virtfleet.fake.v1.CompactLogsResponse
-	19, // 27: virtfleet.fake.v1.FakeService.MoveDomain:output_type -> virtfleet.fake.v1.MoveDomainResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	21, // 1: virtfleet.fake.v1.Fake.time_offset:type_name -> google.protobuf.Duration
+	20, // 2: virtfleet.fake.v1.Fake.call_counts:type_name -> virtfleet.fake.v1.Fake.CallCountsEntry
+	3,  // 3: virtfleet.fake.v1.Fault.freeze:type_name -> virtfleet.fake.v1.Freeze
+	4,  // 4: virtfleet.fake.v1.Fault.latency:type_name -> virtfleet.fake.v1.Latency
+	5,  // 5: virtfleet.fake.v1.Fault.away:type_name -> virtfleet.fake.v1.Away
+	6,  // 6: virtfleet.fake.v1.Fault.error:type_name -> virtfleet.fake.v1.CallError
+	21, // 7: virtfleet.fake.v1.Fault.duration:type_name -> google.protobuf.Duration
+	21, // 8: virtfleet.fake.v1.Latency.delay:type_name -> google.protobuf.Duration
+	2,  // 9: virtfleet.fake.v1.InjectFaultRequest.fault:type_name -> virtfleet.fake.v1.Fault
+	21, // 10: virtfleet.fake.v1.AdvanceTimeRequest.duration:type_name -> google.protobuf.Duration
+	21, // 11: virtfleet.fake.v1.AdvanceTimeResponse.time_offset:type_name -> google.protobuf.Duration
+	21, // 12: virtfleet.fake.v1.RestartGatewayRequest.pause:type_name -> google.protobuf.Duration
+	1,  // 13: virtfleet.fake.v1.FakeService.GetFake:input_type -> virtfleet.fake.v1.GetFakeRequest
+	7,  // 14: virtfleet.fake.v1.FakeService.InjectFault:input_type -> virtfleet.fake.v1.InjectFaultRequest
+	8,  // 15: virtfleet.fake.v1.FakeService.ClearFaults:input_type -> virtfleet.fake.v1.ClearFaultsRequest
+	10, // 16: virtfleet.fake.v1.FakeService.AdvanceTime:input_type -> virtfleet.fake.v1.AdvanceTimeRequest
+	12, // 17: virtfleet.fake.v1.FakeService.CutConnections:input_type -> virtfleet.fake.v1.CutConnectionsRequest
+	14, // 18: virtfleet.fake.v1.FakeService.RestartGateway:input_type -> virtfleet.fake.v1.RestartGatewayRequest
+	16, // 19: virtfleet.fake.v1.FakeService.CompactLogs:input_type -> virtfleet.fake.v1.CompactLogsRequest
+	18, // 20: virtfleet.fake.v1.FakeService.MoveDomain:input_type -> virtfleet.fake.v1.MoveDomainRequest
+	0,  // 21: virtfleet.fake.v1.FakeService.GetFake:output_type -> virtfleet.fake.v1.Fake
+	2,  // 22: virtfleet.fake.v1.FakeService.InjectFault:output_type -> virtfleet.fake.v1.Fault
+	9,  // 23: virtfleet.fake.v1.FakeService.ClearFaults:output_type -> virtfleet.fake.v1.ClearFaultsResponse
+	11, // 24: virtfleet.fake.v1.FakeService.AdvanceTime:output_type -> virtfleet.fake.v1.AdvanceTimeResponse
+	13, // 25: virtfleet.fake.v1.FakeService.CutConnections:output_type -> virtfleet.fake.v1.CutConnectionsResponse
+	15, // 26: virtfleet.fake.v1.FakeService.RestartGateway:output_type -> virtfleet.fake.v1.RestartGatewayResponse
+	17, // 27: virtfleet.fake.v1.FakeService.CompactLogs:output_type -> virtfleet.fake.v1.CompactLogsResponse
+	19, // 28: virtfleet.fake.v1.FakeService.MoveDomain:output_type -> virtfleet.fake.v1.MoveDomainResponse
+	21, // [21:29] is the sub-list for method output_type
+	13, // [13:21] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_virtfleet_fake_v1_fake_proto_init() }
@@ -1481,7 +1498,7 @@ func file_virtfleet_fake_v1_fake_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_virtfleet_fake_v1_fake_proto_rawDesc), len(file_virtfleet_fake_v1_fake_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

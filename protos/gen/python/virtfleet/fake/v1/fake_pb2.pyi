@@ -25,6 +25,26 @@ class Fake(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class CallCountsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
     FAULTS_FIELD_NUMBER: builtins.int
@@ -32,6 +52,7 @@ class Fake(message.Message):
     CONNECTION_COUNT_FIELD_NUMBER: builtins.int
     RESUMED_WATCH_COUNT_FIELD_NUMBER: builtins.int
     FRESH_WATCH_COUNT_FIELD_NUMBER: builtins.int
+    CALL_COUNTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Always empty: one process has one fleet."""
     connection_count: builtins.int
@@ -52,6 +73,12 @@ class Fake(message.Message):
     def time_offset(self) -> duration_pb2.Duration:
         """How far the time has been moved."""
 
+    @builtins.property
+    def call_counts(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """How many calls of clients each method has ended since the fleet was started, at all gateways that it had; watches and other streams
+        count when they end. The keys are full names: `virtfleet.compute.v1.DomainService.ListDomains`.
+        """
+
     def __init__(
         self,
         *,
@@ -62,10 +89,11 @@ class Fake(message.Message):
         connection_count: builtins.int = ...,
         resumed_watch_count: builtins.int = ...,
         fresh_watch_count: builtins.int = ...,
+        call_counts: abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["time_offset", b"time_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["connection_count", b"connection_count", "faults", b"faults", "fresh_watch_count", b"fresh_watch_count", "name", b"name", "nodes", b"nodes", "resumed_watch_count", b"resumed_watch_count", "time_offset", b"time_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["call_counts", b"call_counts", "connection_count", b"connection_count", "faults", b"faults", "fresh_watch_count", b"fresh_watch_count", "name", b"name", "nodes", b"nodes", "resumed_watch_count", b"resumed_watch_count", "time_offset", b"time_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

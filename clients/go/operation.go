@@ -111,7 +111,7 @@ func (o *Operation[T]) Wait(ctx context.Context, options ...WaitOption) (T, erro
 		switch {
 		case err == nil:
 			obstacle, failures = nil, 0
-		case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		case lost(FromError(err)) && ctx.Err() == nil, errors.Is(err, context.DeadlineExceeded):
 			// A look that is not answered in its time, or in what ctx leaves, is as good as a lost connection.
 			obstacle = err
 			failures++

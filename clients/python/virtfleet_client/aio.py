@@ -17,7 +17,7 @@ from virtfleet_client.endpoint import Credentials, Endpoint
 from virtfleet_client.errors import DeadlineExceeded, ResumeTokenCompacted, SlowReader, VirtfleetError, from_call
 from virtfleet_client.pages import Pages
 from virtfleet_client.services import Services
-from virtfleet_client.transport import Source, Switch
+from virtfleet_client.transport import Source, Starter, Switch
 from virtfleet_client.watch import Resumption, watch_path
 
 if TYPE_CHECKING:
@@ -186,6 +186,19 @@ class AsyncFleet(Services):
             await asyncio.sleep(resumption.delay_seconds())
 
 
+class _UpwardStarter:
+    """Starts calls of a method that takes a stream; what is written by hand is left as it is."""
+
+    def __init__(self, path: str, starter: Starter) -> None:
+        self._path = path
+        self._starter = starter
+
+    def __call__(self, request_iterator: Any = None, **keywords: Any) -> Any:  # noqa: ANN401  # gRPC's own
+        if request_iterator is not None:
+            request_iterator = calls.prepare_first_async(self._path, request_iterator)
+        return self._starter(request_iterator, **keywords)
+
+
 class _SwitchedChannel:
     """Is what stubs are made on: each call begins on the channel of its moment."""
 
@@ -193,8 +206,12 @@ class _SwitchedChannel:
         self._switch = switch
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # gRPC's own
-        if name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        if name in ("unary_unary", "unary_stream"):
             return lambda *arguments, **keywords: self._switch.starter(name, *arguments, **keywords)
+        if name in ("stream_unary", "stream_stream"):
+            return lambda path, *arguments, **keywords: _UpwardStarter(
+                path, self._switch.starter(name, path, *arguments, **keywords)
+            )
         return getattr(self._switch.channel(), name)
 
 

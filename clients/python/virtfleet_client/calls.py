@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -75,6 +76,26 @@ def is_lost(error: VirtfleetError) -> bool:
 def is_cut(error: VirtfleetError) -> bool:
     """Tell whether a stream was cut by what carries it: a lost one, or INTERNAL without a reason, as proxies say it."""
     return is_lost(error) or (error.code() is grpc.StatusCode.INTERNAL and not error.reason)
+
+
+def prepare_first(path: str, requests: Iterable[Sent]) -> Iterator[Sent]:
+    """Give the first message of a stream its request_id if the caller has not."""
+    first = True
+    for request in requests:
+        yield prepare(path, request)[0] if first else request
+        first = False
+
+
+async def prepare_first_async(path: str, requests: AsyncIterable[Sent] | Iterable[Sent]) -> AsyncIterator[Sent]:
+    """Give the first message of a stream its request_id if the caller has not."""
+    first = True
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield prepare(path, request)[0] if first else request
+            first = False
+        return
+    for request in prepare_first(path, requests):
+        yield request
 
 
 def delay_seconds(attempt: int, asked: float | None) -> float:

@@ -63,14 +63,14 @@ class _Calls(
         return _Stream(continuation(details, request))
 
     def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:  # noqa: ANN401  # as above
-        call = continuation(details, requests)
+        call = continuation(details, calls.prepare_first(details.method, requests))
         failure = call.exception()
         if failure is not None:
             raise from_call(call.code(), call.details(), call.trailing_metadata()) from failure
         return call
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:  # noqa: ANN401  # as above
-        return _Stream(continuation(details, requests))
+        return _Stream(continuation(details, calls.prepare_first(details.method, requests)))
 
 
 class _Stream:

@@ -170,9 +170,15 @@ class Truth:
 
     def unreachable(self) -> list[str]:
         """Return the nodes that are missing in the list of domains."""
-        request = domain_pb2.ListDomainsRequest(parent="nodes/-", page_size=1)
-        answer = self._call("DomainService", self._domains.ListDomains, request)
-        return [failure.node.removeprefix("nodes/") for failure in answer.unreachable]
+        # A page tells of the nodes that it comes past: the filter has the first come past all.
+        request = domain_pb2.ListDomainsRequest(parent="nodes/-", filter='uid="none"')
+        found = []
+        while True:
+            answer = self._call("DomainService", self._domains.ListDomains, request)
+            found += [failure.node.removeprefix("nodes/") for failure in answer.unreachable]
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
 
     # Volumes.
 

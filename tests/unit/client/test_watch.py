@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 
 from virtfleet.common.v1 import operations_pb2
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
+from virtfleet.storage.v1 import volume_pb2
 from virtfleet_client import calls
 from virtfleet_client.watch import Resumption, watch_path
 
@@ -59,3 +61,25 @@ def test_what_is_repeated() -> None:
     read = domain_pb2.GetDomainRequest(name="nodes/n1/domains/web")
     assert calls.prepare("/virtfleet.compute.v1.DomainService/GetDomain", read) == (read, True)
     assert calls.prepare("/somebody.Else/Method", read) == (read, False)
+
+
+def uploads() -> list[volume_pb2.UploadVolumeRequest]:
+    chunk = volume_pb2.UploadVolumeRequest()
+    chunk.chunk.data = b"data"
+    return [volume_pb2.UploadVolumeRequest(name="nodes/n1/pools/p/volumes/v"), chunk]
+
+
+async def test_the_first_message_of_a_stream_gets_a_request_id() -> None:
+    path = "/virtfleet.storage.v1.VolumeService/UploadVolume"
+
+    async def later() -> AsyncIterator[volume_pb2.UploadVolumeRequest]:
+        for message in uploads():
+            yield message
+
+    for sent in (
+        list(calls.prepare_first(path, uploads())),
+        [one async for one in calls.prepare_first_async(path, uploads())],
+        [one async for one in calls.prepare_first_async(path, later())],
+    ):
+        assert [bool(message.request_id) for message in sent] == [True, False]
+        assert sent[1] == uploads()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -53,14 +54,17 @@ def _session(ctx: click.Context) -> Session:
 def known(session: Session, kind: Kind, incomplete: str) -> list[str]:
     """Return the short names of a kind that begin with what has been typed, as `NODE/NAME` or `NAME`."""
     from virtfleet_cli.get import read
+    from virtfleet_client import PartialList
 
     started, found = time.monotonic(), []
-    for resource in read(session.fleet, kind, (), "", "", _SECONDS):
-        id_, node = kind.id_of(resource.name), kind.node_of(resource.name)
-        full = f"{node}/{id_}" if node else id_
-        found += [name for name in (full, id_) if name.startswith(incomplete)][:1]
-        if len(found) >= _LIMIT or time.monotonic() - started > _SECONDS:
-            break
+    # A node that is away takes none of the other names away.
+    with contextlib.suppress(PartialList):
+        for resource in read(session.fleet, kind, (), "", "", _SECONDS):
+            id_, node = kind.id_of(resource.name), kind.node_of(resource.name)
+            full = f"{node}/{id_}" if node else id_
+            found += [name for name in (full, id_) if name.startswith(incomplete)][:1]
+            if len(found) >= _LIMIT or time.monotonic() - started > _SECONDS:
+                break
     session.close()
     return found
 

@@ -99,6 +99,10 @@ def exit_code(error: VirtfleetError) -> int:
     """Return the exit code for an error."""
     import grpc
 
+    from virtfleet_client import PartialList
+
+    if isinstance(error, PartialList):
+        return EXIT_PARTIAL
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return EXIT_UNREACHABLE
     return EXIT_ABSENT if error.code() is grpc.StatusCode.NOT_FOUND else EXIT_REFUSED

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from virtfleet_cli.failures import sentence
 from virtfleet_cli.get import label_filter, read
 
 if TYPE_CHECKING:
@@ -50,5 +51,13 @@ def chosen(
         raise click.UsageError("say names, or labels (-l), or --all")
     if names:
         return list(dict.fromkeys(full_name(session, kind, name, node) for name in names))
-    found = read(session.fleet, kind, (), node, label_filter(labels), session.timeout_seconds)
-    return [resource.name for resource in found]
+    from virtfleet_client import PartialList
+
+    found = []
+    try:
+        for resource in read(session.fleet, kind, (), node, label_filter(labels), session.timeout_seconds):
+            found.append(resource.name)  # noqa: PERF401 - what came before the end is kept
+    except PartialList as partial:
+        # A node that is away does not keep a person from the others.
+        click.echo(f"virtfleet: {sentence(partial)}", err=True)
+    return found

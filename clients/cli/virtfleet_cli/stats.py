@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -76,6 +77,7 @@ def sparkline(values: deque[float]) -> str:
 def rounds(session: Session, node: str, interval_seconds: float) -> Iterator[dict[str, Any]]:
     """Yield the stats of all domains, round by round."""
     from virtfleet.compute.v1 import stats_pb2
+    from virtfleet_client import PartialList
 
     request = stats_pb2.BatchGetDomainStatsRequest(parent=f"nodes/{node or '-'}", page_size=1000)
     pause = threading.Event()
@@ -84,7 +86,13 @@ def rounds(session: Session, node: str, interval_seconds: float) -> Iterator[dic
         found = session.fleet.pages(
             session.fleet.stats.BatchGetDomainStats, request, timeout_seconds=session.timeout_seconds
         )
-        yield {one.name: one for one in found if not one.HasField("failure")}
+        answers = {}
+        # What is there is shown: the domains of a node that is away are not.
+        with contextlib.suppress(PartialList):
+            for one in found:
+                if not one.HasField("failure"):
+                    answers[one.name] = one
+        yield answers
         # Nothing sets it: a pause that Ctrl-C ends.
         pause.wait(max(0.1, interval_seconds - (time.monotonic() - started)))
 

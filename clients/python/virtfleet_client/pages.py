@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 
+from virtfleet.type.v1 import resource_pb2
 from virtfleet_client.errors import VirtfleetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from virtfleet.type.v1 import resource_pb2
 
 
 class PartialList(VirtfleetError):
@@ -28,7 +27,9 @@ class PartialList(VirtfleetError):
         first = failures[0].status
         status = status_pb2.Status(code=first.code or code_pb2.UNAVAILABLE, details=first.details)
         nodes = ", ".join(failure.node for failure in failures)
-        status.message = f"the list is not whole: nothing new of {nodes}: {first.message}"
+        status.message = f"the list is not whole: nothing new of {nodes}" + (
+            f": {first.message}" if first.message else ""
+        )
         super().__init__(status)
         self.failures = tuple(failures)
 
@@ -52,7 +53,10 @@ class Pages:
     def items(self, answer: Any) -> Iterable[Any]:  # noqa: ANN401  # the answer of any list
         """Take an answer and return its resources."""
         if self._tells_missing and "unreachable" in answer.DESCRIPTOR.fields_by_name:
-            self._missing.update((failure.node, failure) for failure in answer.unreachable)
+            for one in answer.unreachable:
+                # Lists of operations are Google's: they have names alone.
+                failure = resource_pb2.NodeFailure(node=one) if isinstance(one, str) else one
+                self._missing[failure.node] = failure
         found: Iterable[Any] = getattr(answer, answer.DESCRIPTOR.fields_by_number[1].name)
         return found
 

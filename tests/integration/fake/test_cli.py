@@ -162,6 +162,26 @@ def test_an_unreachable_fleet_is_told(virtfleet: Virtfleet, monkeypatch: pytest.
     assert "nothing says where the fleet is" in virtfleet("get", "domains")[2]
 
 
+def test_a_node_that_is_away_is_told_and_the_rest_is_shown(virtfleet: Virtfleet, fake: Fake) -> None:
+    fake.inject("n4", away=fake_pb2.Away())
+    code, out, err = virtfleet("get", "domains", "-o", "name")
+    assert len(out.split()) == 9
+    assert not any(name.startswith("nodes/n4/") for name in out.split())
+    assert code == 5
+    assert "the list is not whole: nothing new of nodes/n4" in err
+    code, out, _ = virtfleet("get", "domains")
+    assert (code, len(out.splitlines())) == (5, 10), "the table too"
+    code, out, _ = virtfleet("top", "--count", "1", "--interval", "0.1")
+    assert (code, len(out.splitlines())) == (0, 10)
+    code, out, err = virtfleet("suspend", "--all")
+    assert code == 0
+    assert "nothing new of nodes/n4" in err
+    fake.clear()
+    states = [virtfleet("get", "domain", f"{node}/d-00000", "-o", "json")[1] for node in ("n1", "n4")]
+    assert [json.loads(state)["status"]["state"] for state in states] == ["DOMAIN_STATE_PAUSED", "DOMAIN_STATE_RUNNING"]
+    assert virtfleet("resume", "--all")[0] == 0
+
+
 def test_contexts_are_kept(virtfleet: Virtfleet, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VIRTFLEET_ADDRESS")
     files = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from virtfleet.compute.v1 import domain_pb2
@@ -40,6 +41,15 @@ def test_missing_nodes_are_told_at_the_end_once_each() -> None:
     assert [failure.node for failure in told.value.failures] == ["nodes/n2", "nodes/n3"]
     assert (told.value.code(), told.value.reason) == (grpc.StatusCode.UNAVAILABLE, "NODE_UNREACHABLE")
     assert "nothing new of nodes/n2, nodes/n3" in str(told.value)
+
+
+def test_operations_that_are_missing_are_told_by_name() -> None:
+    pages = Pages(operations_pb2.ListOperationsRequest(name="nodes/-/services/-"))
+    answer = operations_pb2.ListOperationsResponse(unreachable=["nodes/n2/services/compute"])
+    pages.items(answer)
+    with pytest.raises(PartialList, match="nothing new of nodes/n2/services/compute") as told:
+        pages.goes_on(answer)
+    assert told.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_who_takes_what_was_last_seen_is_not_told() -> None:

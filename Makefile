@@ -78,6 +78,7 @@ bench: env system ## measure, print a table, write bench/results.json and docs/p
 
 nightly: test ## everything, with the long runs
 	@ROUNDS=$${ROUNDS:-50} $(PYTHON) -m tools.suites chaos
+	@VIRTFLEET_CONFORMANCE_SLOW=1 $(PYTHON) -m pytest -q tests/clients/test_conformance.py -k fake
 	@CYCLES=$${CYCLES:-1000} CUTS=$${CUTS:-400} $(PYTHON) -m tools.suites endurance
 	@$(PYTHON) -m tests.endurance.soak
 	@$(PYTHON) -m bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +13,12 @@ from tools.paths import ROOT
 
 CASES = words.read(ROOT / "tests/clients/cases.yaml")
 AGENTS = agents.chosen()
+NIGHTLY = bool(os.environ.get("VIRTFLEET_CONFORMANCE_SLOW"))
 PAIRS = [
     pytest.param(case, world, id=f"{world}-{case.name}")
     for case in CASES
     for world in words.WORLDS
-    if world in case.worlds
+    if world in case.worlds and (NIGHTLY or not case.slow)
 ]
 LIMIT_SECONDS = 180
 

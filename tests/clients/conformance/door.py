@@ -34,7 +34,8 @@ class Door:
         self._thread = threading.Thread(target=self._loop.run_forever, name="door", daemon=True)
         self._server: asyncio.Server | None = None
         self._port = 0
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.Event] = {}
+        """Each with what holds while it is not stalled."""
         self._up = asyncio.Event()
         self._down = asyncio.Event()
         self._freeze_at: int | None = None
@@ -65,6 +66,10 @@ class Door:
     def freeze(self, after_sent_bytes: int = 0) -> None:
         """Pass nothing on in either direction any more, once clients have sent so much."""
         self._do(self._hold(after_sent_bytes, up=after_sent_bytes > 0))
+
+    def stall(self) -> None:
+        """Have the connections that stand carry nothing any more, without closing them; new ones do."""
+        self._do(self._stall())
 
     def cut(self) -> int:
         """Abort all connections; returns how many there were."""
@@ -100,6 +105,10 @@ class Door:
         if not up:
             self._up.clear()
 
+    async def _stall(self) -> None:
+        for flowing in self._connections.values():
+            flowing.clear()
+
     async def _shut(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -114,16 +123,18 @@ class Door:
         return len(connections)
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.ensure_future(self._carry(reader, writer))
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
+        flowing = asyncio.Event()
+        flowing.set()
+        connection = asyncio.ensure_future(self._carry(reader, writer, flowing))
+        self._connections[connection] = flowing
+        connection.add_done_callback(self._connections.pop)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         far: asyncio.StreamWriter | None = None
         try:
             far_reader, far = await self._reach()
-            upward = asyncio.ensure_future(self._pump(reader, far, upward=True))
-            downward = asyncio.ensure_future(self._pump(far_reader, writer, upward=False))
+            upward = asyncio.ensure_future(self._pump(reader, far, flowing, upward=True))
+            downward = asyncio.ensure_future(self._pump(far_reader, writer, flowing, upward=False))
             try:
                 await asyncio.wait((upward, downward), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -145,7 +156,9 @@ class Door:
                     raise
                 await asyncio.sleep(0.02)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upward: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event, *, upward: bool
+    ) -> None:
         gate = self._up if upward else self._down
         while data := await reader.read(_CHUNK_BYTES):
             if upward:
@@ -154,5 +167,6 @@ class Door:
                     self._up.clear()
                     self._down.clear()
             await gate.wait()
+            await flowing.wait()
             writer.write(data)
             await writer.drain()

@@ -254,6 +254,9 @@ class Run:
     def _freeze(self, how: Json | None, _step: Json) -> None:
         self._door.freeze(**(how or {}))
 
+    def _stall(self, _: object, _step: Json) -> None:
+        self._door.stall()
+
     def _cut(self, _: object, _step: Json) -> None:
         self._door.cut()
 

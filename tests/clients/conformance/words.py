@@ -71,6 +71,7 @@ WORDS: dict[str, Word] = {
     # What goes wrong.
     "hold_answers": _word("the door passes on what the client sends, and keeps the answers back"),
     "freeze": _word("the door passes nothing on any more, in either direction; at once, or `after_sent_bytes`"),
+    "stall": _word("the connections that stand carry nothing more without being closed; new ones do"),
     "cut": _word("the door aborts all connections of the client"),
     "refuse": _word("the door aborts all connections and refuses new ones"),
     "pass": _word("the door lets everything flow again"),
@@ -121,6 +122,7 @@ class Case:
         worlds: Where it runs.
         nodes: How many nodes the fleet has.
         domains: How many domains each has from the start.
+        slow: Whether it takes so long that it runs by night only.
         steps: What is done.
     """
 
@@ -130,6 +132,7 @@ class Case:
     steps: tuple[Step, ...]
     nodes: int = 2
     domains: int = 0
+    slow: bool = False
 
 
 def word_of(step: Step) -> str:
@@ -160,7 +163,7 @@ def _case(file: str, given: Any) -> Case:
     name = given.get("name")
     where = f"{file}: {name}"
     missing = {"name", "proves", "worlds", "steps"} - given.keys()
-    unknown = given.keys() - {"name", "proves", "worlds", "steps", "nodes", "domains"}
+    unknown = given.keys() - {"name", "proves", "worlds", "steps", "nodes", "domains", "slow"}
     if missing or unknown:
         raise CasesError(f"{where}: without {sorted(missing)}, unknown {sorted(map(str, unknown))}")
     if not given["worlds"] or set(given["worlds"]) - set(WORLDS):
@@ -178,6 +181,7 @@ def _case(file: str, given: Any) -> Case:
         steps=tuple(given["steps"]),
         nodes=given.get("nodes", 2),
         domains=given.get("domains", 0),
+        slow=given.get("slow", False),
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from virtfleet_client import Endpoint
+from virtfleet_client.endpoint import CHANNEL_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,10 @@ def test_addresses(uri: str, target: str, *, secure: bool, server_name: str) -> 
 def test_what_is_no_address_is_refused(uri: str) -> None:
     with pytest.raises(ValueError, match=r"address|port|Port"):
         Endpoint.parse(uri)
+
+
+def test_a_ping_that_is_not_answered_ends_the_connection_in_the_time_that_the_page_says() -> None:
+    options = dict(CHANNEL_OPTIONS)
+    assert options["grpc.keepalive_time_ms"] == 20_000
+    # tests/clients/cases.yaml has a night's case that waits for it.
+    assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 10_000

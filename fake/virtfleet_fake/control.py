@@ -35,7 +35,10 @@ class FakeServicer:
             connection_count=self._fleet.door.connection_count,
             fresh_watch_count=fresh,
             resumed_watch_count=resumed,
-            call_counts=self._fleet.call_counts,
+            call_counts=[
+                fake_pb2.MethodCallCount(method=method, call_count=count)
+                for method, count in sorted(self._fleet.call_counts.items())
+            ],
         )
         answer.time_offset.FromNanoseconds(round(_loop().offset_seconds * 1e9))
         return answer

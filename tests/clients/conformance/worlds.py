@@ -123,8 +123,8 @@ class FakeWorld:
     def counts(self) -> Counter[str]:
         found = self._control.GetFake(fake_pb2.GetFakeRequest(), timeout=10).call_counts
         counts: Counter[str] = Counter()
-        for method, count in found.items():
-            counts["/".join(method.split(".")[-2:])] += count
+        for one in found:
+            counts["/".join(one.method.split(".")[-2:])] += one.call_count
         return counts
 
     def watches(self) -> tuple[int, int]:

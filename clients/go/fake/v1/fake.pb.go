@@ -44,8 +44,8 @@ type Fake struct {
 	// How many began with a snapshot or at the present.
 	FreshWatchCount int64 `protobuf:"varint,7,opt,name=fresh_watch_count,json=freshWatchCount,proto3" json:"fresh_watch_count,omitempty"`
 	// How many calls of clients each method has ended since the fleet was started, at all gateways that it had; watches and other streams
-	// count when they end. The keys are full names: `virtfleet.compute.v1.DomainService.ListDomains`.
-	CallCounts    map[string]int64 `protobuf:"bytes,8,rep,name=call_counts,json=callCounts,proto3" json:"call_counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// count when they end. In the order of the methods' names.
+	CallCounts    []*MethodCallCount `protobuf:"bytes,8,rep,name=call_counts,json=callCounts,proto3" json:"call_counts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,11 +129,66 @@ func (x *Fake) GetFreshWatchCount() int64 {
 	return 0
 }
 
-func (x *Fake) GetCallCounts() map[string]int64 {
+func (x *Fake) GetCallCounts() []*MethodCallCount {
 	if x != nil {
 		return x.CallCounts
 	}
 	return nil
+}
+
+// Says how often a method was called.
+type MethodCallCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The method, in full: `virtfleet.compute.v1.DomainService.ListDomains`.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// How many calls.
+	CallCount     int64 `protobuf:"varint,2,opt,name=call_count,json=callCount,proto3" json:"call_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MethodCallCount) Reset() {
+	*x = MethodCallCount{}
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MethodCallCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MethodCallCount) ProtoMessage() {}
+
+func (x *MethodCallCount) ProtoReflect() protoreflect.Message {
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MethodCallCount.ProtoReflect.Descriptor instead.
+func (*MethodCallCount) Descriptor() ([]byte, []int) {
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MethodCallCount) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *MethodCallCount) GetCallCount() int64 {
+	if x != nil {
+		return x.CallCount
+	}
+	return 0
 }
 
 // Asks for the fleet.
@@ -147,7 +202,7 @@ type GetFakeRequest struct {
 
 func (x *GetFakeRequest) Reset() {
 	*x = GetFakeRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[1]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +214,7 @@ func (x *GetFakeRequest) String() string {
 func (*GetFakeRequest) ProtoMessage() {}
 
 func (x *GetFakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[1]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +227,7 @@ func (x *GetFakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFakeRequest.ProtoReflect.Descriptor instead.
 func (*GetFakeRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{1}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetFakeRequest) GetName() string {
@@ -206,7 +261,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[2]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +273,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[2]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +286,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{2}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Fault) GetFaultId() string {
@@ -339,7 +394,7 @@ type Freeze struct {
 
 func (x *Freeze) Reset() {
 	*x = Freeze{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[3]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -351,7 +406,7 @@ func (x *Freeze) String() string {
 func (*Freeze) ProtoMessage() {}
 
 func (x *Freeze) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[3]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -364,7 +419,7 @@ func (x *Freeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Freeze.ProtoReflect.Descriptor instead.
 func (*Freeze) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{3}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{4}
 }
 
 // Is the fault of a slow network.
@@ -378,7 +433,7 @@ type Latency struct {
 
 func (x *Latency) Reset() {
 	*x = Latency{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[4]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +445,7 @@ func (x *Latency) String() string {
 func (*Latency) ProtoMessage() {}
 
 func (x *Latency) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[4]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +458,7 @@ func (x *Latency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Latency.ProtoReflect.Descriptor instead.
 func (*Latency) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{4}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Latency) GetDelay() *durationpb.Duration {
@@ -422,7 +477,7 @@ type Away struct {
 
 func (x *Away) Reset() {
 	*x = Away{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[5]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +489,7 @@ func (x *Away) String() string {
 func (*Away) ProtoMessage() {}
 
 func (x *Away) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[5]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +502,7 @@ func (x *Away) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Away.ProtoReflect.Descriptor instead.
 func (*Away) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{5}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{6}
 }
 
 // Is the fault of calls that end with an error.
@@ -469,7 +524,7 @@ type CallError struct {
 
 func (x *CallError) Reset() {
 	*x = CallError{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[6]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +536,7 @@ func (x *CallError) String() string {
 func (*CallError) ProtoMessage() {}
 
 func (x *CallError) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[6]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +549,7 @@ func (x *CallError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallError.ProtoReflect.Descriptor instead.
 func (*CallError) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{6}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CallError) GetMethodPattern() string {
@@ -549,7 +604,7 @@ type InjectFaultRequest struct {
 
 func (x *InjectFaultRequest) Reset() {
 	*x = InjectFaultRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[7]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +616,7 @@ func (x *InjectFaultRequest) String() string {
 func (*InjectFaultRequest) ProtoMessage() {}
 
 func (x *InjectFaultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[7]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +629,7 @@ func (x *InjectFaultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InjectFaultRequest.ProtoReflect.Descriptor instead.
 func (*InjectFaultRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{7}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InjectFaultRequest) GetName() string {
@@ -622,7 +677,7 @@ type ClearFaultsRequest struct {
 
 func (x *ClearFaultsRequest) Reset() {
 	*x = ClearFaultsRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[8]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +689,7 @@ func (x *ClearFaultsRequest) String() string {
 func (*ClearFaultsRequest) ProtoMessage() {}
 
 func (x *ClearFaultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[8]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +702,7 @@ func (x *ClearFaultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearFaultsRequest.ProtoReflect.Descriptor instead.
 func (*ClearFaultsRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{8}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClearFaultsRequest) GetName() string {
@@ -689,7 +744,7 @@ type ClearFaultsResponse struct {
 
 func (x *ClearFaultsResponse) Reset() {
 	*x = ClearFaultsResponse{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[9]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +756,7 @@ func (x *ClearFaultsResponse) String() string {
 func (*ClearFaultsResponse) ProtoMessage() {}
 
 func (x *ClearFaultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[9]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +769,7 @@ func (x *ClearFaultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearFaultsResponse.ProtoReflect.Descriptor instead.
 func (*ClearFaultsResponse) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{9}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClearFaultsResponse) GetClearedCount() int32 {
@@ -741,7 +796,7 @@ type AdvanceTimeRequest struct {
 
 func (x *AdvanceTimeRequest) Reset() {
 	*x = AdvanceTimeRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[10]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +808,7 @@ func (x *AdvanceTimeRequest) String() string {
 func (*AdvanceTimeRequest) ProtoMessage() {}
 
 func (x *AdvanceTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[10]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +821,7 @@ func (x *AdvanceTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceTimeRequest.ProtoReflect.Descriptor instead.
 func (*AdvanceTimeRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{10}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AdvanceTimeRequest) GetName() string {
@@ -808,7 +863,7 @@ type AdvanceTimeResponse struct {
 
 func (x *AdvanceTimeResponse) Reset() {
 	*x = AdvanceTimeResponse{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[11]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +875,7 @@ func (x *AdvanceTimeResponse) String() string {
 func (*AdvanceTimeResponse) ProtoMessage() {}
 
 func (x *AdvanceTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[11]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +888,7 @@ func (x *AdvanceTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceTimeResponse.ProtoReflect.Descriptor instead.
 func (*AdvanceTimeResponse) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{11}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AdvanceTimeResponse) GetTimeOffset() *durationpb.Duration {
@@ -858,7 +913,7 @@ type CutConnectionsRequest struct {
 
 func (x *CutConnectionsRequest) Reset() {
 	*x = CutConnectionsRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[12]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +925,7 @@ func (x *CutConnectionsRequest) String() string {
 func (*CutConnectionsRequest) ProtoMessage() {}
 
 func (x *CutConnectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[12]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +938,7 @@ func (x *CutConnectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutConnectionsRequest.ProtoReflect.Descriptor instead.
 func (*CutConnectionsRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{12}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CutConnectionsRequest) GetName() string {
@@ -918,7 +973,7 @@ type CutConnectionsResponse struct {
 
 func (x *CutConnectionsResponse) Reset() {
 	*x = CutConnectionsResponse{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[13]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +985,7 @@ func (x *CutConnectionsResponse) String() string {
 func (*CutConnectionsResponse) ProtoMessage() {}
 
 func (x *CutConnectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[13]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +998,7 @@ func (x *CutConnectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutConnectionsResponse.ProtoReflect.Descriptor instead.
 func (*CutConnectionsResponse) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{13}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CutConnectionsResponse) GetConnectionCount() int32 {
@@ -972,7 +1027,7 @@ type RestartGatewayRequest struct {
 
 func (x *RestartGatewayRequest) Reset() {
 	*x = RestartGatewayRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[14]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1039,7 @@ func (x *RestartGatewayRequest) String() string {
 func (*RestartGatewayRequest) ProtoMessage() {}
 
 func (x *RestartGatewayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[14]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1052,7 @@ func (x *RestartGatewayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartGatewayRequest.ProtoReflect.Descriptor instead.
 func (*RestartGatewayRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{14}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RestartGatewayRequest) GetName() string {
@@ -1044,7 +1099,7 @@ type RestartGatewayResponse struct {
 
 func (x *RestartGatewayResponse) Reset() {
 	*x = RestartGatewayResponse{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[15]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1111,7 @@ func (x *RestartGatewayResponse) String() string {
 func (*RestartGatewayResponse) ProtoMessage() {}
 
 func (x *RestartGatewayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[15]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1124,7 @@ func (x *RestartGatewayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartGatewayResponse.ProtoReflect.Descriptor instead.
 func (*RestartGatewayResponse) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{15}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{16}
 }
 
 // Asks for logs to be compacted.
@@ -1087,7 +1142,7 @@ type CompactLogsRequest struct {
 
 func (x *CompactLogsRequest) Reset() {
 	*x = CompactLogsRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[16]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1154,7 @@ func (x *CompactLogsRequest) String() string {
 func (*CompactLogsRequest) ProtoMessage() {}
 
 func (x *CompactLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[16]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1167,7 @@ func (x *CompactLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactLogsRequest.ProtoReflect.Descriptor instead.
 func (*CompactLogsRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{16}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CompactLogsRequest) GetName() string {
@@ -1145,7 +1200,7 @@ type CompactLogsResponse struct {
 
 func (x *CompactLogsResponse) Reset() {
 	*x = CompactLogsResponse{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[17]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1212,7 @@ func (x *CompactLogsResponse) String() string {
 func (*CompactLogsResponse) ProtoMessage() {}
 
 func (x *CompactLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[17]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1225,7 @@ func (x *CompactLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactLogsResponse.ProtoReflect.Descriptor instead.
 func (*CompactLogsResponse) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{17}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{18}
 }
 
 // Asks for a domain to move.
@@ -1190,7 +1245,7 @@ type MoveDomainRequest struct {
 
 func (x *MoveDomainRequest) Reset() {
 	*x = MoveDomainRequest{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[18]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1257,7 @@ func (x *MoveDomainRequest) String() string {
 func (*MoveDomainRequest) ProtoMessage() {}
 
 func (x *MoveDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[18]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1270,7 @@ func (x *MoveDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveDomainRequest.ProtoReflect.Descriptor instead.
 func (*MoveDomainRequest) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{18}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MoveDomainRequest) GetName() string {
@@ -1257,7 +1312,7 @@ type MoveDomainResponse struct {
 
 func (x *MoveDomainResponse) Reset() {
 	*x = MoveDomainResponse{}
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[19]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1324,7 @@ func (x *MoveDomainResponse) String() string {
 func (*MoveDomainResponse) ProtoMessage() {}
 
 func (x *MoveDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[19]
+	mi := &file_virtfleet_fake_v1_fake_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1337,7 @@ func (x *MoveDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveDomainResponse.ProtoReflect.Descriptor instead.
 func (*MoveDomainResponse) Descriptor() ([]byte, []int) {
-	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{19}
+	return file_virtfleet_fake_v1_fake_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MoveDomainResponse) GetNewName() string {
@@ -1296,7 +1351,7 @@ var File_virtfleet_fake_v1_fake_proto protoreflect.FileDescriptor
 
 const file_virtfleet_fake_v1_fake_proto_rawDesc = "" +
 	"\n" +
-	"\x1cvirtfleet/fake/v1/fake.proto\x12\x11virtfleet.fake.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xae\x03\n" +
+	"\x1cvirtfleet/fake/v1/fake.proto\x12\x11virtfleet.fake.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xea\x02\n" +
 	"\x04Fake\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05nodes\x18\x02 \x03(\tR\x05nodes\x120\n" +
@@ -1305,12 +1360,13 @@ const file_virtfleet_fake_v1_fake_proto_rawDesc = "" +
 	"timeOffset\x12)\n" +
 	"\x10connection_count\x18\x05 \x01(\x05R\x0fconnectionCount\x12.\n" +
 	"\x13resumed_watch_count\x18\x06 \x01(\x03R\x11resumedWatchCount\x12*\n" +
-	"\x11fresh_watch_count\x18\a \x01(\x03R\x0ffreshWatchCount\x12H\n" +
-	"\vcall_counts\x18\b \x03(\v2'.virtfleet.fake.v1.Fake.CallCountsEntryR\n" +
-	"callCounts\x1a=\n" +
-	"\x0fCallCountsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"$\n" +
+	"\x11fresh_watch_count\x18\a \x01(\x03R\x0ffreshWatchCount\x12C\n" +
+	"\vcall_counts\x18\b \x03(\v2\".virtfleet.fake.v1.MethodCallCountR\n" +
+	"callCounts\"H\n" +
+	"\x0fMethodCallCount\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x1d\n" +
+	"\n" +
+	"call_count\x18\x02 \x01(\x03R\tcallCount\"$\n" +
 	"\x0eGetFakeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\xd9\x02\n" +
 	"\x05Fault\x12\"\n" +
@@ -1422,58 +1478,58 @@ func file_virtfleet_fake_v1_fake_proto_rawDescGZIP() []byte {
 var file_virtfleet_fake_v1_fake_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_virtfleet_fake_v1_fake_proto_goTypes = []any{
 	(*Fake)(nil),                   // 0: virtfleet.fake.v1.Fake
-	(*GetFakeRequest)(nil),         // 1: virtfleet.fake.v1.GetFakeRequest
-	(*Fault)(nil),                  // 2: virtfleet.fake.v1.Fault
-	(*Freeze)(nil),                 // 3: virtfleet.fake.v1.Freeze
-	(*Latency)(nil),                // 4: virtfleet.fake.v1.Latency
-	(*Away)(nil),                   // 5: virtfleet.fake.v1.Away
-	(*CallError)(nil),              // 6: virtfleet.fake.v1.CallError
-	(*InjectFaultRequest)(nil),     // 7: virtfleet.fake.v1.InjectFaultRequest
-	(*ClearFaultsRequest)(nil),     // 8: virtfleet.fake.v1.ClearFaultsRequest
-	(*ClearFaultsResponse)(nil),    // 9: virtfleet.fake.v1.ClearFaultsResponse
-	(*AdvanceTimeRequest)(nil),     // 10: virtfleet.fake.v1.AdvanceTimeRequest
-	(*AdvanceTimeResponse)(nil),    // 11: virtfleet.fake.v1.AdvanceTimeResponse
-	(*CutConnectionsRequest)(nil),  // 12: virtfleet.fake.v1.CutConnectionsRequest
-	(*CutConnectionsResponse)(nil), // 13: virtfleet.fake.v1.CutConnectionsResponse
-	(*RestartGatewayRequest)(nil),  // 14: virtfleet.fake.v1.RestartGatewayRequest
-	(*RestartGatewayResponse)(nil), // 15: virtfleet.fake.v1.RestartGatewayResponse
-	(*CompactLogsRequest)(nil),     // 16: virtfleet.fake.v1.CompactLogsRequest
-	(*CompactLogsResponse)(nil),    // 17: virtfleet.fake.v1.CompactLogsResponse
-	(*MoveDomainRequest)(nil),      // 18: virtfleet.fake.v1.MoveDomainRequest
-	(*MoveDomainResponse)(nil),     // 19: virtfleet.fake.v1.MoveDomainResponse
-	nil,                            // 20: virtfleet.fake.v1.Fake.CallCountsEntry
+	(*MethodCallCount)(nil),        // 1: virtfleet.fake.v1.MethodCallCount
+	(*GetFakeRequest)(nil),         // 2: virtfleet.fake.v1.GetFakeRequest
+	(*Fault)(nil),                  // 3: virtfleet.fake.v1.Fault
+	(*Freeze)(nil),                 // 4: virtfleet.fake.v1.Freeze
+	(*Latency)(nil),                // 5: virtfleet.fake.v1.Latency
+	(*Away)(nil),                   // 6: virtfleet.fake.v1.Away
+	(*CallError)(nil),              // 7: virtfleet.fake.v1.CallError
+	(*InjectFaultRequest)(nil),     // 8: virtfleet.fake.v1.InjectFaultRequest
+	(*ClearFaultsRequest)(nil),     // 9: virtfleet.fake.v1.ClearFaultsRequest
+	(*ClearFaultsResponse)(nil),    // 10: virtfleet.fake.v1.ClearFaultsResponse
+	(*AdvanceTimeRequest)(nil),     // 11: virtfleet.fake.v1.AdvanceTimeRequest
+	(*AdvanceTimeResponse)(nil),    // 12: virtfleet.fake.v1.AdvanceTimeResponse
+	(*CutConnectionsRequest)(nil),  // 13: virtfleet.fake.v1.CutConnectionsRequest
+	(*CutConnectionsResponse)(nil), // 14: virtfleet.fake.v1.CutConnectionsResponse
+	(*RestartGatewayRequest)(nil),  // 15: virtfleet.fake.v1.RestartGatewayRequest
+	(*RestartGatewayResponse)(nil), // 16: virtfleet.fake.v1.RestartGatewayResponse
+	(*CompactLogsRequest)(nil),     // 17: virtfleet.fake.v1.CompactLogsRequest
+	(*CompactLogsResponse)(nil),    // 18: virtfleet.fake.v1.CompactLogsResponse
+	(*MoveDomainRequest)(nil),      // 19: virtfleet.fake.v1.MoveDomainRequest
+	(*MoveDomainResponse)(nil),     // 20: virtfleet.fake.v1.MoveDomainResponse
 	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
 }
 var file_virtfleet_fake_v1_fake_proto_depIdxs = []int32{
-	2,  // 0: virtfleet.fake.v1.Fake.faults:type_name -> virtfleet.fake.v1.Fault
+	3,  // 0: virtfleet.fake.v1.Fake.faults:type_name -> virtfleet.fake.v1.Fault
 	21, // 1: virtfleet.fake.v1.Fake.time_offset:type_name -> google.protobuf.Duration
-	20, // 2: virtfleet.fake.v1.Fake.call_counts:type_name -> virtfleet.fake.v1.Fake.CallCountsEntry
-	3,  // 3: virtfleet.fake.v1.Fault.freeze:type_name -> virtfleet.fake.v1.Freeze
-	4,  // 4: virtfleet.fake.v1.Fault.latency:type_name -> virtfleet.fake.v1.Latency
-	5,  // 5: virtfleet.fake.v1.Fault.away:type_name -> virtfleet.fake.v1.Away
-	6,  // 6: virtfleet.fake.v1.Fault.error:type_name -> virtfleet.fake.v1.CallError
+	1,  // 2: virtfleet.fake.v1.Fake.call_counts:type_name -> virtfleet.fake.v1.MethodCallCount
+	4,  // 3: virtfleet.fake.v1.Fault.freeze:type_name -> virtfleet.fake.v1.Freeze
+	5,  // 4: virtfleet.fake.v1.Fault.latency:type_name -> virtfleet.fake.v1.Latency
+	6,  // 5: virtfleet.fake.v1.Fault.away:type_name -> virtfleet.fake.v1.Away
+	7,  // 6: virtfleet.fake.v1.Fault.error:type_name -> virtfleet.fake.v1.CallError
 	21, // 7: virtfleet.fake.v1.Fault.duration:type_name -> google.protobuf.Duration
 	21, // 8: virtfleet.fake.v1.Latency.delay:type_name -> google.protobuf.Duration
-	2,  // 9: virtfleet.fake.v1.InjectFaultRequest.fault:type_name -> virtfleet.fake.v1.Fault
+	3,  // 9: virtfleet.fake.v1.InjectFaultRequest.fault:type_name -> virtfleet.fake.v1.Fault
 	21, // 10: virtfleet.fake.v1.AdvanceTimeRequest.duration:type_name -> google.protobuf.Duration
 	21, // 11: virtfleet.fake.v1.AdvanceTimeResponse.time_offset:type_name -> google.protobuf.Duration
 	21, // 12: virtfleet.fake.v1.RestartGatewayRequest.pause:type_name -> google.protobuf.Duration
-	1,  // 13: virtfleet.fake.v1.FakeService.GetFake:input_type -> virtfleet.fake.v1.GetFakeRequest
-	7,  // 14: virtfleet.fake.v1.FakeService.InjectFault:input_type -> virtfleet.fake.v1.InjectFaultRequest
-	8,  // 15: virtfleet.fake.v1.FakeService.ClearFaults:input_type -> virtfleet.fake.v1.ClearFaultsRequest
-	10, // 16: virtfleet.fake.v1.FakeService.AdvanceTime:input_type -> virtfleet.fake.v1.AdvanceTimeRequest
-	12, // 17: virtfleet.fake.v1.FakeService.CutConnections:input_type -> virtfleet.fake.v1.CutConnectionsRequest
-	14, // 18: virtfleet.fake.v1.FakeService.RestartGateway:input_type -> virtfleet.fake.v1.RestartGatewayRequest
-	16, // 19: virtfleet.fake.v1.FakeService.CompactLogs:input_type -> virtfleet.fake.v1.CompactLogsRequest
-	18, // 20: virtfleet.fake.v1.FakeService.MoveDomain:input_type -> virtfleet.fake.v1.MoveDomainRequest
+	2,  // 13: virtfleet.fake.v1.FakeService.GetFake:input_type -> virtfleet.fake.v1.GetFakeRequest
+	8,  // 14: virtfleet.fake.v1.FakeService.InjectFault:input_type -> virtfleet.fake.v1.InjectFaultRequest
+	9,  // 15: virtfleet.fake.v1.FakeService.ClearFaults:input_type -> virtfleet.fake.v1.ClearFaultsRequest
+	11, // 16: virtfleet.fake.v1.FakeService.AdvanceTime:input_type -> virtfleet.fake.v1.AdvanceTimeRequest
+	13, // 17: virtfleet.fake.v1.FakeService.CutConnections:input_type -> virtfleet.fake.v1.CutConnectionsRequest
+	15, // 18: virtfleet.fake.v1.FakeService.RestartGateway:input_type -> virtfleet.fake.v1.RestartGatewayRequest
+	17, // 19: virtfleet.fake.v1.FakeService.CompactLogs:input_type -> virtfleet.fake.v1.CompactLogsRequest
+	19, // 20: virtfleet.fake.v1.FakeService.MoveDomain:input_type -> virtfleet.fake.v1.MoveDomainRequest
 	0,  // 21: virtfleet.fake.v1.FakeService.GetFake:output_type -> virtfleet.fake.v1.Fake
-	2,  // 22: virtfleet.fake.v1.FakeService.InjectFault:output_type -> virtfleet.fake.v1.Fault
-	9,  // 23: virtfleet.fake.v1.FakeService.ClearFaults:output_type -> virtfleet.fake.v1.ClearFaultsResponse
-	11, // 24: virtfleet.fake.v1.FakeService.AdvanceTime:output_type -> virtfleet.fake.v1.AdvanceTimeResponse
-	13, // 25: virtfleet.fake.v1.FakeService.CutConnections:output_type -> virtfleet.fake.v1.CutConnectionsResponse
-	15, // 26: virtfleet.fake.v1.FakeService.RestartGateway:output_type -> virtfleet.fake.v1.RestartGatewayResponse
-	17, // 27: virtfleet.fake.v1.FakeService.CompactLogs:output_type -> virtfleet.fake.v1.CompactLogsResponse
-	19, // 28: virtfleet.fake.v1.FakeService.MoveDomain:output_type -> virtfleet.fake.v1.MoveDomainResponse
+	3,  // 22: virtfleet.fake.v1.FakeService.InjectFault:output_type -> virtfleet.fake.v1.Fault
+	10, // 23: virtfleet.fake.v1.FakeService.ClearFaults:output_type -> virtfleet.fake.v1.ClearFaultsResponse
+	12, // 24: virtfleet.fake.v1.FakeService.AdvanceTime:output_type -> virtfleet.fake.v1.AdvanceTimeResponse
+	14, // 25: virtfleet.fake.v1.FakeService.CutConnections:output_type -> virtfleet.fake.v1.CutConnectionsResponse
+	16, // 26: virtfleet.fake.v1.FakeService.RestartGateway:output_type -> virtfleet.fake.v1.RestartGatewayResponse
+	18, // 27: virtfleet.fake.v1.FakeService.CompactLogs:output_type -> virtfleet.fake.v1.CompactLogsResponse
+	20, // 28: virtfleet.fake.v1.FakeService.MoveDomain:output_type -> virtfleet.fake.v1.MoveDomainResponse
 	21, // [21:29] is the sub-list for method output_type
 	13, // [13:21] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
@@ -1486,7 +1542,7 @@ func file_virtfleet_fake_v1_fake_proto_init() {
 	if File_virtfleet_fake_v1_fake_proto != nil {
 		return
 	}
-	file_virtfleet_fake_v1_fake_proto_msgTypes[2].OneofWrappers = []any{
+	file_virtfleet_fake_v1_fake_proto_msgTypes[3].OneofWrappers = []any{
 		(*Fault_Freeze)(nil),
 		(*Fault_Latency)(nil),
 		(*Fault_Away)(nil),

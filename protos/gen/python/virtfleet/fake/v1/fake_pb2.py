@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from virtfleet.type.v1 import method_pb2 as virtfleet_dot_type_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvirtfleet/fake/v1/fake.proto\x12\x11virtfleet.fake.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xae\x03\n\x04\x46\x61ke\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05nodes\x18\x02 \x03(\tR\x05nodes\x12\x30\n\x06\x66\x61ults\x18\x03 \x03(\x0b\x32\x18.virtfleet.fake.v1.FaultR\x06\x66\x61ults\x12:\n\x0btime_offset\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\ntimeOffset\x12)\n\x10\x63onnection_count\x18\x05 \x01(\x05R\x0f\x63onnectionCount\x12.\n\x13resumed_watch_count\x18\x06 \x01(\x03R\x11resumedWatchCount\x12*\n\x11\x66resh_watch_count\x18\x07 \x01(\x03R\x0f\x66reshWatchCount\x12H\n\x0b\x63\x61ll_counts\x18\x08 \x03(\x0b\x32\'.virtfleet.fake.v1.Fake.CallCountsEntryR\ncallCounts\x1a=\n\x0f\x43\x61llCountsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"$\n\x0eGetFakeRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"\xd9\x02\n\x05\x46\x61ult\x12\"\n\x08\x66\x61ult_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x07\x66\x61ultId\x12\x1b\n\x04node\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x04node\x12\x33\n\x06\x66reeze\x18\n \x01(\x0b\x32\x19.virtfleet.fake.v1.FreezeH\x00R\x06\x66reeze\x12\x36\n\x07latency\x18\x0b \x01(\x0b\x32\x1a.virtfleet.fake.v1.LatencyH\x00R\x07latency\x12-\n\x04\x61way\x18\x0c \x01(\x0b\x32\x17.virtfleet.fake.v1.AwayH\x00R\x04\x61way\x12\x34\n\x05\x65rror\x18\r \x01(\x0b\x32\x1c.virtfleet.fake.v1.CallErrorH\x00R\x05\x65rror\x12\x35\n\x08\x64uration\x18\x14 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64urationB\x06\n\x04kind\"\x08\n\x06\x46reeze\":\n\x07Latency\x12/\n\x05\x64\x65lay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64\x65lay\"\x06\n\x04\x41way\"\xa2\x01\n\tCallError\x12%\n\x0emethod_pattern\x18\x01 \x01(\tR\rmethodPattern\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n\x05\x63ount\x18\x03 \x01(\x05R\x05\x63ount\x12\x1d\n\nskip_count\x18\x04 \x01(\x05R\tskipCount\x12!\n\x0c\x61\x66ter_effect\x18\x05 \x01(\x08R\x0b\x61\x66terEffect\"\xa4\x01\n\x12InjectFaultRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x36\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x18.virtfleet.fake.v1.FaultB\x06\xbaH\x03\xc8\x01\x01R\x05\x66\x61ult\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"\x87\x01\n\x12\x43learFaultsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x08\x66\x61ult_id\x18\x02 \x01(\tR\x07\x66\x61ultId\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\":\n\x13\x43learFaultsResponse\x12#\n\rcleared_count\x18\x01 \x01(\x05R\x0c\x63learedCount\"\xab\x01\n\x12\x41\x64vanceTimeRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12=\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x08\x64uration\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"Q\n\x13\x41\x64vanceTimeResponse\x12:\n\x0btime_offset\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\ntimeOffset\"o\n\x15\x43utConnectionsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"C\n\x16\x43utConnectionsResponse\x12)\n\x10\x63onnection_count\x18\x01 \x01(\x05R\x0f\x63onnectionCount\"\xb6\x01\n\x15RestartGatewayRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12/\n\x05pause\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05pause\x12\x14\n\x05\x64rain\x18\x03 \x01(\x08R\x05\x64rain\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"\x18\n\x16RestartGatewayResponse\"l\n\x12\x43ompactLogsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"\x15\n\x13\x43ompactLogsResponse\"\x95\x01\n\x11MoveDomainRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12(\n\x0btarget_node\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\ntargetNode\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"/\n\x12MoveDomainResponse\x12\x19\n\x08new_name\x18\x01 \x01(\tR\x07newName2\x9d\x07\n\x0b\x46\x61keService\x12Z\n\x07GetFake\x12!.virtfleet.fake.v1.GetFakeRequest\x1a\x17.virtfleet.fake.v1.Fake\"\x13\xca\xc1\x18\x0f\n\tfakes.get\x10\x01 \x01\x12\x65\n\x0bInjectFault\x12%.virtfleet.fake.v1.InjectFaultRequest\x1a\x18.virtfleet.fake.v1.Fault\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12s\n\x0b\x43learFaults\x12%.virtfleet.fake.v1.ClearFaultsRequest\x1a&.virtfleet.fake.v1.ClearFaultsResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12s\n\x0b\x41\x64vanceTime\x12%.virtfleet.fake.v1.AdvanceTimeRequest\x1a&.virtfleet.fake.v1.AdvanceTimeResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12|\n\x0e\x43utConnections\x12(.virtfleet.fake.v1.CutConnectionsRequest\x1a).virtfleet.fake.v1.CutConnectionsResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12|\n\x0eRestartGateway\x12(.virtfleet.fake.v1.RestartGatewayRequest\x1a).virtfleet.fake.v1.RestartGatewayResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12s\n\x0b\x43ompactLogs\x12%.virtfleet.fake.v1.CompactLogsRequest\x1a&.virtfleet.fake.v1.CompactLogsResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12p\n\nMoveDomain\x12$.virtfleet.fake.v1.MoveDomainRequest\x1a%.virtfleet.fake.v1.MoveDomainResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x42\x45\n\x15\x64\x65v.virtfleet.fake.v1B\tFakeProtoP\x01Z\x1fvirtfleet.dev/go/fake/v1;fakev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvirtfleet/fake/v1/fake.proto\x12\x11virtfleet.fake.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xea\x02\n\x04\x46\x61ke\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n\x05nodes\x18\x02 \x03(\tR\x05nodes\x12\x30\n\x06\x66\x61ults\x18\x03 \x03(\x0b\x32\x18.virtfleet.fake.v1.FaultR\x06\x66\x61ults\x12:\n\x0btime_offset\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\ntimeOffset\x12)\n\x10\x63onnection_count\x18\x05 \x01(\x05R\x0f\x63onnectionCount\x12.\n\x13resumed_watch_count\x18\x06 \x01(\x03R\x11resumedWatchCount\x12*\n\x11\x66resh_watch_count\x18\x07 \x01(\x03R\x0f\x66reshWatchCount\x12\x43\n\x0b\x63\x61ll_counts\x18\x08 \x03(\x0b\x32\".virtfleet.fake.v1.MethodCallCountR\ncallCounts\"H\n\x0fMethodCallCount\x12\x16\n\x06method\x18\x01 \x01(\tR\x06method\x12\x1d\n\ncall_count\x18\x02 \x01(\x03R\tcallCount\"$\n\x0eGetFakeRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"\xd9\x02\n\x05\x46\x61ult\x12\"\n\x08\x66\x61ult_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x07\x66\x61ultId\x12\x1b\n\x04node\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x04node\x12\x33\n\x06\x66reeze\x18\n \x01(\x0b\x32\x19.virtfleet.fake.v1.FreezeH\x00R\x06\x66reeze\x12\x36\n\x07latency\x18\x0b \x01(\x0b\x32\x1a.virtfleet.fake.v1.LatencyH\x00R\x07latency\x12-\n\x04\x61way\x18\x0c \x01(\x0b\x32\x17.virtfleet.fake.v1.AwayH\x00R\x04\x61way\x12\x34\n\x05\x65rror\x18\r \x01(\x0b\x32\x1c.virtfleet.fake.v1.CallErrorH\x00R\x05\x65rror\x12\x35\n\x08\x64uration\x18\x14 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08\x64urationB\x06\n\x04kind\"\x08\n\x06\x46reeze\":\n\x07Latency\x12/\n\x05\x64\x65lay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64\x65lay\"\x06\n\x04\x41way\"\xa2\x01\n\tCallError\x12%\n\x0emethod_pattern\x18\x01 \x01(\tR\rmethodPattern\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n\x05\x63ount\x18\x03 \x01(\x05R\x05\x63ount\x12\x1d\n\nskip_count\x18\x04 \x01(\x05R\tskipCount\x12!\n\x0c\x61\x66ter_effect\x18\x05 \x01(\x08R\x0b\x61\x66terEffect\"\xa4\x01\n\x12InjectFaultRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x36\n\x05\x66\x61ult\x18\x02 \x01(\x0b\x32\x18.virtfleet.fake.v1.FaultB\x06\xbaH\x03\xc8\x01\x01R\x05\x66\x61ult\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"\x87\x01\n\x12\x43learFaultsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x08\x66\x61ult_id\x18\x02 \x01(\tR\x07\x66\x61ultId\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\":\n\x13\x43learFaultsResponse\x12#\n\rcleared_count\x18\x01 \x01(\x05R\x0c\x63learedCount\"\xab\x01\n\x12\x41\x64vanceTimeRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12=\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x06\xbaH\x03\xc8\x01\x01R\x08\x64uration\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"Q\n\x13\x41\x64vanceTimeResponse\x12:\n\x0btime_offset\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\ntimeOffset\"o\n\x15\x43utConnectionsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"C\n\x16\x43utConnectionsResponse\x12)\n\x10\x63onnection_count\x18\x01 \x01(\x05R\x0f\x63onnectionCount\"\xb6\x01\n\x15RestartGatewayRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12/\n\x05pause\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05pause\x12\x14\n\x05\x64rain\x18\x03 \x01(\x08R\x05\x64rain\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"\x18\n\x16RestartGatewayResponse\"l\n\x12\x43ompactLogsRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"\x15\n\x13\x43ompactLogsResponse\"\x95\x01\n\x11MoveDomainRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12(\n\x0btarget_node\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\ntargetNode\x12\x1d\n\nrequest_id\x18[ \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\\ \x01(\x08R\x0cvalidateOnly\"/\n\x12MoveDomainResponse\x12\x19\n\x08new_name\x18\x01 \x01(\tR\x07newName2\x9d\x07\n\x0b\x46\x61keService\x12Z\n\x07GetFake\x12!.virtfleet.fake.v1.GetFakeRequest\x1a\x17.virtfleet.fake.v1.Fake\"\x13\xca\xc1\x18\x0f\n\tfakes.get\x10\x01 \x01\x12\x65\n\x0bInjectFault\x12%.virtfleet.fake.v1.InjectFaultRequest\x1a\x18.virtfleet.fake.v1.Fault\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12s\n\x0b\x43learFaults\x12%.virtfleet.fake.v1.ClearFaultsRequest\x1a&.virtfleet.fake.v1.ClearFaultsResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12s\n\x0b\x41\x64vanceTime\x12%.virtfleet.fake.v1.AdvanceTimeRequest\x1a&.virtfleet.fake.v1.AdvanceTimeResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12|\n\x0e\x43utConnections\x12(.virtfleet.fake.v1.CutConnectionsRequest\x1a).virtfleet.fake.v1.CutConnectionsResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12|\n\x0eRestartGateway\x12(.virtfleet.fake.v1.RestartGatewayRequest\x1a).virtfleet.fake.v1.RestartGatewayResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12s\n\x0b\x43ompactLogs\x12%.virtfleet.fake.v1.CompactLogsRequest\x1a&.virtfleet.fake.v1.CompactLogsResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x12p\n\nMoveDomain\x12$.virtfleet.fake.v1.MoveDomainRequest\x1a%.virtfleet.fake.v1.MoveDomainResponse\"\x15\xca\xc1\x18\x11\n\x0b\x66\x61kes.steer\x10\x02 \x01\x42\x45\n\x15\x64\x65v.virtfleet.fake.v1B\tFakeProtoP\x01Z\x1fvirtfleet.dev/go/fake/v1;fakev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,6 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'virtfleet.fake.v1.fake_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025dev.virtfleet.fake.v1B\tFakeProtoP\001Z\037virtfleet.dev/go/fake/v1;fakev1'
-  _globals['_FAKE_CALLCOUNTSENTRY']._loaded_options = None
-  _globals['_FAKE_CALLCOUNTSENTRY']._serialized_options = b'8\001'
   _globals['_FAULT'].fields_by_name['fault_id']._loaded_options = None
   _globals['_FAULT'].fields_by_name['fault_id']._serialized_options = b'\272H\004r\002\030?'
   _globals['_FAULT'].fields_by_name['node']._loaded_options = None
@@ -64,47 +62,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FAKESERVICE'].methods_by_name['MoveDomain']._loaded_options = None
   _globals['_FAKESERVICE'].methods_by_name['MoveDomain']._serialized_options = b'\312\301\030\021\n\013fakes.steer\020\002 \001'
   _globals['_FAKE']._serialized_start=145
-  _globals['_FAKE']._serialized_end=575
-  _globals['_FAKE_CALLCOUNTSENTRY']._serialized_start=514
-  _globals['_FAKE_CALLCOUNTSENTRY']._serialized_end=575
-  _globals['_GETFAKEREQUEST']._serialized_start=577
-  _globals['_GETFAKEREQUEST']._serialized_end=613
-  _globals['_FAULT']._serialized_start=616
-  _globals['_FAULT']._serialized_end=961
-  _globals['_FREEZE']._serialized_start=963
-  _globals['_FREEZE']._serialized_end=971
-  _globals['_LATENCY']._serialized_start=973
-  _globals['_LATENCY']._serialized_end=1031
-  _globals['_AWAY']._serialized_start=1033
-  _globals['_AWAY']._serialized_end=1039
-  _globals['_CALLERROR']._serialized_start=1042
-  _globals['_CALLERROR']._serialized_end=1204
-  _globals['_INJECTFAULTREQUEST']._serialized_start=1207
-  _globals['_INJECTFAULTREQUEST']._serialized_end=1371
-  _globals['_CLEARFAULTSREQUEST']._serialized_start=1374
-  _globals['_CLEARFAULTSREQUEST']._serialized_end=1509
-  _globals['_CLEARFAULTSRESPONSE']._serialized_start=1511
-  _globals['_CLEARFAULTSRESPONSE']._serialized_end=1569
-  _globals['_ADVANCETIMEREQUEST']._serialized_start=1572
-  _globals['_ADVANCETIMEREQUEST']._serialized_end=1743
-  _globals['_ADVANCETIMERESPONSE']._serialized_start=1745
-  _globals['_ADVANCETIMERESPONSE']._serialized_end=1826
-  _globals['_CUTCONNECTIONSREQUEST']._serialized_start=1828
-  _globals['_CUTCONNECTIONSREQUEST']._serialized_end=1939
-  _globals['_CUTCONNECTIONSRESPONSE']._serialized_start=1941
-  _globals['_CUTCONNECTIONSRESPONSE']._serialized_end=2008
-  _globals['_RESTARTGATEWAYREQUEST']._serialized_start=2011
-  _globals['_RESTARTGATEWAYREQUEST']._serialized_end=2193
-  _globals['_RESTARTGATEWAYRESPONSE']._serialized_start=2195
-  _globals['_RESTARTGATEWAYRESPONSE']._serialized_end=2219
-  _globals['_COMPACTLOGSREQUEST']._serialized_start=2221
-  _globals['_COMPACTLOGSREQUEST']._serialized_end=2329
-  _globals['_COMPACTLOGSRESPONSE']._serialized_start=2331
-  _globals['_COMPACTLOGSRESPONSE']._serialized_end=2352
-  _globals['_MOVEDOMAINREQUEST']._serialized_start=2355
-  _globals['_MOVEDOMAINREQUEST']._serialized_end=2504
-  _globals['_MOVEDOMAINRESPONSE']._serialized_start=2506
-  _globals['_MOVEDOMAINRESPONSE']._serialized_end=2553
-  _globals['_FAKESERVICE']._serialized_start=2556
-  _globals['_FAKESERVICE']._serialized_end=3481
+  _globals['_FAKE']._serialized_end=507
+  _globals['_METHODCALLCOUNT']._serialized_start=509
+  _globals['_METHODCALLCOUNT']._serialized_end=581
+  _globals['_GETFAKEREQUEST']._serialized_start=583
+  _globals['_GETFAKEREQUEST']._serialized_end=619
+  _globals['_FAULT']._serialized_start=622
+  _globals['_FAULT']._serialized_end=967
+  _globals['_FREEZE']._serialized_start=969
+  _globals['_FREEZE']._serialized_end=977
+  _globals['_LATENCY']._serialized_start=979
+  _globals['_LATENCY']._serialized_end=1037
+  _globals['_AWAY']._serialized_start=1039
+  _globals['_AWAY']._serialized_end=1045
+  _globals['_CALLERROR']._serialized_start=1048
+  _globals['_CALLERROR']._serialized_end=1210
+  _globals['_INJECTFAULTREQUEST']._serialized_start=1213
+  _globals['_INJECTFAULTREQUEST']._serialized_end=1377
+  _globals['_CLEARFAULTSREQUEST']._serialized_start=1380
+  _globals['_CLEARFAULTSREQUEST']._serialized_end=1515
+  _globals['_CLEARFAULTSRESPONSE']._serialized_start=1517
+  _globals['_CLEARFAULTSRESPONSE']._serialized_end=1575
+  _globals['_ADVANCETIMEREQUEST']._serialized_start=1578
+  _globals['_ADVANCETIMEREQUEST']._serialized_end=1749
+  _globals['_ADVANCETIMERESPONSE']._serialized_start=1751
+  _globals['_ADVANCETIMERESPONSE']._serialized_end=1832
+  _globals['_CUTCONNECTIONSREQUEST']._serialized_start=1834
+  _globals['_CUTCONNECTIONSREQUEST']._serialized_end=1945
+  _globals['_CUTCONNECTIONSRESPONSE']._serialized_start=1947
+  _globals['_CUTCONNECTIONSRESPONSE']._serialized_end=2014
+  _globals['_RESTARTGATEWAYREQUEST']._serialized_start=2017
+  _globals['_RESTARTGATEWAYREQUEST']._serialized_end=2199
+  _globals['_RESTARTGATEWAYRESPONSE']._serialized_start=2201
+  _globals['_RESTARTGATEWAYRESPONSE']._serialized_end=2225
+  _globals['_COMPACTLOGSREQUEST']._serialized_start=2227
+  _globals['_COMPACTLOGSREQUEST']._serialized_end=2335
+  _globals['_COMPACTLOGSRESPONSE']._serialized_start=2337
+  _globals['_COMPACTLOGSRESPONSE']._serialized_end=2358
+  _globals['_MOVEDOMAINREQUEST']._serialized_start=2361
+  _globals['_MOVEDOMAINREQUEST']._serialized_end=2510
+  _globals['_MOVEDOMAINRESPONSE']._serialized_start=2512
+  _globals['_MOVEDOMAINRESPONSE']._serialized_end=2559
+  _globals['_FAKESERVICE']._serialized_start=2562
+  _globals['_FAKESERVICE']._serialized_end=3487
 # @@protoc_insertion_point(module_scope)

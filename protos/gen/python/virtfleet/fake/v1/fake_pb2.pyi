@@ -25,26 +25,6 @@ class Fake(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
-    @typing.final
-    class CallCountsEntry(message.Message):
-        DESCRIPTOR: descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.int
-        def __init__(
-            self,
-            *,
-            key: builtins.str = ...,
-            value: builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     NAME_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
     FAULTS_FIELD_NUMBER: builtins.int
@@ -74,9 +54,9 @@ class Fake(message.Message):
         """How far the time has been moved."""
 
     @builtins.property
-    def call_counts(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+    def call_counts(self) -> containers.RepeatedCompositeFieldContainer[MethodCallCount]:
         """How many calls of clients each method has ended since the fleet was started, at all gateways that it had; watches and other streams
-        count when they end. The keys are full names: `virtfleet.compute.v1.DomainService.ListDomains`.
+        count when they end. In the order of the methods' names.
         """
 
     def __init__(
@@ -89,11 +69,35 @@ class Fake(message.Message):
         connection_count: builtins.int = ...,
         resumed_watch_count: builtins.int = ...,
         fresh_watch_count: builtins.int = ...,
-        call_counts: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        call_counts: abc.Iterable[MethodCallCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["time_offset", b"time_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["call_counts", b"call_counts", "connection_count", b"connection_count", "faults", b"faults", "fresh_watch_count", b"fresh_watch_count", "name", b"name", "nodes", b"nodes", "resumed_watch_count", b"resumed_watch_count", "time_offset", b"time_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class MethodCallCount(message.Message):
+    """Says how often a method was called."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: builtins.int
+    CALL_COUNT_FIELD_NUMBER: builtins.int
+    method: builtins.str
+    """The method, in full: `virtfleet.compute.v1.DomainService.ListDomains`."""
+    call_count: builtins.int
+    """How many calls."""
+    def __init__(
+        self,
+        *,
+        method: builtins.str = ...,
+        call_count: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["call_count", b"call_count", "method", b"method"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,9 @@ from tools.paths import ROOT
 
 SEED = os.environ.get("SEED") or secrets.token_hex(4)
 
+ROUND_LIMIT = 3
+"""Whether a death falls into the moment in which a bug shows is for chance; three rounds in a row miss it hardly ever."""
+
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 
@@ -57,7 +60,13 @@ async def plant(world: World, service: str, bug: str) -> None:
 )
 async def test_a_planted_bug_is_named(world: World, bug: str, service: str, kind: str, finding: str) -> None:
     await plant(world, service, bug)
-    result = await rounds.run(world, kind, SEED, failpoint=False, patience_seconds=8)
-    found = {one.kind for one in result.findings}
-    print(f"SEED={SEED} {bug}: {sorted(found)}, {len(result.findings)} findings")
-    assert finding in found, (f"SEED={SEED}", result.findings)
+    seen = []
+    for number in range(ROUND_LIMIT):
+        seed = f"{SEED}-{number}"
+        result = await rounds.run(world, kind, seed, failpoint=False, patience_seconds=8)
+        found = {one.kind for one in result.findings}
+        print(f"SEED={seed} {bug}: {sorted(found)}, {len(result.findings)} findings")
+        if finding in found:
+            return
+        seen.append((seed, result.findings))
+    raise AssertionError(f"{bug} goes unseen: {seen}")

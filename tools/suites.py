@@ -28,6 +28,22 @@ RESULTS = BUILD / "results"
 SECOND_LOOK_LIMIT = 3
 """So many failures of a suite are looked at again; more are no accident of timing."""
 
+BUDGET_SECONDS = {
+    "check": 120,
+    "integration": 1080,
+    "fleet": 300,
+    "clients": 540,
+    "chaos": 210,
+    "endurance": 150,
+    "contract": 60,
+}
+"""What each may take on two cores while another runs beside it; `make test` as a whole stays below `LIMIT_SECONDS`.
+
+Who adds a slow test finds its suite marked in the summary, and makes room in it or takes it from another here.
+"""
+
+LIMIT_SECONDS = 1800
+
 _PROGRESS_SECONDS = 60.0
 
 
@@ -118,6 +134,21 @@ def _pytest(suite: str, targets: list[str], results: Path, log: Path) -> Outcome
     return Outcome(suite, done.returncode, closing, failed, time.monotonic() - start)
 
 
+def planned_seconds(suites: list[str], lanes: int) -> float:
+    """Return how long suites take by their budgets, each begun in the lane that is free first."""
+    ends = [0.0] * lanes
+    for suite in suites:
+        lane = ends.index(min(ends))
+        ends[lane] += BUDGET_SECONDS[suite]
+    return max(ends)
+
+
+def _against(seconds: float, budget: float | None) -> str:
+    if budget is None:
+        return f"{seconds:6.1f} s"
+    return f"{seconds:6.1f} s of {budget:4.0f}{' OVER' if seconds > budget else '     '}"
+
+
 def main() -> int:
     """Run the suites named on the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.suites")
@@ -136,8 +167,9 @@ def main() -> int:
     print("--- summary")
     for outcome in outcomes:
         state = "FAILED" if outcome.code else "ok"
-        print(f"{outcome.suite:12} {state:6} {outcome.seconds:6.1f} s  {outcome.closing}")
-    print(f"{'in all':12} {'':6} {time.monotonic() - began:6.1f} s")
+        took = _against(outcome.seconds, BUDGET_SECONDS.get(outcome.suite))
+        print(f"{outcome.suite:12} {state:6} {took}  {outcome.closing}")
+    print(f"{'in all':12} {'':6} {_against(time.monotonic() - began, LIMIT_SECONDS)}")
     failed = any(outcome.code for outcome in outcomes)
     if options.promises:
         broken = promises.broken(promises.load(), promises.results())

@@ -93,13 +93,26 @@ class Killer:
             names = [name for name in self.fleet.supervisor.programs if name.startswith("n1/")]
             self.chance.shuffle(names)
             for name in names:
-                self.fleet.supervisor.kill(name)
+                await self._kill(name)
             return " ".join(names)
         name = kind if kind == "gateway" else f"n1/{kind}"
         if failpoint and kind in FAILPOINTS:
             return await self._kill_at(name, f"{self.chance.choice(FAILPOINTS[kind])}:{self.chance.randint(1, 3)}")
-        self.fleet.supervisor.kill(name)
+        await self._kill(name)
         return name
+
+    async def _kill(self, name: str) -> None:
+        """Kill a program; one that the last death has left to be started again a moment later, when it is there."""
+        ends_at = time.monotonic() + _REACH_SECONDS
+        while True:
+            try:
+                self.fleet.supervisor.kill(name)
+            except ProcessLookupError:
+                if time.monotonic() > ends_at:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     async def _kill_guest(self) -> str:
         ends_at = time.monotonic() + _REACH_SECONDS
@@ -118,7 +131,7 @@ class Killer:
         program = self.fleet.supervisor.programs[name]
         clean = program.environment
         program.environment = {**clean, VARIABLE: point}
-        self.fleet.supervisor.kill(name)
+        await self._kill(name)
         starts = program.starts
         ends_at = time.monotonic() + _REACH_SECONDS
         while program.starts < starts + 2 and time.monotonic() < ends_at:
@@ -128,7 +141,7 @@ class Killer:
             await asyncio.sleep(0.02)
         program.environment = clean
         if program.starts < starts + 2:
-            self.fleet.supervisor.kill(name)
+            await self._kill(name)
             return f"{name} (did not reach {point})"
         return f"{name} at {point}"
 

@@ -97,6 +97,8 @@ def _share_arenas() -> None:
 
 
 async def _run(plan: fleet.Plan, faults: list[fake_pb2.Fault], control_listen: str, *, until_eof: bool) -> None:
+    # Nothing that a start makes is garbage: looking for it again and again would take a tenth of the time.
+    gc.disable()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,6 +108,7 @@ async def _run(plan: fleet.Plan, faults: list[fake_pb2.Fault], control_listen: s
         ready["nodes"] = ",".join(running.nodes)
         gc.collect()
         gc.freeze()
+        gc.enable()
         typer.echo(json.dumps(ready))
         sys.stdout.flush()
         async with asyncio.TaskGroup() as group:

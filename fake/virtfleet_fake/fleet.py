@@ -7,8 +7,8 @@ import datetime as dt
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
@@ -38,6 +38,8 @@ _SERVICE: Final = "compute"
 _READY_SECONDS: Final = 30.0
 _DRAIN_SECONDS: Final = 2.0
 _USER_LIFETIME: Final = dt.timedelta(days=30)
+_AT_ONCE: Final = 8
+"""So many nodes begin at a time: while the store of one writes, another computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,39 @@ def _enrol(tx: Transaction, nodes: Sequence[str]) -> None:
 
 
 @asynccontextmanager
+async def _all_nodes(
+    names: Sequence[str], start: Callable[[str], AbstractAsyncContextManager[FakeNode]]
+) -> AsyncIterator[dict[str, FakeNode]]:
+    """Be all nodes while entered. Each has a task of its own, as what it holds ends where it began."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+    end = asyncio.Event()
+    begun = {name: asyncio.get_running_loop().create_future() for name in names}
+
+    async def hold(name: str) -> None:
+        async with AsyncExitStack() as stack:
+            async with turn:
+                if end.is_set():
+                    return
+                try:
+                    node = await stack.enter_async_context(start(name))
+                    node.app.context.hypervisors.get("test")
+                except Exception as error:  # noqa: BLE001 - it is raised to who asked for the nodes
+                    if not begun[name].done():
+                        begun[name].set_exception(error)
+                    return
+            if not begun[name].done():
+                begun[name].set_result(node)
+            await end.wait()
+
+    tasks = [asyncio.create_task(hold(name), name=f"node {name}") for name in names]
+    try:
+        yield dict(zip(names, await asyncio.gather(*begun.values()), strict=True))
+    finally:
+        end.set()
+        await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
 async def running(plan: Plan, faults: Sequence[fake_pb2.Fault] = ()) -> AsyncIterator[Fleet]:
     """Be a fleet while entered: every node ready, then the faults in force.
 
@@ -243,13 +278,12 @@ async def running(plan: Plan, faults: Sequence[fake_pb2.Fault] = ()) -> AsyncIte
         own = Caller(f"spiffe://{authority.trust_domain}/gateway/{settings.name}", (VIEWER,), "tls")
         own_caller = encode_caller(own)
         seed = _seed_file(plan, folder)
-        nodes = {}
-        for number in range(1, plan.nodes + 1):
-            name = f"n{number}"
-            nodes[name] = await stack.enter_async_context(
-                nodes_module.running(name, folder / "nodes" / name, seed, own_caller)
+        nodes = await stack.enter_async_context(
+            _all_nodes(
+                [f"n{number}" for number in range(1, plan.nodes + 1)],
+                lambda name: nodes_module.running(name, folder / "nodes" / name, seed, own_caller),
             )
-            nodes[name].app.context.hypervisors.get("test")
+        )
         fleet = Fleet(folder, settings, nodes, Door())
         stack.push_async_callback(fleet.close)
         await fleet.start_gateway()

@@ -150,10 +150,17 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     position, end = 0, len(data)
     try:
         while position < end:
-            tag, position = _varint(data, position, 5)
+            # Most tags and many lengths are one byte: no call for these.
+            tag = data[position]
+            position += 1
+            if tag >= 0x80:
+                tag, position = _varint(data, position - 1, 5)
             start = position
             if tag & 7 == _BYTES:
-                length, start = _varint(data, position, 5)
+                length = data[position]
+                start += 1
+                if length >= 0x80:
+                    length, start = _varint(data, position, 5)
                 position = start + length
                 if position > end or not 0 < tag >> 3 < 1 << 29:
                     raise WireError("the message is cut")

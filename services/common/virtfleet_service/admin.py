@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import os
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,7 @@ REQUEST_ID_RETENTION: Final = dt.timedelta(hours=24)
 _DISTRIBUTION: Final = "virtfleet-service"
 
 
+@functools.cache
 def version() -> str:
     """Return the release of virtfleet; `0.0.0.dev0` when it runs from a working tree without being installed."""
     try:
@@ -38,6 +40,7 @@ def version() -> str:
         return "0.0.0.dev0"
 
 
+@functools.cache
 def boot_id() -> str:
     """Return the boot id of the host."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

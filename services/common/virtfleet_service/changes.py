@@ -39,7 +39,10 @@ def varint(value: int) -> bytes:
 
 def field_bytes(number: int, value: bytes) -> bytes:
     """Encode a field that has a length: bytes, a string or a message."""
-    return varint(number << 3 | 2) + varint(len(value)) + value
+    size = len(value)
+    if number < 16 and size < 0x80:
+        return bytes((number << 3 | 2, size)) + value
+    return varint(number << 3 | 2) + varint(size) + value
 
 
 def field_text(number: int, value: str) -> bytes:

@@ -129,7 +129,7 @@ class Peer:
         outgoing: Callable[[], list[tuple[str, str]]] | None = None,
     ) -> None:
         self._path = path
-        self._channel = grpc.aio.insecure_channel(f"unix:{path}", options=_OPTIONS)
+        self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, Any] = {}
         self._outgoing = outgoing
         self._self = Caller(f"service:{node}/{service}", (SERVICE,))
@@ -146,7 +146,8 @@ class Peer:
 
     async def close(self) -> None:
         """Close the channel; running calls end."""
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def call(
         self,
@@ -182,6 +183,11 @@ class Peer:
         timeout = timeout_seconds if left is None else min(left, timeout_seconds)
         unary = self._methods.get(method)
         if unary is None:
+            if not self._path.exists():
+                # Nobody has listened there yet: what a call would find out, without a connection that keeps trying.
+                raise self._silent()
+            if self._channel is None:
+                self._channel = grpc.aio.insecure_channel(f"unix:{self._path}", options=_OPTIONS)
             full = method if method.startswith("virtfleet.") else f"{PACKAGE}.{method}"
             service, _, name = full.rpartition(".")
             unary = self._methods[method] = self._channel.unary_unary(f"/{service}/{name}")
@@ -193,9 +199,12 @@ class Peer:
         except grpc.aio.AioRpcError as error:
             failure = errors_from_rpc(error).rebased(place)
             if type(failure) is errors.BackendUnreachable and not failure.metadata:
-                peer = self._path.parent.name
-                failure = errors.BackendUnreachable(
-                    f"the {peer} service of this node does not answer", retry_delay_seconds=1, peer=peer
-                )
+                failure = self._silent()
             raise failure from error
         return response_type.FromString(encoded)
+
+    def _silent(self) -> errors.BackendUnreachable:
+        peer = self._path.parent.name
+        return errors.BackendUnreachable(
+            f"the {peer} service of this node does not answer", retry_delay_seconds=1, peer=peer
+        )

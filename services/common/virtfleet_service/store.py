@@ -35,6 +35,7 @@ from virtfleet_service.transaction import (
     Row,
     Transaction,
     iterate_names,
+    iterate_recorded_rows,
     not_found,
     select_record,
     select_records,
@@ -263,6 +264,13 @@ class Store:
     def get_record(self, space: str, key: str) -> bytes | None:
         """Read a private record."""
         return select_record(self.reader, space, key)
+
+    def iterate_recorded(self, kind: str, space: str) -> Generator[Row, None, None]:
+        """Read the resources of a kind whose uids are keys of a space of private records, in the order of the uids.
+
+        From one state of the store. Close the iterator (`contextlib.closing`).
+        """
+        return iterate_recorded_rows(self.reader, kind, space)
 
     def list_records(self, space: str, prefix: str = "") -> Records:
         """Read the private records of a space whose keys begin with a prefix, as (key, body), in order."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
@@ -96,6 +97,18 @@ def select_row_by_uid(connection: sqlite3.Connection, kind: str, uid: str) -> Ro
         (kind, uid),
     ).fetchone()
     return Row(*found) if found else None
+
+
+def iterate_recorded_rows(connection: sqlite3.Connection, kind: str, space: str) -> Generator[Row, None, None]:
+    """Read the resources of a kind whose uids are keys of a space of private records, in the order of the uids."""
+    columns = ", ".join(f"resources.{column.strip()}" for column in _ROW_COLUMNS.split(","))
+    sql = (
+        f"SELECT {columns} FROM records JOIN resources ON resources.kind = ? AND resources.uid = records.key"  # noqa: S608
+        " WHERE records.space = ? ORDER BY records.key"
+    )
+    with closing(connection.execute(sql, (kind, space))) as cursor:
+        for found in cursor:
+            yield Row(*found)
 
 
 def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: str) -> Generator[Row, None, None]:
@@ -252,6 +265,51 @@ class Transaction:
         )
         self.touched.add(name)
         return True
+
+    def any_taken(self, kind: str, names: Sequence[str], uids: Sequence[str]) -> bool:
+        """Tell whether a resource has one of these names, or one of a kind one of these uids."""
+        sql = (
+            "SELECT 1 FROM resources WHERE name IN (SELECT value FROM json_each(?)) UNION ALL"
+            " SELECT 1 FROM resources WHERE kind = ? AND uid IN (SELECT value FROM json_each(?)) LIMIT 1"
+        )
+        return self.connection.execute(sql, (json.dumps(names), kind, json.dumps(uids))).fetchone() is not None
+
+    def put_new(self, kind: str, messages: Iterable[Message], *, cause: str) -> None:
+        """Store resources whose names and uids no other has, as `put` does one by one.
+
+        Args:
+            kind: Their kind.
+            messages: The resources, each with its head.
+            cause: As for `put`.
+        """
+        changes: list[tuple[Any, ...]] = []
+        rows: list[tuple[Any, ...]] = []
+        for message in messages:
+            name: str = message.name  # type: ignore[attr-defined]  # every resource has a head
+            uid: str = message.uid  # type: ignore[attr-defined]  # every resource has a head
+            generation: int = message.generation  # type: ignore[attr-defined]  # every resource has a head
+            body = message.SerializeToString(deterministic=True)
+            self._seq, self._ns = self._seq + 1, max(time.time_ns(), self._ns)
+            change = self._codec.put(self._ns, kind, body, cause=cause, old_generation=0)
+            changes.append((self._seq, self._ns, PUT, kind, name, uid, 0, change))
+            rows.append((name, kind, uid, generation, self._seq, self._ns, body))
+            self.touched.add(name)
+        if self.connection.execute("SELECT 1 FROM records WHERE space = ? LIMIT 1", (MOVED,)).fetchone():
+            for row in rows:
+                self.delete_record(MOVED, row[0])
+        self._insert("changes", changes)
+        self._insert("resources", rows)
+        self.entries += [Entry(*change) for change in changes]
+
+    def put_records(self, space: str, records: Sequence[tuple[str, bytes]]) -> None:
+        """Store private records that are not there yet; nobody is told."""
+        self._insert("records", [(space, *record) for record in records])
+
+    def _insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows that have all columns of a table."""
+        if rows:
+            places = ", ".join("?" * len(rows[0]))
+            self.connection.executemany(f"INSERT INTO {table} VALUES ({places})", rows)  # noqa: S608  # names of ours
 
     def delete(self, name: str, *, cause: str) -> bool:
         """Remove a resource and tell the watchers; False if there is none of that name."""

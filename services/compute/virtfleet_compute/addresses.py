@@ -118,11 +118,8 @@ class AddressBook:
         """Keep the addresses in the status of running domains up to date. Runs until cancelled."""
         while True:
             await asyncio.sleep(self._context.settings.address_seconds)
-            uids = [uid for uid, _ in self._context.store.list_records(records.ACTIVE)]
             joined = [
-                domain
-                for domain in (self._context.by_uid(uid) for uid in uids)
-                if domain is not None and _networks(domain, self._context.node)
+                domain for domain in self._context.recorded(records.ACTIVE) if _networks(domain, self._context.node)
             ]
             if not joined:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import platform
@@ -112,18 +113,9 @@ class Hosts:
 
     def _read_fixed(self) -> host_pb2.HostStatus:
         """Read what does not change before the next boot."""
-        uname = platform.uname()
-        status = host_pb2.HostStatus(
-            hostname=socket.gethostname(),
-            kernel_release=uname.release,
-            arch=uname.machine,
-            boot_id=self._boot_id,
-            memory_total_bytes=memory_info().get("MemTotal", 0),
-        )
-        status.boot_time.FromSeconds(int(_boot_seconds()))
-        _read_cpu(status.cpu)
-        _read_cells(status)
-        _read_huge_pages(status)
+        status = host_pb2.HostStatus()
+        status.CopyFrom(_kernel_facts())
+        status.boot_id = self._boot_id
         for driver_id, report in self._context.hypervisors.reports():
             for accelerator in report.accelerators:
                 status.accelerators.add(
@@ -185,6 +177,23 @@ async def forget_drivers(store: Store, node: str, enabled: tuple[str, ...]) -> N
     ]
     if gone:
         await store.write(lambda tx: [tx.delete(name, cause=statuses.OBSERVED) for name in gone])
+
+
+@functools.cache
+def _kernel_facts() -> host_pb2.HostStatus:
+    """Read what the kernel says of this host; the same for all nodes of a process. Never changed: it is copied."""
+    uname = platform.uname()
+    status = host_pb2.HostStatus(
+        hostname=socket.gethostname(),
+        kernel_release=uname.release,
+        arch=uname.machine,
+        memory_total_bytes=memory_info().get("MemTotal", 0),
+    )
+    status.boot_time.FromSeconds(int(_boot_seconds()))
+    _read_cpu(status.cpu)
+    _read_cells(status)
+    _read_huge_pages(status)
+    return status
 
 
 def _now() -> Timestamp:

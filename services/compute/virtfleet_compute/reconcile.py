@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
@@ -42,17 +43,27 @@ Reason = domain_pb2.DomainStateReason
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """Is what was decided for the spec of the last domain that was taken over.
+    """Is the last domain that was taken over, with what was decided for its spec.
 
     Attributes:
         of: The spec as the driver has it: the same object for equal domains.
-        spec: The normalised spec.
-        resolved: What it comes to.
+        domain: What became of it.
+        observation: Its run.
     """
 
     of: domain_spec_pb2.DomainSpec
-    spec: domain_spec_pb2.DomainSpec
-    resolved: domain_spec_pb2.DomainSpec
+    domain: domain_pb2.Domain
+    observation: DomainObservation | None
+
+    def was_like(self, other: DomainObservation | None) -> bool:
+        """Tell whether another run differs from this one in its identity alone."""
+        mine = self.observation
+        if mine is None or other is None:
+            return mine is other
+        return _but_identity(other) == _but_identity(mine)
+
+
+_but_identity = attrgetter(*(one.name for one in fields(DomainObservation) if one.name not in ("uid", "runtime_id")))
 
 
 class Reconciler:
@@ -183,26 +194,39 @@ class Reconciler:
 
     async def _taken(self, driver: Driver, found: FoundDomain) -> domain_pb2.Domain:
         same = self._template
-        if same is not None and same.of is found.spec:
+        if same is not None and same.of is found.spec and same.was_like(found.observation):
             # One of a group of equals: what was decided for the first holds for all.
-            domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=same.spec)
+            domain = domain_pb2.Domain()
+            domain.CopyFrom(same.domain)
+            domain.display_name = found.display_name
+            if found.labels or domain.labels:
+                domain.labels.clear()
+                domain.labels.update(found.labels)
             resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
-            statuses.defined(domain, same.resolved)
-        else:
-            domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=found.spec)
-            domain.spec.driver = driver.driver_id
-            resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
-            resolved = await self._creation.resolve(domain, None)
-            statuses.defined(domain, resolved)
-            # Cards have MACs of their own.
-            self._template = None if resolved.interfaces else _Template(found.spec, domain.spec, resolved)
+            if found.observation is not None:
+                domain.status.runtime_id = found.observation.runtime_id
+            return domain
+        domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=found.spec)
+        domain.spec.driver = driver.driver_id
+        resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
+        resolved = await self._creation.resolve(domain, None)
+        statuses.defined(domain, resolved)
         if found.observation is not None:
             run = statuses.Run(found.observation.runtime_id, 0, wiring.Connections(), found.observation)
             statuses.started(domain, run)
+        # Cards have MACs of their own.
+        self._template = None if resolved.interfaces else _Template(found.spec, domain, found.observation)
         return domain
 
     @staticmethod
     def _store_taken(tx: Transaction, made: Sequence[domain_pb2.Domain]) -> None:
+        names, uids = [one.name for one in made], [one.uid for one in made]
+        alone = len(set(names)) == len(set(uids)) == len(made)
+        if alone and not tx.any_taken(KIND, names, uids):
+            for domain in made:
+                records.take_macs(tx, domain)
+            records.save_new(tx, made, statuses.OBSERVED)
+            return
         for domain in made:
             if tx.get(domain.name) is None and tx.get_by_uid(KIND, domain.uid) is None:
                 records.take_macs(tx, domain)
@@ -234,10 +258,7 @@ class Reconciler:
     def _count(self) -> None:
         """Make the account of what active domains have."""
         context = self._context
-        for uid, _ in context.store.list_records(records.ACTIVE):
-            domain = context.by_uid(uid)
-            if domain is None:
-                continue
+        for domain in context.recorded(records.ACTIVE):
             try:
                 counted = context.counted(domain)
             except VirtfleetError:

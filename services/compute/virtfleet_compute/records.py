@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from virtfleet.compute.v1 import domain_pb2
@@ -92,12 +92,23 @@ def save(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: i
         tx.put_record(ACTIVE, domain.uid, domain.name.encode())
     else:
         tx.delete_record(ACTIVE, domain.uid)
-    if domain.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE):
+    if _starts_itself(domain):
         tx.put_record(AUTOSTART, domain.uid, domain.name.encode())
     else:
         tx.delete_record(AUTOSTART, domain.uid)
     if old_state is not None and old_state != domain.status.state:
         tx.event(statuses.state_event(domain, old_state))
+
+
+def save_new(tx: Transaction, domains: Sequence[domain_pb2.Domain], cause: str) -> None:
+    """Store domains whose names and uids nobody has, with their indexes; no change of state is told."""
+    tx.put_new(KIND, domains, cause=cause)
+    tx.put_records(ACTIVE, [(one.uid, one.name.encode()) for one in domains if statuses.is_active(one)])
+    tx.put_records(AUTOSTART, [(one.uid, one.name.encode()) for one in domains if _starts_itself(one)])
+
+
+def _starts_itself(domain: domain_pb2.Domain) -> bool:
+    return domain.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE)
 
 
 def remove(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: int | None = None) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.compute.rig import PARENT, Process, Service, State, name, service
 from virtfleet.compute.v1 import domain_pb2, stats_pb2
+from virtfleet.type.v1 import resource_pb2
 
 COUNT = 100_000
 SECONDS = 150
@@ -69,3 +70,42 @@ async def _counted(node: Service, *, running: int) -> None:
     domain = domain_pb2.Domain()
     domain.CopyFrom(await node.get("d000000"))
     assert domain.status.active_spec == domain.status.resolved_spec
+
+
+async def test_equal_domains_are_what_each_would_be_alone(place: Path) -> None:
+    spec = {"memory": {"maximumBytes": "67108864"}}
+    card = {"memory": {"maximumBytes": "67108864"}, "interfaces": {"eth0": {"network": "networks/lan"}}}
+    groups = [
+        {"id": "a{number}", "count": 3, "running": True, "labels": {"tier": "web"}, "spec": spec},
+        {"id": "b{number}", "count": 2, "display_name": "still", "spec": spec},
+        {"id": "c{number}", "count": 2, "running": True, "spec": card},
+    ]
+    together, alone = place / "together.json", place / "alone.json"
+    together.write_text(json.dumps({"domains": groups}))
+    singles = [
+        {**group, "id": str(group["id"]).format(number=number), "count": 1}
+        for group in groups
+        for number in range(int(str(group["count"])))
+    ]
+    alone.write_text(json.dumps({"domains": singles}))
+    seen: list[list[domain_pb2.Domain]] = []
+    for file in (together, alone):
+        (place / file.stem).mkdir()
+        async with service(place / file.stem, drivers={"test": {"seed_file": str(file)}}) as node:
+            found = list((await node.list(view=resource_pb2.RESOURCE_VIEW_FULL)).domains)
+        assert len({one.uid for one in found}) == 7
+        assert len({one.status.runtime_id for one in found if one.status.active}) == 5
+        for one in found:
+            assert one.etag == f"{one.uid}.1"
+            for field in ("create_time", "update_time"):
+                one.ClearField(field)
+            for field in ("runtime_id", "start_time"):
+                one.status.ClearField(field)  # type: ignore[arg-type]
+            for interface in (
+                *one.status.resolved_spec.interfaces.values(),
+                *one.status.active_spec.interfaces.values(),
+            ):
+                interface.ClearField("mac_address")
+        seen.append(found)
+    assert [one.name.rpartition("/")[2] for one in seen[0]] == ["a0", "a1", "a2", "b0", "b1", "c0", "c1"]
+    assert seen[0] == seen[1]

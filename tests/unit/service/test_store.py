@@ -464,3 +464,70 @@ def test_the_codec_agrees_with_the_real_parser() -> None:
     assert (came.moved_in.name, came.moved_in.old_name) == ("b", "a")
     assert codec.kind_of_name("nodes/n1/domains/a") == "domain"
     assert codec.kind_of_name("nodes/n1/pools/a") == ""
+
+
+async def test_resources_put_all_at_once_are_those_put_one_by_one(tmp_path: Path) -> None:
+    domains = [domain(f"d{number}") for number in range(250)]
+    async with open_store(tmp_path / "one.db") as one, open_store(tmp_path / "all.db") as together:
+        await put(one, *domains)
+        await together.write(lambda tx: tx.put_new("domain", domains, cause=TEST_CAUSE))
+        for rows in zip(one.list("domain"), together.list("domain"), strict=True):
+            assert rows[0] == rows[1]
+        logs = [
+            [
+                (seq, sort, kind, name, uid, _without_time(body))
+                for seq, sort, kind, name, uid, body in store.reader.execute(
+                    "SELECT seq, sort, kind, name, uid, body FROM changes ORDER BY seq"
+                )
+            ]
+            for store in (one, together)
+        ]
+        assert logs[0] == logs[1]
+        assert together.last_seq == one.last_seq
+        # The next change counts on.
+        domains[7].generation = 2
+        await put(together, domains[7])
+        assert together.need(domains[7].name).generation == 2
+
+
+def _without_time(body: bytes) -> bytes:
+    change = watch_pb2.Change.FromString(body)
+    change.ClearField("time")
+    return change.SerializeToString()
+
+
+async def test_what_comes_back_under_an_old_name_has_moved_nowhere(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db") as store:
+        made = domain("a")
+        await put(store, made)
+        await store.write(lambda tx: tx.move_out(made.name, "nodes/n2/domains/a"))
+        await store.write(lambda tx: tx.put_new("domain", [made], cause=TEST_CAUSE))
+        await store.write(lambda tx: tx.delete(made.name, cause=TEST_CAUSE))
+        with pytest.raises(ResourceNotFound):
+            store.need(made.name)
+
+
+async def test_names_and_uids_that_are_taken_are_found(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db") as store:
+        one, free = domain("a"), domain("b")
+        await put(store, one)
+        for names, uids, taken in (
+            ([free.name, one.name], [free.uid], True),
+            ([free.name], [free.uid, one.uid], True),
+            ([free.name], [free.uid], False),
+            ([], [], False),
+        ):
+            assert await store.write(lambda tx, n=names, u=uids: tx.any_taken("domain", n, u)) is taken  # type: ignore[misc]  # bound here
+
+
+async def test_resources_are_read_by_the_records_that_name_them(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "c.db") as store:
+        domains = [domain(f"d{number}") for number in range(4)]
+        await put(store, *domains)
+        marked = [domains[1], domains[3]]
+        await store.write(lambda tx: tx.put_records("marked", [(one.uid, b"") for one in marked]))
+        await store.write(lambda tx: tx.put_record("marked", "nobody", b""))
+        with closing(store.iterate_recorded("domain", "marked")) as rows:
+            assert {row.name for row in rows} == {one.name for one in marked}
+        with closing(store.iterate_recorded("host", "marked")) as rows:
+            assert not list(rows)

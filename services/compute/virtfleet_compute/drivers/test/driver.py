@@ -299,19 +299,19 @@ class TestDriver:
         """List the domains of the seed file; those that run are made to run."""
         batch: list[FoundDomain] = []
         of: domain_spec_pb2.DomainSpec | None = None
-        resolved = domain_spec_pb2.DomainSpec()
+        first: Guest | None = None
         for found in self._seeds.found() if self._seeds is not None else ():
             if found.observation is not None:
-                if found.spec is not of:
+                runtime_id = found.observation.runtime_id
+                if first is None or found.spec is not of:
+                    resolved = resolution.resolve(found.spec, None, self._settings.version)
+                    of, first = (
+                        found.spec,
+                        self._guests.start(found.uid, resolved, runtime_id, time.time_ns(), paused=False),
+                    )
+                else:
                     # Domains of a group share their spec.
-                    of, resolved = found.spec, resolution.resolve(found.spec, None, self._settings.version)
-                self._guests.start(
-                    found.uid,
-                    resolved,
-                    found.observation.runtime_id,
-                    time.time_ns(),
-                    paused=False,
-                )
+                    self._guests.start_another(found.uid, first, runtime_id)
             batch.append(found)
             if len(batch) == BATCH_COUNT:
                 yield batch

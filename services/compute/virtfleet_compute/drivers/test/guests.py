@@ -50,6 +50,10 @@ class Guest(NamedTuple):
         return str(uuid.UUID(bytes=self.runtime))
 
 
+def _runtime_bytes(runtime_id: str) -> bytes:
+    return uuid.UUID(runtime_id).bytes
+
+
 def shape_of(spec: domain_spec_pb2.DomainSpec) -> Shape:
     """Return what a spec means for the behaviour of a guest."""
     options = spec.test
@@ -101,13 +105,17 @@ class Guests:
             state=State.DOMAIN_STATE_PAUSED if paused else State.DOMAIN_STATE_RUNNING,
             reason=Reason.DOMAIN_STATE_REASON_STARTED_PAUSED if paused else Reason.DOMAIN_STATE_REASON_BOOTED,
             start_ns=start_ns,
-            runtime=uuid.UUID(runtime_id).bytes,
+            runtime=_runtime_bytes(runtime_id),
             memory_bytes=spec.memory.current_bytes,
             vcpu_count=spec.cpu.vcpu_count,
             shape_number=self._number(shape_of(spec)),
         )
         self._keep(uid, guest)
         return guest
+
+    def start_another(self, uid: str, like: Guest, runtime_id: str) -> None:
+        """Make a guest that differs from one in its identity alone."""
+        self._keep(uid, like._replace(runtime=_runtime_bytes(runtime_id)))
 
     def change(self, uid: str, guest: Guest, state: int, reason: int) -> Guest:
         """Give a guest another state."""

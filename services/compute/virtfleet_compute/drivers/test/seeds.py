@@ -17,6 +17,7 @@ same in every process.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -67,6 +68,14 @@ class Seed:
     domains: tuple[Group, ...] = field(default=(), metadata={"of": _groups})
 
 
+@functools.lru_cache(maxsize=1)
+def _parsed(text: bytes, suffix: str) -> tuple[Seed, tuple[domain_spec_pb2.DomainSpec, ...]]:
+    """Read a seed: once for all nodes of a process that begin with the same."""
+    raw = json.loads(text) if suffix == ".json" else tomllib.loads(text.decode())
+    seed = from_table(Seed, raw, "the seed file")
+    return seed, tuple(json_format.ParseDict(group.spec, domain_spec_pb2.DomainSpec()) for group in seed.domains)
+
+
 class Seeds:
     """Reads a seed file.
 
@@ -77,11 +86,7 @@ class Seeds:
     def __init__(self, path: Path, node: str) -> None:
         try:
             text = path.read_bytes()
-            raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text.decode())
-            self.seed = from_table(Seed, raw, "the seed file")
-            self._specs = [
-                json_format.ParseDict(group.spec, domain_spec_pb2.DomainSpec()) for group in self.seed.domains
-            ]
+            self.seed, self._specs = _parsed(text, path.suffix)
         except (OSError, ValueError, json_format.ParseError) as error:
             raise DriverBroken(f"the seed file {path} cannot be used: {error}", path=path, cause=error) from error
         self.digest = hashlib.sha256(text).hexdigest()

@@ -42,6 +42,11 @@ TARGETS: Final = {
     "upload_storage_growth_mib": Target(16),
     "download_gateway_growth_mib": Target(16),
     "download_storage_growth_mib": Target(16),
+    "command_help_ms": Target(250),
+    "command_get_ms": Target(400),
+    "fake_start_s": Target(2),
+    "fake_private_mib": Target(200),
+    "go_informer_updates_per_s": Target(950, at_least=True),
 }
 """The marks, by key. A figure without one is reported as it is."""
 
@@ -49,6 +54,10 @@ NAMED: Final = frozenset(TARGETS) | {
     "fleet_50x100_ms",
     "event_p50_ms",
     "event_p99_ms",
+    "go_informer_50k_sync_s",
+    "go_informer_bytes_per_object",
+    "go_informer_message_bytes",
+    "go_informer_lag_p99_ms",
     "define_1000_ms",
     "start_1000_ms",
     "gateway_private_mib",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench import anatomy, calls, cycles, domains, events, fleet_reads, processes, start, transfer
+from bench import anatomy, calls, cycles, domains, events, fleet_reads, hands, processes, start, transfer
 from bench.figures import Figure
 from bench.peer import legs as peer
 from bench.stage import Stage
@@ -36,6 +36,7 @@ LEGS: tuple[Leg, ...] = (
     Leg("events", events.KEYS, events.leg),
     Leg("transfer", transfer.KEYS, transfer.leg),
     Leg("fleet", fleet_reads.KEYS, fleet_reads.leg),
+    Leg("hands", hands.KEYS, hands.leg),
 )
 
 PEER = Leg("peer", peer.KEYS, peer.leg)

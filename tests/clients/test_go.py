@@ -105,6 +105,14 @@ def test_the_module_names_what_it_needs() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_informer_of_the_bench_is_in_order() -> None:
+    folder = ROOT / "bench" / "informer"
+    vet, tidy = go("vet", "./...", folder=folder), go("mod", "tidy", "-diff", folder=folder)
+    assert vet.returncode == tidy.returncode == 0, vet.stderr + tidy.stdout + tidy.stderr
+    gofmt = go_toolchain.program().parent / "gofmt"
+    assert not subprocess.run([gofmt, "-l", "."], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
 def test_every_exported_name_is_documented() -> None:
     bare = []
     for path in sorted(MODULE.rglob("*.go")):

@@ -100,7 +100,7 @@ async def test_equal_domains_are_what_each_would_be_alone(place: Path) -> None:
             for field in ("create_time", "update_time"):
                 one.ClearField(field)
             for field in ("runtime_id", "start_time"):
-                one.status.ClearField(field)  # type: ignore[arg-type]
+                one.status.ClearField(field)  # type: ignore[arg-type]  # a literal of the message
             for interface in (
                 *one.status.resolved_spec.interfaces.values(),
                 *one.status.active_spec.interfaces.values(),

@@ -283,13 +283,18 @@ def main() -> int:
                 shutil.rmtree(VENV, ignore_errors=True)
                 _call([uv, "venv", "--quiet", "--python", sys.executable, VENV], environment)
             lock = ("--require-hashes", "--requirements", LOCK)
-            _call([uv, "pip", "install", "--quiet", "--python", python, *lock], environment)
+            # Compiled once: where PYTHONDONTWRITEBYTECODE is set, every process would do it anew at its start.
+            compiled = ("--compile-bytecode", "--quiet", "--python", python)
+            _call([uv, "pip", "install", *compiled, *lock], environment)
             # The tree's own distributions, where they lie: their entry points make the commands.
             own = [argument for path in distributions() for argument in ("--editable", path.parent)]
             options = ("--quiet", "--no-deps", "--no-build-isolation", "--offline", "--python", python)
             _call([uv, "pip", "install", *options, *own], environment)
             STAMP.write_text(wanted_stamp())
         write_path_file()
+        # What is compiled and unchanged is left alone, in a moment.
+        roots = [ROOT / root for root in IMPORT_ROOTS]
+        _call([python, "-m", "compileall", "-q", *roots], {**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
     except (BootstrapError, OSError) as error:
         print(f"env: {error}", file=sys.stderr)
         return 1

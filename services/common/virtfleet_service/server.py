@@ -80,6 +80,8 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A client whose machine is gone is noticed.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # What a ping is given is a setting of its own, a minute where nobody says else.
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.enable_channelz", 1),
     # Many small metadata are the clients' right; a megabyte of them is not.
     ("grpc.max_metadata_size", 32 << 10),

@@ -7,7 +7,7 @@ SYSTEM_PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 /usr/
 SUITES := integration fleet clients chaos endurance contract
 
 .DEFAULT_GOAL := help
-.PHONY: help env system demo up test check protos protos-check lint format type imports unit contract integration fleet \
+.PHONY: help env system test-system demo up test check protos protos-check lint format type imports unit contract integration fleet \
         clients chaos endurance bench nightly stubs docs wheels where promises clean
 
 help: ## show this list
@@ -19,26 +19,30 @@ env: ## make .venv from the hash-pinned lock (needs Python 3.11 or newer, nothin
 system: ## install the distribution packages that are missing (as root or with sudo), or name them
 	@$(SYSTEM_PYTHON) -m tools.system
 
+test-system: ## the same with what only the tests need (a compiler, Java, Maven, systemd's checker)
+	@$(SYSTEM_PYTHON) -m tools.system --tests
+
 demo: env system ## run the main job on a throw-away fleet [NODES=1 DRIVER=qemu NONCE=text]
 	@$(PYTHON) -m tools.demo
 
 up: env system ## keep a fleet in the foreground [NODES=1 DRIVER=qemu PORT=0 RANGE=… METRICS=1]; Ctrl-C ends it
 	@$(PYTHON) -m tools.up
 
-test: env system ## do all set-up and run every test; a skip is a failure
+test: env test-system ## do all set-up and run every test; a skip is a failure
 	@rm -rf build/results
 	@$(PYTHON) -m tools.suites --check --promises $(SUITES)
 
 check: env ## format, lint, types, imports, protos and unit tests, in parallel
 	@$(PYTHON) -m tools.check
 
-protos: env ## generate the Python and Go stubs, the image and docs/api.md from the protos
+protos: env ## generate the Python and Go stubs, the services of Java, the image and docs/api.md from the protos
 	@$(PYTHON) -m tools.protos generate
 	@$(PYTHON) -m tools.go_stubs generate
+	@$(PYTHON) -m tools.java_services generate
 	@$(PYTHON) -m tools.reference
 
 protos-check: env ## lint the protos, look for breaking changes and for stubs out of date
-	@$(PYTHON) -m tools.check protos go reference
+	@$(PYTHON) -m tools.check protos go java reference
 
 format: env ## format all Python
 	@.venv/bin/ruff format .
@@ -55,22 +59,22 @@ imports: env ## the layers: who may import whom
 unit: env ## tests of pure logic
 	@$(PYTHON) -m tools.suites unit
 
-contract: env system ## one suite of promises against every driver and backend
+contract: env test-system ## one suite of promises against every driver and backend
 	@$(PYTHON) -m tools.suites contract
 
-integration: env system ## real back ends, the truth read from outside
+integration: env test-system ## real back ends, the truth read from outside
 	@$(PYTHON) -m tools.suites integration
 
-fleet: env system ## the public API of a running fleet
+fleet: env test-system ## the public API of a running fleet
 	@$(PYTHON) -m tools.suites fleet
 
-clients: env system ## other programs against a running fleet
+clients: env test-system ## other programs against a running fleet
 	@$(PYTHON) -m tools.suites clients
 
-chaos: env system ## seeded faults under load [ROUNDS=n SEED=n]
+chaos: env test-system ## seeded faults under load [ROUNDS=n SEED=n]
 	@$(PYTHON) -m tools.suites chaos
 
-endurance: env system ## leaks, power cuts, upgrades, restores, restarts under load [CYCLES=n SEED=n]
+endurance: env test-system ## leaks, power cuts, upgrades, restores, restarts under load [CYCLES=n SEED=n]
 	@$(PYTHON) -m tools.suites endurance
 
 bench: env system ## measure, print a table, write bench/results.json and docs/performance.md [PEER=1 BENCH_MIB=n]

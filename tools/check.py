@@ -54,6 +54,7 @@ def parts() -> list[Part]:
         Part("unit", (python, "-m", "pytest", "-q", "tests/unit"), results),
         Part("protos", (python, "-m", "tools.protos", "lint", "breaking", "check")),
         Part("go", (python, "-m", "tools.go_stubs", "check")),
+        Part("java", (python, "-m", "tools.java_services", "check")),
         Part("docs", (python, "-m", "tools.site")),
         Part("reference", (python, "-m", "tools.reference", "--check")),
         Part("imports", (str(_BIN / "lint-imports"), "--no-cache")),

@@ -76,7 +76,8 @@ class Service:
         return "\n".join(line.strip() for line in "".join(found).strip().splitlines())
 
 
-def _all(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> list[Service]:
+def all_services(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> list[Service]:
+    """List the services that clients have, by the names that they have them by."""
     found: list[Service] = []
     taken: set[str] = set()
     kept = [file for file in files if file.package not in LEFT_OUT]
@@ -94,7 +95,7 @@ def services(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> str:
     """Return the text of `services.go`."""
     files = list(files)
     types = _go_types(files)
-    found = _all(files)
+    found = all_services(files)
     body = list(_struct(found))
     for service in found:
         body += _service(service, types)
@@ -143,7 +144,7 @@ def _service(service: Service, types: dict[str, str]) -> Iterator[str]:
         arguments = f"(ctx context.Context, request {types[method.input_type]}, options ...grpc.CallOption)"
         call = f"s.{name}Client.{method.name}(ctx, request, options...)"
         if method.output_type == ".google.longrunning.Operation":
-            result = types[_response(service, method)]
+            result = types[result_of(service, method)]
             yield _comment(f"{method.name}: {service.comment(2, index)}")
             yield f"func (s {service.type}) {method.name}{arguments} (*Operation[{result}], error) {{"
             yield f"operation, err := {call}"
@@ -160,7 +161,7 @@ def _service(service: Service, types: dict[str, str]) -> Iterator[str]:
             yield f"func (s {service.type}) All{many}{arguments} iter.Seq2[{resource}, error] {{"
             getter = f"{types[method.output_type]}.Get{''.join(part.capitalize() for part in item.name.split('_'))}"
             # Nodes that are away are in the lists of the gateway's own resources all the same.
-            whole = "false" if _rule(method).gateway_only else "true"
+            whole = "false" if rule_of(method).gateway_only else "true"
             pages = f"s.{name}Client.{method.name}, ({getter.replace('.Get', ').Get')}"
             yield f"return pages(ctx, {whole}, {pages}, request, options...)\n}}\n"
         if method.name.startswith("Watch") and method.server_streaming and not method.client_streaming:
@@ -175,13 +176,15 @@ def _service(service: Service, types: dict[str, str]) -> Iterator[str]:
             yield f"return Follow(ctx, s.{name}Client.{method.name}, request, options...)\n}}\n"
 
 
-def _response(service: Service, method: descriptor_pb2.MethodDescriptorProto) -> str:
+def result_of(service: Service, method: descriptor_pb2.MethodDescriptorProto) -> str:
+    """Return the message that the operation of a method ends with, by its full name with a dot before it."""
     extensions: Any = method.options.Extensions  # the annotations know the extension by another class
     kind: str = extensions[operations_pb2.operation_info].response_type
     return f".{kind}" if "." in kind else f".{service.file.package}.{kind}"
 
 
-def _rule(method: descriptor_pb2.MethodDescriptorProto) -> method_pb2.MethodRule:
+def rule_of(method: descriptor_pb2.MethodDescriptorProto) -> method_pb2.MethodRule:
+    """Return what a method's annotation says."""
     return method.options.Extensions[method_pb2.method]
 
 

@@ -1,11 +1,12 @@
-"""Install the distribution packages that the product and its tests use: `python3 -m tools.system`.
+"""Install the distribution packages that the product uses: `python3 -m tools.system`.
 
-As root, or where `sudo -n` works, what is missing is installed with apt; else one message names it. Does nothing,
-quickly, when all is there. Standard library only.
+With `--tests` those that only its tests use, too. As root, or where `sudo -n` works, what is missing is installed with
+apt; else one message names it. Does nothing, quickly, when all is there. Standard library only.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -28,12 +29,31 @@ class Need:
     package: str
     program: str = ""
     files: str = ""
+    java: int = 0
+    """The oldest release of Java that will do."""
 
     def present(self) -> bool:
         """Tell whether it is installed."""
         if self.program and shutil.which(self.program, path=SEARCH_PATH) is None:
             return False
+        if self.java and java_release() < self.java:
+            return False
         return not self.files or any(Path("/").glob(self.files))
+
+
+OLDEST_JAVA = 17
+
+
+def java_release() -> int:
+    """Return the release of the compiler that Maven would use: 17; 0 where there is none."""
+    home = os.environ.get("JAVA_HOME")
+    compiler = shutil.which("javac", path=f"{home}/bin" if home else SEARCH_PATH)
+    if compiler is None:
+        return 0
+    said = subprocess.run([compiler, "-version"], capture_output=True, text=True, check=False)
+    # Until release 8 it called itself 1.8, and said so on the other stream.
+    found = re.search(r"javac (?:1\.)?(\d+)", said.stdout + said.stderr)
+    return int(found[1]) if found else 0
 
 
 _QEMU = {
@@ -42,9 +62,9 @@ _QEMU = {
 }
 
 
-def needs() -> list[Need]:
-    """List what this machine should have."""
-    return [
+def needs(*, tests: bool = False) -> list[Need]:
+    """List what this machine should have: for fleets and demos, and for the tests besides."""
+    product = [
         _QEMU.get(platform.machine(), _QEMU["x86_64"]),
         Need("qemu-utils", program="qemu-img"),
         Need("dnsmasq-base", program="dnsmasq"),
@@ -53,6 +73,12 @@ def needs() -> list[Need]:
         Need("busybox-static", files="var/lib/dpkg/info/busybox-static.list"),
         Need("lz4", program="lz4"),
         Need("zstd", program="zstd"),
+    ]
+    return [*product, *_needs_of_tests()] if tests else product
+
+
+def _needs_of_tests() -> list[Need]:
+    return [
         # For the recorder of tests/endurance, which is loaded into a service.
         Need("gcc", program="cc"),
         Need("libc6-dev", files="usr/include/stdio.h"),
@@ -71,6 +97,9 @@ def needs() -> list[Need]:
         Need("libprotobuf-dev", files="usr/include/google/protobuf/message.h"),
         # For `systemd-analyze verify` of our units; installing it does not make it the init.
         Need("systemd", program="systemd-analyze"),
+        # For the Java client, which is built and tested from nothing.
+        Need("default-jdk-headless", java=OLDEST_JAVA),
+        Need("maven", program="mvn"),
     ]
 
 
@@ -94,16 +123,17 @@ def _apt(*arguments: str, quiet: bool = False) -> bool:
     return done.returncode == 0
 
 
-def install(missing: list[str]) -> bool:
+def install(missing: list[Need]) -> bool:
     """Install packages; True if all of them are usable afterwards."""
-    print(f"installing {' '.join(missing)}")
+    packages = [need.package for need in missing]
+    print(f"installing {' '.join(packages)}")
     options = ["--yes", "--no-install-recommends"]
     options += ["-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=120"]
     # Lists that are fresh enough save the longest part; none, or old ones, are no failure yet.
-    fresh = _apt("install", *options, *missing, quiet=True)
-    if not fresh and not (_apt("update") and _apt("install", *options, *missing)):
+    fresh = _apt("install", *options, *packages, quiet=True)
+    if not fresh and not (_apt("update") and _apt("install", *options, *packages)):
         return False
-    absent = [need.package for need in needs() if not need.present()]
+    absent = [need.package for need in missing if not need.present()]
     if absent:
         print(f"system: installed, but still not usable: {' '.join(absent)}", file=sys.stderr)
     return not absent
@@ -166,11 +196,14 @@ def fetch_kernel(target: Path = FETCHED_KERNEL) -> bool:
 
 def main() -> int:
     """Install what is missing; returns the exit code."""
-    missing = [need.package for need in needs() if not need.present()]
+    parser = argparse.ArgumentParser(prog="python -m tools.system")
+    parser.add_argument("--tests", action="store_true", help="also what only the tests need")
+    missing = [need for need in needs(tests=parser.parse_args().tests) if not need.present()]
     has_kernel = any(Path("/boot").glob("vmlinuz-*cloud*")) or any(FETCHED_KERNEL.glob("boot/vmlinuz-*"))
     able = shutil.which("apt-get", path=SEARCH_PATH) is not None and _as_root([]) is not None
     if missing and not (able and install(missing)):
-        packages = " ".join(missing if has_kernel else [*missing, kernel_package()])
+        names = [need.package for need in missing]
+        packages = " ".join(names if has_kernel else [*names, kernel_package()])
         print(f"system: packages are missing: apt-get install --no-install-recommends {packages}", file=sys.stderr)
         return 1
     return 0 if has_kernel or fetch_kernel() else 1

@@ -1,0 +1,92 @@
+// Code generated from the protos by tools/java_services.py. DO NOT EDIT.
+
+package dev.virtfleet.client;
+
+import dev.virtfleet.storage.v1.Event;
+import dev.virtfleet.storage.v1.ListEventsRequest;
+import dev.virtfleet.storage.v1.ListEventsResponse;
+import dev.virtfleet.storage.v1.WatchResourcesRequest;
+import dev.virtfleet.storage.v1.WatchResourcesResponse;
+import dev.virtfleet.storage.v1.WatchServiceGrpc;
+import io.grpc.CallOptions;
+import io.grpc.Channel;
+
+/**
+ * Calls {@code virtfleet.storage.v1.WatchService}. Tells what changes in the storage service of a node, or of all nodes.
+ * Threads may share it. What narrows a call ({@code withDeadlineAfter} and so on) returns a copy. No argument and no
+ * result is null.
+ */
+public final class StorageWatchService extends FleetService<StorageWatchService> {
+
+    StorageWatchService(VirtfleetClient client, Channel channel, CallOptions options) {
+        super(client, channel, options);
+    }
+
+    @Override
+    protected StorageWatchService build(Channel channel, CallOptions options) {
+        return new StorageWatchService(client(), channel, options);
+    }
+
+    /** {@return the generated stub whose calls return futures} */
+    public WatchServiceGrpc.WatchServiceFutureStub futureStub() {
+        return WatchServiceGrpc.newFutureStub(getChannel());
+    }
+
+    /** {@return the generated stub whose calls are told to observers: for streams of requests} */
+    public WatchServiceGrpc.WatchServiceStub asyncStub() {
+        return WatchServiceGrpc.newStub(getChannel());
+    }
+
+    /**
+     * Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that
+     * exists, then {@code snapshot_end}) or after a resume token. At least once: after a resume, a change may come
+     * again. {@code nodes/-} (gateway): all nodes, with {@code source_status} per node instead of silent gaps.
+     *
+     * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is
+     * not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+     *
+     * @param request what is asked for; it stays as it is
+     * @return the watch, which goes on over every break until it is closed
+     */
+    public ResourceWatch<WatchResourcesResponse> watchResources(WatchResourcesRequest request) {
+        return watchResources(request, WatchOptions.standard());
+    }
+
+    /**
+     * Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that
+     * exists, then {@code snapshot_end}) or after a resume token. At least once: after a resume, a change may come
+     * again. {@code nodes/-} (gateway): all nodes, with {@code source_status} per node instead of silent gaps.
+     *
+     * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is
+     * not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+     *
+     * @param request what is asked for; it stays as it is
+     * @param options what is told of breaks, and what is done when the history is too short
+     * @return the watch, which goes on over every break until it is closed
+     */
+    public ResourceWatch<WatchResourcesResponse> watchResources(WatchResourcesRequest request, WatchOptions options) {
+        return watch(WatchServiceGrpc.getWatchResourcesMethod(), request, options);
+    }
+
+    /**
+     * Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less).
+     *
+     * @param request what is asked for; it stays as it is
+     * @return every item, page by page as they are read
+     */
+    public Pages<Event> listEvents(ListEventsRequest request) {
+        return pages(WatchServiceGrpc.getListEventsMethod(), request, ListEventsResponse::getEventsList, true);
+    }
+
+    /**
+     * Asks for one page. Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries,
+     * whichever is less).
+     *
+     * @param request what is asked for; it stays as it is
+     * @return the page
+     * @throws VirtfleetException the call failed
+     */
+    public ListEventsResponse listEventsPage(ListEventsRequest request) {
+        return call(WatchServiceGrpc.getListEventsMethod(), request);
+    }
+}

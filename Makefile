@@ -19,7 +19,7 @@ env: ## make .venv from the hash-pinned lock (needs Python 3.11 or newer, nothin
 system: ## install the distribution packages that are missing (as root or with sudo), or name them
 	@$(SYSTEM_PYTHON) -m tools.system
 
-test-system: ## the same with what only the tests need (a compiler, Java, Maven, systemd's checker)
+test-system: ## the same with what only the tests need: compilers and other languages
 	@$(SYSTEM_PYTHON) -m tools.system --tests
 
 demo: env system ## run the main job on a throw-away fleet [NODES=1 DRIVER=qemu NONCE=text]

@@ -52,7 +52,7 @@ def _types(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> dict[str, str
     return types
 
 
-def _doc(text: str, indent: str = "", *tags: str) -> str:
+def javadoc(text: str, indent: str = "", *tags: str) -> str:
     """Return a comment of Javadoc: the text as prose, then the tags."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("*/", "*&#47;")
     text = re.sub(r"`([^`]*)`", r"{@code \1}", text).replace(" @", " &#64;")
@@ -114,7 +114,7 @@ def _class(service: go_services.Service, types: dict[str, str]) -> str:
         wanted.add("java.util.stream.Stream")
     imports = "\n".join(f"import {one};" for one in sorted(wanted))
     return (
-        f"{HEADER}package {PACKAGE};\n\n{imports}\n\n{_doc(about).replace('{@code {@code', '{@code')}\n"
+        f"{HEADER}package {PACKAGE};\n\n{imports}\n\n{javadoc(about).replace('{@code {@code', '{@code')}\n"
         f"public final class {kind} extends FleetService<{kind}> {{\n{members}\n{code}}}\n"
     )
 
@@ -152,19 +152,19 @@ def _method(
     if method.server_streaming and _resumes(messages.get(request)):
         options = "@param options what is told of breaks, and what is done when the history is too short"
         returns = "@return the watch, which goes on over every break until it is closed"
-        yield _doc(comment, "    ", parameter, returns)
+        yield javadoc(comment, "    ", parameter, returns)
         yield f"    public ResourceWatch<{answer}> {name}({request} request) {{"
         yield f"        return {name}(request, WatchOptions.standard());\n    }}\n"
-        yield _doc(comment, "    ", parameter, options, returns)
+        yield javadoc(comment, "    ", parameter, options, returns)
         yield f"    public ResourceWatch<{answer}> {name}({request} request, WatchOptions options) {{"
         yield f"        return watch({getter}, request, options);\n    }}\n"
     elif method.server_streaming:
-        yield _doc(comment, "    ", parameter, "@return the answers as they come; closing it ends the call")
+        yield javadoc(comment, "    ", parameter, "@return the answers as they come; closing it ends the call")
         yield f"    public Stream<{answer}> {name}({request} request) {{"
         yield f"        return stream({getter}, request);\n    }}\n"
     elif method.output_type == OPERATION:
         result = types[go_services.result_of(service, method)].rpartition(".")[2]
-        yield _doc(comment, "    ", parameter, "@return the work that has been started", failure)
+        yield javadoc(comment, "    ", parameter, "@return the work that has been started", failure)
         yield f"    public Operation<{result}> {name}({request} request) {{"
         yield f"        return start({getter}, request, {result}.class);\n    }}\n"
     elif method.name.startswith("List") and response and any(f.name == "next_page_token" for f in response.field):
@@ -173,18 +173,18 @@ def _method(
         items = "".join(part.capitalize() for part in item.name.split("_"))
         # Nodes that are away are in the lists of the gateway's own resources all the same.
         whole = "false" if go_services.rule_of(method).gateway_only else "true"
-        yield _doc(comment, "    ", parameter, "@return every item, page by page as they are read")
+        yield javadoc(comment, "    ", parameter, "@return every item, page by page as they are read")
         yield f"    public Pages<{kind}> {name}({request} request) {{"
         yield f"        return pages({getter}, request, {answer}::get{items}List, {whole});\n    }}\n"
-        yield _doc(f"Asks for one page. {comment}", "    ", parameter, "@return the page", failure)
+        yield javadoc(f"Asks for one page. {comment}", "    ", parameter, "@return the page", failure)
         yield f"    public {answer} {name}Page({request} request) {{"
         yield f"        return call({getter}, request);\n    }}\n"
     elif method.output_type == EMPTY:
-        yield _doc(comment, "    ", parameter, failure)
+        yield javadoc(comment, "    ", parameter, failure)
         yield f"    public void {name}({request} request) {{"
         yield f"        call({getter}, request);\n    }}\n"
     else:
-        yield _doc(comment, "    ", parameter, "@return the answer", failure)
+        yield javadoc(comment, "    ", parameter, "@return the answer", failure)
         yield f"    public {answer} {name}({request} request) {{"
         yield f"        return call({getter}, request);\n    }}\n"
 
@@ -219,7 +219,7 @@ def _reasons() -> str:
     for branch in VirtfleetError.__subclasses__():
         for leaf in branch.__subclasses__():
             text = re.sub(r"\s+", " ", (leaf.__doc__ or "").strip().splitlines()[0])
-            lines += [_doc(text, "    "), f"    {leaf.reason}(Status.Code.{branch.code.name}),"]
+            lines += [javadoc(text, "    "), f"    {leaf.reason}(Status.Code.{branch.code.name}),"]
     constants = "\n".join(lines)
     return f"""{HEADER}package {PACKAGE};
 
@@ -270,10 +270,15 @@ def fresh() -> dict[str, str]:
     return texts(file for file in public if not file.name.startswith(PRIVATE))
 
 
-def committed() -> dict[str, str]:
-    """Return what is committed."""
-    found = {path.name: path.read_text() for path in FOLDER.glob("*.java")}
+def committed(folder: Path = FOLDER) -> dict[str, str]:
+    """Return what is committed; files that people wrote are left out."""
+    found = {path.name: path.read_text() for path in folder.glob("*.java")}
     return {name: text for name, text in found.items() if WRITTEN.search(text)}
+
+
+def differing(wanted: dict[str, str], known: dict[str, str]) -> list[str]:
+    """Return the names of the files that are not what they should be, are missing, or should not be there."""
+    return sorted(name for name in {*wanted, *known} if wanted.get(name) != known.get(name))
 
 
 def main() -> int:
@@ -282,10 +287,10 @@ def main() -> int:
     parser.add_argument("what", choices=["generate", "check"])
     wanted, known = fresh(), committed()
     if parser.parse_args().what == "check":
-        differing = sorted(name for name in {*wanted, *known} if wanted.get(name) != known.get(name))
-        if differing:
-            print(f"out of date: run `make protos`: {' '.join(differing)}", file=sys.stderr)
-        return 1 if differing else 0
+        names = differing(wanted, known)
+        if names:
+            print(f"out of date: run `make protos`: {' '.join(names)}", file=sys.stderr)
+        return 1 if names else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in {*known} - {*wanted}:
         (FOLDER / name).unlink()

@@ -32,7 +32,7 @@ BUDGET_SECONDS = {
     "check": 120,
     "integration": 1080,
     "fleet": 300,
-    "clients": 540,
+    "clients": 700,
     "chaos": 210,
     "endurance": 150,
     "contract": 60,

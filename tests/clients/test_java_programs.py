@@ -13,22 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.test_java import BUILD, LIMIT_SECONDS, maven
 from tests.fleet.rig import create, delete, kill, until, whole
+from tools import maven
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_client import Fleet
 
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS + 60)
+pytestmark = pytest.mark.timeout(maven.LIMIT_SECONDS + 60)
 
 TEMPLATE = '{"spec": {"driver": "test", "memory": {"maximumBytes": "67108864"}}}'
-CLASSPATH_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.11.0:build-classpath"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
     """Put the library into the local repository, as its README says."""
-    done = maven("-DskipTests", "install", environment={})
-    assert done.returncode == 0, done.stdout[-6000:]
+    maven.build("install")
 
 
 @contextmanager
@@ -43,18 +41,12 @@ def running(command: list[str], environment: dict[str, str], output: Path) -> It
         process.wait(30)
 
 
-def classpath(folder: Path, *before: str) -> str:
-    """Return where the classes of a project and of what it needs lie."""
-    target = folder / "target" / "classpath"
-    done = maven(*before, "compile", CLASSPATH_GOAL, f"-Dmdep.outputFile={target}", environment={}, folder=folder)
-    assert done.returncode == 0, done.stdout[-6000:]
-    return f"{folder / 'target/classes'}{os.pathsep}{target.read_text()}"
-
-
 def test_the_program_of_the_readme_works_in_an_empty_folder(
     fleet: Fleet, environment: dict[str, str], nodes: list[str], run_folder: Path, tmp_path: Path
 ) -> None:
-    blocks = re.findall(r"^```\w+\n(.*?)^```", (BUILD / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```\w+\n(.*?)^```", (maven.JAVA_CLIENT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     (tmp_path / "pom.xml").write_text(next(block for block in blocks if block.startswith("<project")))
     source = tmp_path / "src/main/java/Hello.java"
     source.parent.mkdir(parents=True)
@@ -87,9 +79,16 @@ def test_the_example_controller_keeps_its_count_on_a_real_fleet(
         found = ours()
         return len(found) == count and all(domain.status.state == domain_pb2.DOMAIN_STATE_RUNNING for domain in found)
 
-    classes = classpath(BUILD / "examples/replicas")
     program = "dev.virtfleet.examples.replicas.Replicas"
-    command = ["java", "-cp", classes, program, "pytest-java", "4", str(tmp_path / "domain.json")]
+    command = [
+        "java",
+        "-cp",
+        maven.classpath("examples/replicas"),
+        program,
+        "pytest-java",
+        "4",
+        str(tmp_path / "domain.json"),
+    ]
     try:
         with running(command, environment, tmp_path / "output") as process:
             until(lambda: settled(4), 60, "four run")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tools import go_toolchain
+from tools import go_toolchain, maven
 from tools.paths import ROOT
 
 _END_SECONDS = 10.0
@@ -199,6 +199,7 @@ def _go() -> list[str]:
 
 AGENTS: dict[str, Callable[[], list[str]]] = {
     "go": _go,
+    "java": maven.conformance_agent,
     "python": lambda: PYTHON,
     "asyncio": lambda: [*PYTHON, "--asyncio"],
 }

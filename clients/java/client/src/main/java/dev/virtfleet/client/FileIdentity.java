@@ -4,6 +4,7 @@ import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.net.Socket;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.attribute.BasicFileAttributes;
 import java.nio.file.attribute.FileTime;
@@ -23,6 +24,7 @@ import java.util.ArrayList;
 import java.util.Base64;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import javax.net.ssl.SSLEngine;
@@ -68,6 +70,8 @@ final class FileIdentity {
         this.files = files;
         try {
             current();
+        } catch (NoSuchFileException missing) {
+            throw new FleetNotFoundException(missing.getFile() + " does not exist", missing);
         } catch (IOException | GeneralSecurityException failure) {
             throw new FleetNotFoundException(failure.getMessage(), failure);
         }
@@ -169,7 +173,7 @@ final class FileIdentity {
     /** One connection asks for alias, chain and key one after the other: they must be of one state of the files. */
     private final class Keys extends X509ExtendedKeyManager {
 
-        private final Map<String, Loaded> shown = new java.util.concurrent.ConcurrentHashMap<>();
+        private final Map<String, Loaded> shown = new ConcurrentHashMap<>();
 
         private String alias() {
             try {

@@ -246,8 +246,8 @@ public final class Operation<T extends Message> {
 
         /** A look that is not answered in its time is as good as a lost connection. */
         private void retry(VirtfleetException failure) {
-            boolean lost = failure.code() == Status.Code.UNAVAILABLE || failure.code() == Status.Code.DEADLINE_EXCEEDED;
-            if (!lost || client.isClosed()) {
+            boolean again = failure.isLost() || failure.code() == Status.Code.DEADLINE_EXCEEDED;
+            if (!again || client.isClosed()) {
                 result.completeExceptionally(failure);
                 return;
             }

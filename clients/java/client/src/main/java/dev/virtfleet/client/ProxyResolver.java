@@ -6,10 +6,10 @@ import io.grpc.NameResolverProvider;
 import io.grpc.NameResolverRegistry;
 import io.grpc.Status;
 import io.grpc.StatusOr;
-import io.grpc.netty.shaded.io.netty.channel.unix.DomainSocketAddress;
 import java.io.IOException;
 import java.net.SocketAddress;
 import java.net.URI;
+import java.net.UnixDomainSocketAddress;
 import java.nio.file.Path;
 import java.util.Collection;
 import java.util.List;
@@ -66,7 +66,7 @@ final class ProxyResolver extends NameResolver {
         executor.execute(() -> {
             try {
                 Path socket = proxy.socket();
-                SocketAddress address = new DomainSocketAddress(socket.toFile());
+                SocketAddress address = UnixDomainSocketAddress.of(socket);
                 listener.onResult(ResolutionResult.newBuilder()
                         .setAddressesOrError(StatusOr.fromValue(List.of(new EquivalentAddressGroup(address))))
                         .build());
@@ -102,7 +102,7 @@ final class ProxyResolver extends NameResolver {
 
         @Override
         public Collection<Class<? extends SocketAddress>> getProducedSocketAddressTypes() {
-            return Set.of(DomainSocketAddress.class);
+            return Set.of(UnixDomainSocketAddress.class);
         }
 
         @Override

@@ -15,7 +15,7 @@ import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 
 /**
- * A unary call that is made again after UNAVAILABLE where that cannot have a second effect.
+ * A unary call that is made again when it was lost, where that cannot have a second effect.
  *
  * <p>What an attempt is told is kept until it ends, since only then it is known whether it was the last.
  */
@@ -143,11 +143,12 @@ final class RepeatingCall<Q, A> extends ClientCall<Q, A> {
 
     /** Returns how long to wait before the next attempt, or null if this was the last. */
     private Duration pauseAfter(Status status, Metadata trailers) {
-        boolean again = status.getCode() == Status.Code.UNAVAILABLE && request.repeatable() && attempts < ATTEMPTS;
-        if (!again || delays.isClosed()) {
+        VirtfleetException failure = VirtfleetException.of(status, trailers);
+        boolean again = failure.isLost() && request.repeatable() && attempts < ATTEMPTS;
+        if (!again || context.isCancelled() || delays.isClosed()) {
             return null;
         }
-        Duration wait = Pause.before(attempts, VirtfleetException.of(status, trailers));
+        Duration wait = Pause.before(attempts, failure);
         return leaves(options.getDeadline(), wait) && leaves(context.getDeadline(), wait) ? wait : null;
     }
 

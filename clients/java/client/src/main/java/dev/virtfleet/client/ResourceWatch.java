@@ -43,7 +43,7 @@ public final class ResourceWatch<A extends Message> implements Iterator<A>, Auto
     <Q extends Message> ResourceWatch(
             Channel channel, MethodDescriptor<Q, A> method, CallOptions call, Q request, WatchOptions options) {
         this.options = options;
-        this.stream = new Stream<>(channel, method, call.withWaitForReady(), new Resumption<>(request));
+        this.stream = new Stream<>(channel, method, call, new Resumption<>(request));
     }
 
     @Override

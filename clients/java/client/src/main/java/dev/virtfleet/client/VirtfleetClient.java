@@ -12,14 +12,13 @@ import io.grpc.netty.shaded.io.grpc.netty.GrpcSslContexts;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
 import io.grpc.netty.shaded.io.netty.channel.EventLoopGroup;
 import io.grpc.netty.shaded.io.netty.channel.MultiThreadIoEventLoopGroup;
-import io.grpc.netty.shaded.io.netty.channel.epoll.Epoll;
-import io.grpc.netty.shaded.io.netty.channel.epoll.EpollDomainSocketChannel;
-import io.grpc.netty.shaded.io.netty.channel.epoll.EpollIoHandler;
-import io.grpc.netty.shaded.io.netty.channel.unix.DomainSocketAddress;
+import io.grpc.netty.shaded.io.netty.channel.nio.NioIoHandler;
+import io.grpc.netty.shaded.io.netty.channel.socket.nio.NioDomainSocketChannel;
 import io.grpc.netty.shaded.io.netty.handler.ssl.OpenSslSessionContext;
 import io.grpc.netty.shaded.io.netty.handler.ssl.SslContext;
 import io.grpc.netty.shaded.io.netty.util.concurrent.DefaultThreadFactory;
 import java.io.IOException;
+import java.net.UnixDomainSocketAddress;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -42,7 +41,7 @@ import javax.net.ssl.SSLException;
  * }
  * }</pre>
  *
- * <p>Every call through it gets a request_id if it is a mutation, is repeated after UNAVAILABLE where that cannot have a second effect,
+ * <p>Every call through it gets a request_id if it is a mutation, is repeated when it was lost where that cannot have a second effect,
  * and fails with a {@link VirtfleetException}. The connection is made at the first call, and again when it has been lost.
  *
  * <p>Threads may share it, and one client is enough for a program. No method takes or returns null.
@@ -193,7 +192,7 @@ public final class VirtfleetClient extends Services implements AutoCloseable {
             }
             if (endpoint instanceof Endpoint.Unix unix) {
                 EventLoopGroup group = group();
-                var address = new DomainSocketAddress(unix.path().toFile());
+                var address = UnixDomainSocketAddress.of(unix.path());
                 NettyChannelBuilder builder = local(NettyChannelBuilder.forAddress(address), group);
                 return new Transport(builder.overrideAuthority("localhost").usePlaintext(), group::shutdownGracefully);
             }
@@ -227,17 +226,12 @@ public final class VirtfleetClient extends Services implements AutoCloseable {
         }
 
         private static NettyChannelBuilder local(NettyChannelBuilder builder, EventLoopGroup group) {
-            return builder.eventLoopGroup(group).channelType(EpollDomainSocketChannel.class, DomainSocketAddress.class);
+            return builder.eventLoopGroup(group).channelType(NioDomainSocketChannel.class, UnixDomainSocketAddress.class);
         }
 
         private static EventLoopGroup group() {
-            if (!Epoll.isAvailable()) {
-                throw new FleetNotFoundException(
-                        "unix sockets need Linux on x86_64 or aarch64: " + Epoll.unavailabilityCause(),
-                        Epoll.unavailabilityCause());
-            }
             return new MultiThreadIoEventLoopGroup(
-                    1, new DefaultThreadFactory("virtfleet-io", true), EpollIoHandler.newFactory());
+                    1, new DefaultThreadFactory("virtfleet-io", true), NioIoHandler.newFactory());
         }
 
         private static NettyChannelBuilder secured(NettyChannelBuilder builder, FleetContext where) {

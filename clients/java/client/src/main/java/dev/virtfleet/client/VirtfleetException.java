@@ -104,7 +104,21 @@ public final class VirtfleetException extends RuntimeException {
                     .setMessage(String.valueOf(failure))
                     .build();
         }
-        return new VirtfleetException(status, Details.of(status), failure);
+        return new VirtfleetException(explained(status, failure), Details.of(status), failure);
+    }
+
+    /** Adds what happened in this process, such as a certificate that is refused, to what gRPC says of a connection. */
+    private static com.google.rpc.Status explained(com.google.rpc.Status status, Throwable failure) {
+        Throwable root = Status.fromThrowable(failure).getCause();
+        if (root == null || status.getDetailsCount() > 0) {
+            return status;
+        }
+        while (root.getCause() != null) {
+            root = root.getCause();
+        }
+        String first = status.getMessage().lines().findFirst().orElse("");
+        String why = root.getMessage() == null ? root.getClass().getSimpleName() : root.getMessage();
+        return status.toBuilder().setMessage(first.contains(why) ? first : first + ": " + why).build();
     }
 
     /**
@@ -121,6 +135,14 @@ public final class VirtfleetException extends RuntimeException {
 
     static VirtfleetException of(Status status, Metadata trailers) {
         return of(status.asRuntimeException(trailers));
+    }
+
+    /**
+     * Tells whether a call was lost on its way, so that nobody knows how far it came. Every server of virtfleet gives a reason with
+     * CANCELLED; without one it comes from gRPC itself, which ends so what waits for a handler when a server stops.
+     */
+    boolean isLost() {
+        return code == Status.Code.UNAVAILABLE || code == Status.Code.CANCELLED && reason() == Reason.NONE;
     }
 
     /** {@return the code of gRPC} */

@@ -96,10 +96,17 @@ class ContextFileTest {
 
     @Test
     void certificatesThatAreMissingOrWrongAreNamed() throws IOException {
-        VirtfleetClient.Builder bare = VirtfleetClient.builder().address("a:1");
-        assertTrue(assertThrows(FleetNotFoundException.class, bare::build).getMessage().contains("mutual TLS needs three files"));
+        FleetContext bare = VirtfleetClient.builder().address("a:1").find(Map.of(), file);
+        assertTrue(refusal(bare).contains("mutual TLS needs three files"), refusal(bare));
         Path text = Files.writeString(folder.resolve("x.crt"), "no certificate");
-        VirtfleetClient.Builder wrong = bare.credentials(new Credentials(text, text, text));
-        assertTrue(assertThrows(FleetNotFoundException.class, wrong::build).getMessage().contains("x.crt"));
+        FleetContext wrong = new FleetContext("a:1", Optional.of(new Credentials(text, text, text)));
+        assertTrue(refusal(wrong).contains("x.crt"), refusal(wrong));
+        Path none = folder.resolve("none.crt");
+        FleetContext missing = new FleetContext("a:1", Optional.of(new Credentials(none, none, none)));
+        assertEquals(none + " does not exist", refusal(missing));
+    }
+
+    private static String refusal(FleetContext where) {
+        return assertThrows(FleetNotFoundException.class, () -> VirtfleetClient.Transport.to(where)).getMessage();
     }
 }

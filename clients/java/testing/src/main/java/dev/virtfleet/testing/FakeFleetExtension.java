@@ -8,7 +8,7 @@ import org.junit.jupiter.api.extension.ParameterResolutionException;
 import org.junit.jupiter.api.extension.ParameterResolver;
 import org.junit.platform.commons.support.AnnotationSupport;
 
-/** The extension behind {@link WithFakeFleet}. It has no state of its own: tests may run at the same time. */
+/** The extension behind {@link WithFakeFleet}. It has no state of its own: threads may share it, tests run at the same time. */
 public final class FakeFleetExtension implements ParameterResolver {
 
     private static final Namespace NAMESPACE = Namespace.create(FakeFleetExtension.class);

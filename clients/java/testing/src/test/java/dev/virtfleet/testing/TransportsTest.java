@@ -5,22 +5,34 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.google.gson.JsonParser;
 import dev.virtfleet.client.Credentials;
 import dev.virtfleet.client.FleetNotFoundException;
 import dev.virtfleet.client.VirtfleetClient;
 import dev.virtfleet.client.VirtfleetException;
+import dev.virtfleet.client.informer.Informer;
+import dev.virtfleet.client.informer.Informers;
 import dev.virtfleet.common.v1.WhoAmIRequest;
 import dev.virtfleet.common.v1.WhoAmIResponse;
+import dev.virtfleet.compute.v1.Domain;
+import io.grpc.Status;
+import java.io.IOException;
 import java.net.URLEncoder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.time.Duration;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.api.parallel.Execution;
+import org.junit.jupiter.api.parallel.ExecutionMode;
 
+// One after the other: it counts the helper processes of this JVM.
+@Execution(ExecutionMode.SAME_THREAD)
 class TransportsTest {
 
     private static WhoAmIResponse whoAmI(VirtfleetClient client) {
@@ -62,7 +74,25 @@ class TransportsTest {
         try (VirtfleetClient client = fleet.clientBuilder()
                 .address("tls://" + fleet.address() + "?server_name=another.example")
                 .build()) {
-            assertThrows(VirtfleetException.class, () -> whoAmI(client));
+            VirtfleetException refused = assertThrows(VirtfleetException.class, () -> whoAmI(client));
+            assertEquals(Status.Code.UNAVAILABLE, refused.code());
+            assertTrue(refused.getMessage().contains("another.example"), refused.getMessage());
+            Informer<Domain> informer = Informers.domains(client).start();
+            try (informer) {
+                TimeoutException late =
+                        assertThrows(TimeoutException.class, () -> informer.awaitSynced(Duration.ofMillis(500)));
+                assertTrue(late.getMessage().contains("another.example"), late.getMessage());
+            }
+        }
+    }
+
+    @Test
+    @WithFakeFleet
+    void aFleetThatIsNotThereIsSaidToRefuse(FakeFleet fleet) {
+        try (VirtfleetClient client = fleet.clientBuilder().address("127.0.0.1:1").build()) {
+            VirtfleetException away = assertThrows(VirtfleetException.class, () -> whoAmI(client));
+            assertEquals(Status.Code.UNAVAILABLE, away.code());
+            assertTrue(away.getMessage().contains("refused"), away.getMessage());
         }
     }
 
@@ -79,13 +109,24 @@ class TransportsTest {
         try (VirtfleetClient client = fleet.clientBuilder().address(address).build()) {
             assertEquals("tls", whoAmI(client).getTransport());
             fleet.cutConnections();
-            Eventually.holds("it is connected again, through another process", () -> {
-                try {
-                    return whoAmI(client).getTransport().equals("tls");
-                } catch (VirtfleetException notYet) {
-                    return false;
-                }
-            });
+            Eventually.holds("it is connected again, through another program", () -> answers(client));
+            ProcessHandle.current()
+                    .children()
+                    .filter(child -> List.of(child.info().arguments().orElse(new String[0])).contains("proxy"))
+                    .forEach(ProcessHandle::destroyForcibly);
+            Eventually.holds("it is connected again, through another helper", () -> answers(client));
+        }
+        assertEquals(0, ProcessHandle.current()
+                .children()
+                .filter(child -> List.of(child.info().arguments().orElse(new String[0])).contains("proxy"))
+                .count());
+    }
+
+    private static boolean answers(VirtfleetClient client) {
+        try {
+            return whoAmI(client).getTransport().equals("tls");
+        } catch (VirtfleetException notYet) {
+            return false;
         }
     }
 
@@ -102,9 +143,10 @@ class TransportsTest {
     }
 
     @Test
-    void theUnixSocketOfANodeIsSpokenToInTheClear() {
-        Path run = Path.of(System.getenv("VIRTFLEET_RUN"));
-        Path socket = run.resolve("n1").resolve("run").resolve("compute").resolve("admin.sock");
+    void theUnixSocketOfANodeIsSpokenToInTheClear() throws IOException {
+        String fleet = Files.readString(Path.of(System.getenv("VIRTFLEET_RUN"), "fleet.json"));
+        Path folder = Path.of(JsonParser.parseString(fleet).getAsJsonObject().get("folder").getAsString());
+        Path socket = folder.resolve("n1/run/compute/admin.sock");
         try (VirtfleetClient client =
                 VirtfleetClient.builder().address("unix://" + socket).build()) {
             assertEquals("unix", whoAmI(client).getTransport());

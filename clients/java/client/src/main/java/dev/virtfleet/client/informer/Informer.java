@@ -58,6 +58,7 @@ public final class Informer<T extends Message> implements AutoCloseable {
     private final Store<T> store;
     private final Map<String, WatchSourceStatus> sources = new HashMap<>();
     private boolean connected;
+    private VirtfleetException obstacle;
     private Instant heard = Instant.EPOCH;
     private long changes;
     private long snapshots;
@@ -96,13 +97,16 @@ public final class Informer<T extends Message> implements AutoCloseable {
      * Waits until all that exists is known.
      *
      * @param limit how long at most
-     * @throws TimeoutException it is not known in that time
+     * @throws TimeoutException it is not known in that time; its cause is what stood in the way last, if anything did
      * @throws VirtfleetException the watch is refused
      * @throws InterruptedException the thread was interrupted
      */
     public void awaitSynced(Duration limit) throws InterruptedException, TimeoutException {
         try {
             CompletableFuture.anyOf(synced, ended).get(limit.toNanos(), TimeUnit.NANOSECONDS);
+        } catch (TimeoutException late) {
+            String why = reading(() -> Optional.ofNullable(obstacle)).map(cause -> ": " + cause.getMessage()).orElse("");
+            throw (TimeoutException) new TimeoutException("not all is known within " + limit + why).initCause(obstacle);
         } catch (ExecutionException failure) {
             throw failure.getCause() instanceof VirtfleetException refused ? refused : new IllegalStateException(failure.getCause());
         }
@@ -279,6 +283,7 @@ public final class Informer<T extends Message> implements AutoCloseable {
         boolean changed = under(lock.writeLock(), () -> {
             boolean before = connected;
             connected = cause.isEmpty();
+            obstacle = cause.orElse(null);
             return before != connected;
         });
         if (changed) {
@@ -451,7 +456,7 @@ public final class Informer<T extends Message> implements AutoCloseable {
         }
 
         /**
-         * Keeps each resource as it is sent, in a third to a half of the memory, and decodes it at each read.
+         * Keeps each resource as it is sent, in about a third of the memory, and decodes it at each read.
          *
          * @return this
          */

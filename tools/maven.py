@@ -1,0 +1,63 @@
+"""Maven, which builds and tests the Java client in `clients/java`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tools.paths import ROOT
+
+JAVA_CLIENT = ROOT / "clients" / "java"
+LIMIT_SECONDS = 1500
+"""From nothing, with everything to be fetched, on two crowded cores."""
+
+_QUIET = ("--batch-mode", "--no-transfer-progress", "--quiet", "-Dstyle.color=never")
+_AGENT = "dev.virtfleet.conformance.Agent"
+
+
+class MavenError(Exception):
+    """A build failed; the text is the end of what Maven said."""
+
+
+def run(
+    *arguments: str, environment: Mapping[str, str] | None = None, folder: Path = JAVA_CLIENT
+) -> subprocess.CompletedProcess[str]:
+    """Run Maven in a folder, whatever comes of it."""
+    return subprocess.run(
+        ["mvn", *_QUIET, *arguments],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+
+
+def build(*arguments: str, folder: Path = JAVA_CLIENT) -> None:
+    """Build without tests.
+
+    Raises:
+        MavenError: It failed.
+    """
+    done = run("-DskipTests", *arguments, folder=folder)
+    if done.returncode:
+        raise MavenError(f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}")
+
+
+def classpath(module: str, *, group: Path = JAVA_CLIENT) -> str:
+    """Return where the classes of a built module and of what it needs lie; its build has written the latter down."""
+    target = group / module / "target"
+    return f"{target / 'classes'}{os.pathsep}{(target / 'classpath').read_text()}"
+
+
+def conformance_agent() -> list[str]:
+    """Build the agent of the conformance suite and return its command.
+
+    Raises:
+        MavenError: The build failed.
+    """
+    build("package", "--projects", "conformance", "--also-make")
+    return ["java", "-cp", classpath("conformance"), _AGENT]

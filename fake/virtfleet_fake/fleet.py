@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import fcntl
+import os
 import shutil
 import tempfile
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
@@ -38,6 +41,8 @@ _SERVICE: Final = "compute"
 _READY_SECONDS: Final = 30.0
 _DRAIN_SECONDS: Final = 2.0
 _USER_LIFETIME: Final = dt.timedelta(days=30)
+_PREFIX: Final = "virtfleet-fake-"
+_ORPHAN_SECONDS: Final = 10.0
 _AT_ONCE: Final = 8
 """So many nodes begin at a time: while the store of one writes, another computes."""
 
@@ -176,10 +181,43 @@ class Fleet:
         return cast("grpc.aio.Channel", self.nodes[node].channel())
 
 
-def _folder() -> Path:
-    """Make the fleet's folder, in memory where the system has a place for that."""
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """Be the fleet's folder while entered, in memory where the system has a place for that.
+
+    The folders of fleets that were killed are taken away first: nobody else would, and they are memory.
+    """
     memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made below it
-    return Path(tempfile.mkdtemp(prefix="virtfleet-fake-", dir=memory if memory.is_dir() else None))
+    place = memory if memory.is_dir() else Path(tempfile.gettempdir())
+    _remove_orphans(place)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    # The lock goes with the process, however it ends.
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_orphans(place: Path) -> None:
+    for folder in place.glob(f"{_PREFIX}*"):
+        try:
+            status = folder.lstat()
+            # One that is so young may not have got to its lock.
+            if status.st_uid != os.geteuid() or time.time() - status.st_mtime < _ORPHAN_SECONDS:
+                continue
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY)
+        except OSError:
+            continue  # gone meanwhile, or nothing of ours
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue  # it lives
+        finally:
+            os.close(lock)
 
 
 def _seed_file(plan: Plan, folder: Path) -> Path | None:
@@ -260,9 +298,8 @@ async def running(plan: Plan, faults: Sequence[fake_pb2.Fault] = ()) -> AsyncIte
         OSError: The address cannot be listened on.
         VirtfleetError: The seed file or a fault cannot be used.
     """
-    folder = _folder()
     async with AsyncExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = stack.enter_context(_own_folder())
         authority = Authority.create(folder / "authority")
         _issue(authority, folder / "clients")
         host, port = split_address(plan.listen, "listen")

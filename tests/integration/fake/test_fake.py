@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -282,6 +283,21 @@ def _move_time(fake: Fake) -> None:
         time.sleep(0.1)
     with pytest.raises(grpc.RpcError):
         fake.control.AdvanceTime(fake_pb2.AdvanceTimeRequest(duration=duration_pb2.Duration(seconds=-1)))
+
+
+def test_what_a_killed_fleet_leaves_goes_with_the_next_one() -> None:
+    command = [sys.executable, "-m", "virtfleet_fake", "--nodes", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        folder = Path(json.loads(first.stdout.readline())["ca_file"]).parent.parent
+        with running("--nodes", "1"):
+            assert folder.exists(), "it lives"
+        first.kill()
+    assert folder.exists()
+    old = time.time() - 60
+    os.utime(folder, (old, old))
+    with running("--nodes", "1"):
+        assert not folder.exists()
 
 
 def test_faults_can_be_there_from_the_start_and_sigterm_leaves_nothing() -> None:

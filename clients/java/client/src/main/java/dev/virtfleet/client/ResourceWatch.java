@@ -38,12 +38,15 @@ public final class ResourceWatch<A extends Message> implements Iterator<A>, Auto
     private final Stream<?, A> stream;
     private final CountDownLatch closed = new CountDownLatch(1);
     private A next;
+    private volatile String token;
     private int failures;
 
     <Q extends Message> ResourceWatch(
             Channel channel, MethodDescriptor<Q, A> method, CallOptions call, Q request, WatchOptions options) {
         this.options = options;
-        this.stream = new Stream<>(channel, method, call, new Resumption<>(request));
+        Resumption<Q> place = new Resumption<>(request);
+        this.stream = new Stream<>(channel, method, call, place);
+        this.token = place.token();
     }
 
     @Override
@@ -69,12 +72,13 @@ public final class ResourceWatch<A extends Message> implements Iterator<A>, Auto
         }
         A answer = next;
         next = null;
+        token = stream.place.token();
         return answer;
     }
 
-    /** {@return the token after the last answer, which another watch can go on from; empty within the first snapshot} */
+    /** {@return the token after what {@link #next} gave last, which another watch can go on from; empty within the first snapshot} */
     public String resumeToken() {
-        return stream.place.token();
+        return token;
     }
 
     /** Ends the watch. A thread that waits in {@link #hasNext} gets false. Again, it does nothing. */

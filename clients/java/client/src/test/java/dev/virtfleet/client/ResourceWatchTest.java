@@ -81,7 +81,10 @@ class ResourceWatchTest {
                 Script.Answer.failing(Status.Code.INTERNAL),
                 Script.Answer.failing(Status.Code.CANCELLED),
                 Script.Answer.open(answer("5")))) {
-            assertEquals(List.of("1", "2", "3", "4", "5"), tokens(watch, 5));
+            assertEquals(List.of("1", "2", "3", "4"), tokens(watch, 4));
+            assertTrue(watch.hasNext());
+            assertEquals("4", watch.resumeToken()); // not of what has not been taken
+            assertEquals(List.of("5"), tokens(watch, 1));
             assertEquals("5", watch.resumeToken());
         }
         assertEquals(List.of("", "2", "3", "4", "4", "4"), script.fields("resume_token").toList());

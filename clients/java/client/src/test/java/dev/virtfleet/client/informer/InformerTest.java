@@ -305,7 +305,12 @@ class InformerTest {
                         .addInterfaces(InterfaceStatus.newBuilder().setMacAddress(given))
                         .addAddresses(GuestAddress.newBuilder().setAddress("10.0.0.7")))
                 .build();
-        Domain bare = full.toBuilder().clear().setUid("2").setName("nodes/n1/domains/b").setDisplayName("x").putLabels("app", "web").build();
+        Domain bare = Domain.newBuilder()
+                .setUid("2")
+                .setName("nodes/n1/domains/b")
+                .setDisplayName("x")
+                .putLabels("app", "web")
+                .build();
         tell(new Change.Put<>(bare), new Change.Put<>(full));
         Map<Index<? super Domain>, Map<String, Integer>> wanted = Map.of(
                 Indexes.NODE, Map.of("nodes/n1", 2, "nodes/n2", 0),

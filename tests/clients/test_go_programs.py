@@ -1,20 +1,22 @@
-"""Programs outside of the Go module, against the real fleet: the one of its README as written there, and the example controller."""
+"""Programs outside of the Go module, against the real fleet: clients/go/README.md as written, and the example controller."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.clients import doc_blocks
 from tests.clients.test_go import LIMIT_SECONDS, MODULE, go
 from tests.fleet.rig import create, delete, kill, until, whole
+from tools import go_toolchain
+from tools.paths import ROOT
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_client import Fleet
 
@@ -35,29 +37,62 @@ def running(command: list[str], environment: dict[str, str], output: Path) -> It
         process.wait(30)
 
 
-def test_the_program_of_the_readme_works_in_an_empty_folder(
+@contextmanager
+def line_running(
+    script: str, environment: dict[str, str], folder: Path, output: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run lines of a page that do not end by themselves, and interrupt them as Ctrl-C does, with all below them."""
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            ["bash", "-euc", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(30)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_readme_runs_in_an_empty_folder(
     fleet: Fleet, environment: dict[str, str], nodes: list[str], run_folder: Path, tmp_path: Path
 ) -> None:
-    blocks = re.findall(r"^```go\n(.*?)^```", (MODULE / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    (tmp_path / "main.go").write_text(next(block for block in blocks if block.startswith("package main")))
-    replaced = f"-replace=virtfleet.dev/go={MODULE}"
-    for arguments in (
-        ("mod", "init", "hello.example"),
-        ("mod", "edit", "-require=virtfleet.dev/go@v0.0.0", replaced),
-        ("mod", "tidy"),
-        ("build", "-o", "hello", "."),
-    ):
-        done = go(*arguments, folder=tmp_path)
-        assert done.returncode == 0, f"go {' '.join(arguments)}: {done.stderr}"
-    output = tmp_path / "output"
-    with running([str(tmp_path / "hello")], environment, output) as process:
+    """What clients/go/README.md says, line by line; its placeholder is replaced by where the repository is."""
+    module, program, hello, replicas = [
+        block.text.replace("/path/to/virtfleet", str(ROOT))
+        for block in doc_blocks.blocks(MODULE / "README.md")
+        if block.mark == "run by"
+    ]
+    environment = {**go_toolchain.environment(), **environment}
+    environment["PATH"] = f"{go_toolchain.program().parent}{os.pathsep}{environment['PATH']}"
+    doc_blocks.run_blocks("module", [module], tmp_path, environment)
+    folder, output = tmp_path / "hello", tmp_path / "output"
+    (folder / "main.go").write_text(program)
+    # Waits are long: the first run compiles all of it.
+    with line_running(hello, environment, folder, output) as process:
         before = create(fleet, "nodes/n1")
-        until(lambda: f"{before.name} DOMAIN_STATE_SHUT_OFF" in output.read_text(), 30, "a new domain is printed")
+        until(lambda: f"{before.name} DOMAIN_STATE_SHUT_OFF" in output.read_text(), 240, "a new domain is printed")
         kill(run_folder, "gateway")
         until(lambda: whole(fleet, nodes), 30, "another gateway serves")
         delete(fleet, before.name)
         until(lambda: f"{before.uid} is gone" in output.read_text(), 30, "its end is printed")
         assert process.poll() is None
+    with line_running(replicas, environment, folder, tmp_path / "replicas.log"):
+        until(lambda: len(group(fleet, "web", running=True)) == 6, 240, "six run")
+    for domain in group(fleet, "web"):
+        delete(fleet, domain.name)
+
+
+def group(fleet: Fleet, name: str, *, running: bool = False) -> list[domain_pb2.Domain]:
+    request = domain_pb2.ListDomainsRequest(
+        parent="nodes/-", filter=f'labels."replicas.example/group"="{name}"', allow_stale=True
+    )
+    found = list(fleet.pages(fleet.domains.ListDomains, request))
+    return [one for one in found if not running or one.status.state == domain_pb2.DOMAIN_STATE_RUNNING]
 
 
 @pytest.mark.usefixtures("made_whole")
@@ -70,10 +105,7 @@ def test_the_example_controller_keeps_its_count_on_a_real_fleet(
     (tmp_path / "domain.json").write_text(TEMPLATE)
 
     def ours() -> list[domain_pb2.Domain]:
-        request = domain_pb2.ListDomainsRequest(
-            parent="nodes/-", filter='labels."replicas.example/group"="pytest"', allow_stale=True
-        )
-        return list(fleet.pages(fleet.domains.ListDomains, request))
+        return group(fleet, "pytest")
 
     def settled(count: int) -> bool:
         found = ours()

@@ -1,0 +1,94 @@
+"""docs/operations.md, line by line: a gateway on one machine, a node on another, joined over the network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import doc_blocks
+from tests.integration.deploy import systemctl
+from tests.integration.deploy.machines import Machine, Site, site
+from tools.paths import ROOT
+
+PAGE = ROOT / "docs" / "operations.md"
+ME = "tests/integration/deploy/test_two_machines.py::test_the_page_installs_a_fleet_on_two_machines"
+SEES = {
+    "VIRTFLEET_ADDRESS": "gateway.example.com:7443",
+    "VIRTFLEET_CA_FILE": "alice/ca.crt",
+    "VIRTFLEET_CERT_FILE": "alice/alice.crt",
+    "VIRTFLEET_KEY_FILE": "alice/alice.key",
+}
+
+
+def lines(section: str) -> list[str]:
+    """Return the blocks of a section of the page that this test runs."""
+    found = [block.text for block in doc_blocks.blocks(PAGE) if block.section == section and block.why == ME]
+    assert found, section
+    return found
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.timeout(300)
+def test_the_page_installs_a_fleet_on_two_machines(machines: Site) -> None:
+    image = machines.machine("image")
+    program = Path(systemctl.__file__).read_text()
+    image.run(
+        f"cat > /usr/bin/systemctl <<'PROGRAM'\n#!/usr/bin/python3\n{program}PROGRAM\nchmod 755 /usr/bin/systemctl"
+    )
+    image.run("printf '192.0.2.1 gateway.example.com\n' >> /etc/hosts; mkdir -p /srv/admin")
+    image.run("\n".join(lines("Install by hand")), ROOT, online=True)
+    image.end()
+    gateway, node = machines.machine("gateway", "image"), machines.machine("node", "image")
+    machines.join(gateway, "192.0.2.1/24", node, "192.0.2.11/24")
+
+    assert "n1" not in gateway.run("\n".join(lines("The gateway")), "/srv/admin")
+    token = gateway.run("cat /srv/admin/token")
+    node.run(f"umask 077; printf %s '{token}' > /srv/admin/token")
+    node.run("\n".join(lines("A node")), "/srv/admin")
+    ready = 'for _ in $(seq 100); do virtfleet node list | grep "n1 .*READY" && exit; sleep 0.2; done; virtfleet node list; exit 1'
+    gateway.run(ready, "/srv/admin", SEES)
+    a_guest_runs(gateway, node)
+
+    backup, restore = lines("Backup and restore")
+    gateway.run(backup, "/srv/admin")
+    gateway.run("virtfleet node cordon n1", "/srv/admin", SEES)
+    gateway.run(restore, "/srv/admin")
+    gateway.run(ready, "/srv/admin", SEES)
+    assert "CORDONED" not in gateway.run("virtfleet node list", "/srv/admin", SEES).upper()
+
+    (revoke,) = lines("Certificates")
+    assert "certificates/c" in gateway.run(revoke, "/srv/admin", SEES)
+    bob = {**SEES, "VIRTFLEET_CERT_FILE": "bob/bob.crt", "VIRTFLEET_KEY_FILE": "bob/bob.key"}
+    refused = gateway.run("sleep 1; virtfleet node list && exit 9 || true", "/srv/admin", bob)
+    assert "CERTIFICATE_REVOKED" in refused
+    assert "RUNNING" in gateway.run("virtfleet get domain n1/first", "/srv/admin", SEES), "the guest ran on"
+
+
+def a_guest_runs(gateway: Machine, node: Machine) -> None:
+    """Start a guest from the gateway's machine, and see it on the node's."""
+    spec = json.dumps(
+        {"kind": "domain", "name": "n1/first", "spec": {"driver": "qemu", "memory": {"maximum_bytes": "64MiB"}}}
+    )
+    gateway.run(
+        f"cat > first.json <<'END'\n{spec}\nEND\nvirtfleet apply -f first.json; virtfleet start first",
+        "/srv/admin",
+        SEES,
+    )
+    said = node.run("cat /proc/*/cmdline | tr '\\0' ' '")
+    assert "qemu-system" in said
+    inside = subprocess.run(
+        ["nsenter", f"--target={gateway.pid}", "--pid", "--mount", "ps", "ax"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "qemu-system" not in inside.stdout

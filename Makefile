@@ -35,14 +35,14 @@ test: env test-system ## do all set-up and run every test; a skip is a failure
 check: env ## format, lint, types, imports, protos and unit tests, in parallel
 	@$(PYTHON) -m tools.check
 
-protos: env ## generate the Python and Go stubs, the services of Java, the image and docs/api.md from the protos
+protos: env ## generate the Python and Go stubs, the services of Java, the image and the pages of docs/ that are made
 	@$(PYTHON) -m tools.protos generate
 	@$(PYTHON) -m tools.go_stubs generate
 	@$(PYTHON) -m tools.java_services generate
-	@$(PYTHON) -m tools.reference
+	@$(PYTHON) -m tools.pages
 
 protos-check: env ## lint the protos, look for breaking changes and for stubs out of date
-	@$(PYTHON) -m tools.check protos go java reference
+	@$(PYTHON) -m tools.check protos go java pages
 
 format: env ## format all Python
 	@.venv/bin/ruff format .

@@ -56,7 +56,7 @@ def parts() -> list[Part]:
         Part("go", (python, "-m", "tools.go_stubs", "check")),
         Part("java", (python, "-m", "tools.java_services", "check")),
         Part("docs", (python, "-m", "tools.site")),
-        Part("reference", (python, "-m", "tools.reference", "--check")),
+        Part("pages", (python, "-m", "tools.pages", "--check")),
         Part("imports", (str(_BIN / "lint-imports"), "--no-cache")),
         Part("lint", (str(_BIN / "ruff"), "check", "--quiet", ".")),
         Part("format", (str(_BIN / "ruff"), "format", "--check", "--quiet", ".")),

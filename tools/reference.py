@@ -1,18 +1,13 @@
-"""Write the list of all methods, `docs/api.md`, out of the proto image."""
+"""The list of all methods, `docs/api.md`, out of the proto image; tools/pages.py writes it."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 
 from google.protobuf import descriptor_pb2 as pb
 
-from tools import protos
-from tools.paths import ROOT
 from virtfleet.type.v1 import method_pb2
-
-TARGET = ROOT / "docs" / "api.md"
 
 _EFFECTS = {
     method_pb2.EFFECT_NONE: "none",
@@ -82,24 +77,3 @@ def page(image: pb.FileDescriptorSet) -> str:
         for index in range(len(file.service)):
             lines += _service(file, index, comments)
     return "\n".join(lines) + "\n"
-
-
-def main() -> int:
-    """Write the page, or with --check hold it against the protos; returns the exit code."""
-    try:
-        image = protos.write_image(protos.IMAGE)
-    except protos.ProtoError as error:
-        print(f"docs: {error}", file=sys.stderr)
-        return 1
-    content = page(image)
-    if "--check" in sys.argv[1:]:
-        if not TARGET.exists() or TARGET.read_text() != content:
-            print("docs: docs/api.md is out of date: run `make protos`", file=sys.stderr)
-            return 1
-    else:
-        TARGET.write_text(content)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The pages that are made for the documentation site."""
+"""The pages of the documentation that are made, and the site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2 as pb
 
-from tools import protos, site
+from tools import pages, protos, site
+from tools.paths import ROOT
 from virtfleet_client.reasons import catalogue
 
 
@@ -37,19 +38,19 @@ def row(**fields: str) -> dict[str, str]:
 )
 def test_a_function_can_be_done_by_methods_and_fields_that_are_there(fields: dict[str, str], state: str) -> None:
     there = frozenset({"DomainService.StartDomain", "DomainService.UpdateDomain", "DomainService.ListDomains"})
-    assert site.libvirt_state(row(**fields), there, site.messages_of(image())) == state
+    assert pages.libvirt_state(row(**fields), there, pages.messages_of(image())) == state
 
 
 def test_every_public_function_of_libvirt_is_on_the_page() -> None:
-    page = site.libvirt_page(image())
-    rows = site.libvirt_rows()
+    page = pages.libvirt_page(image())
+    rows = pages.libvirt_rows()
     assert len(rows) > 500
     assert all(f"| `{one['function']}` |" in page for one in rows)
 
 
 def test_the_reference_has_every_method_message_and_comment() -> None:
-    pages = "".join(site.reference_pages(image()).values())
-    for text in (
+    text = "".join(pages.reference_pages(image()).values())
+    for wanted in (
         "### DomainService.StartDomain",
         "permission `domains.start`",
         "### DomainSpec",
@@ -57,13 +58,43 @@ def test_the_reference_has_every_method_message_and_comment() -> None:
         "map of string to `virtfleet.compute.v1.Disk`",
         "`STOP_MODE_FORCE`",
     ):
-        assert text in pages, text
+        assert wanted in text, wanted
 
 
 def test_every_method_has_advice_and_every_reason_an_entry() -> None:
-    advice = site.advice_page(image())
+    advice = pages.advice_page(image())
     assert "| DomainService.StartDomain | with the same request_id | 10 s, then WaitOperation |" in advice
     assert "| DomainService.ListDomains | freely | 5 s | `page_size`" in advice
     assert "| WatchService.WatchResources | resume by token | none |" in advice
-    page = site.reasons_page()
+    page = pages.reasons_page()
     assert all(f"\n## {name}\n" in page for name in catalogue())
+
+
+def linked(text: str, page: str) -> str:
+    path = ROOT / page
+    return site.for_the_site(text, path, site.pages())
+
+
+def test_links_of_the_repository_become_links_of_the_site() -> None:
+    assert linked("[a](../clients/go/README.md#what) [b](reasons.md)", "docs/grpcurl.md") == (
+        "[a](clients/go.md#what) [b](reasons.md)"
+    )
+    assert linked("[a](../README.md) ![c](soak.svg) [d](#e)", "docs/operations.md") == "a ![c](soak.svg) [d](#e)"
+    assert linked("[up](../README.md) [docs](../../docs/python.md)", "clients/go/README.md") == (
+        "[up](index.md) [docs](../python.md)"
+    )
+    assert linked("[why](adr) [x](../Makefile)\n\n```text\n[x](y)\n```\n", "docs/architecture.md") == (
+        "[why](adr/index.md) x\n\n```text\n[x](y)\n```\n"
+    )
+
+
+def test_a_link_that_leads_nowhere_stops_the_build() -> None:
+    with pytest.raises(site.DeadLinkError, match=r"docs/grpcurl.md: gone.md leads nowhere"):
+        linked("[a](gone.md)", "docs/grpcurl.md")
+
+
+def test_every_page_that_is_made_is_committed() -> None:
+    made = pages.made_pages(image())
+    assert not [name for name, text in made.items() if (ROOT / "docs" / name).read_text() != text]
+    there = {f"reference/{path.name}" for path in (ROOT / "docs/reference").glob("*.md")}
+    assert there == {name for name in made if name.startswith("reference/")}

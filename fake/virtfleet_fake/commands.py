@@ -7,9 +7,11 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,8 +123,18 @@ async def _run(plan: fleet.Plan, faults: list[fake_pb2.Fault], control_listen: s
 
 
 async def _end_of_input() -> Literal[True]:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while await reader.read(4096):
-        pass
-    return True
+    """Wait for the end of standard input, whatever it is: an event loop cannot wait for a file or /dev/null."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def read() -> None:
+        # An input that cannot be read, or is none, has ended.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        # The loop may have ended first.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
+    return await ended.wait()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
@@ -96,12 +98,22 @@ async def _serve(command: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _end_of_input() -> bool:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while await reader.read(_CHUNK):
-        pass
-    return True
+async def _end_of_input() -> None:
+    """Wait for the end of standard input, whatever it is: an event loop cannot wait for a file or /dev/null."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def read() -> None:
+        # An input that cannot be read, or is none, has ended.
+        with contextlib.suppress(OSError):
+            while os.read(0, _CHUNK):
+                pass
+        # The loop may have ended first.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
+    await ended.wait()
 
 
 async def _carry(command: list[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -391,3 +391,19 @@ def test_a_proxy_that_cannot_be_says_why(fake: Fake, uri: str) -> None:
     assert out == ""
     assert err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("source", ["/dev/null", "input"])
+@pytest.mark.parametrize("arguments", [("proxy", "command:/bin/cat"), ("fake", "--until-eof")], ids=["proxy", "fake"])
+def test_an_input_that_is_no_pipe_ends_what_lives_as_long_as_it(
+    tmp_path: Path, arguments: tuple[str, ...], source: str
+) -> None:
+    """What starts a helper without a pipe to it (many do by default) must not get one that never ends."""
+    (tmp_path / "input").write_text("a line\n")
+    with (tmp_path / source).open("rb") as given:
+        done = subprocess.run(
+            [sys.executable, "-m", "virtfleet_cli", *arguments],
+            stdin=given, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1

@@ -54,7 +54,7 @@ def for_the_site(text: str, page: Path, known: dict[Path, str]) -> str:
         goal = (page.parent / path).resolve()
         if not goal.exists():
             raise DeadLinkError(f"{page.relative_to(ROOT)}: {found['target']} leads nowhere")
-        there = known.get(goal)
+        there = known.get(goal) or known.get(goal / "README.md")
         if there is None and found["image"] and goal.is_relative_to(DOCS):
             there = goal.relative_to(DOCS).as_posix()
         if there is None:

@@ -95,6 +95,11 @@ def _needs_of_tests() -> list[Need]:
         Need("pkg-config", program="pkg-config"),
         Need("libgrpc++-dev", files="usr/include/grpcpp/grpcpp.h"),
         Need("libprotobuf-dev", files="usr/include/google/protobuf/message.h"),
+        # For the tests of fleets behind ssh; they start it themselves.
+        Need("openssh-server", program="sshd"),
+        Need("openssh-client", program="ssh"),
+        # For the environments of docs/operations.md, with the distribution's own Python.
+        Need("python3-venv", files="usr/lib/python3*/ensurepip"),
         # For `systemd-analyze verify` of our units; installing it does not make it the init.
         Need("systemd", program="systemd-analyze"),
         # For the Java client, which is built and tested from nothing.

@@ -19,7 +19,9 @@ import click
 _CHUNK: Final = 256 << 10
 _RELAY: Final = (
     "import os,socket,sys,threading\n"
-    "s=socket.socket(socket.AF_UNIX);s.connect({path!r})\n"
+    "s=socket.socket(socket.AF_UNIX);p={path!r}\n"
+    "try:s.connect(p)\n"
+    "except OSError as e:sys.exit(p+': '+e.strerror)\n"
     "def up():\n"
     " while d:=os.read(0,262144):s.sendall(d)\n"
     " s.shutdown(socket.SHUT_WR)\n"

@@ -36,6 +36,9 @@ def typed(failure: grpc.aio.AioRpcError) -> VirtfleetError:
 class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
     """Sets request ids, repeats what is safe, and turns failures into typed exceptions."""
 
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # gRPC's own types
         method = details.method.decode() if isinstance(details.method, bytes) else details.method
         request, repeatable = calls.prepare(method, request)
@@ -50,7 +53,7 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
                 call = await continuation(details, request)
                 await call
             except grpc.aio.AioRpcError as failure:
-                error = typed(failure)
+                error = self._source.explained(typed(failure))
                 if not (repeatable and calls.is_lost(error) and attempt < calls.ATTEMPTS):
                     raise error from failure
                 delay = calls.delay_seconds(attempt, error.retry_delay_seconds)
@@ -75,7 +78,7 @@ class AsyncFleet(Services):
         super().__init__(_SwitchedChannel(Switch(self._source, self._open, lambda _: None)))
 
     def _open(self, target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-        options, interceptors = self._source.endpoint.options(), [_UnaryCalls()]
+        options, interceptors = self._source.endpoint.options(), [_UnaryCalls(self._source)]
         if credentials is not None:
             channel = grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
         else:

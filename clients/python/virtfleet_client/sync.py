@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
+def _typed(call: Any, source: Source) -> VirtfleetError:  # noqa: ANN401  # gRPC's own types
+    """Return the typed exception for a call that failed."""
+    return source.explained(from_call(call.code(), call.details(), call.trailing_metadata()))
+
+
 class _Calls(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
@@ -38,6 +43,9 @@ class _Calls(
     grpc.StreamStreamClientInterceptor,
 ):
     """Sets request ids, repeats what is safe, and turns failures into typed exceptions."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # gRPC's own types
         request, repeatable = calls.prepare(details.method, request)
@@ -51,7 +59,7 @@ class _Calls(
             failure = call.exception()
             if failure is None:
                 return call
-            error = from_call(call.code(), call.details(), call.trailing_metadata())
+            error = _typed(call, self._source)
             if not (repeatable and calls.is_lost(error) and attempt < calls.ATTEMPTS):
                 raise error from failure
             delay = calls.delay_seconds(attempt, error.retry_delay_seconds)
@@ -60,24 +68,25 @@ class _Calls(
             time.sleep(delay)
 
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:  # noqa: ANN401  # as above
-        return _Stream(continuation(details, request))
+        return _Stream(continuation(details, request), self._source)
 
     def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:  # noqa: ANN401  # as above
         call = continuation(details, calls.prepare_first(details.method, requests))
         failure = call.exception()
         if failure is not None:
-            raise from_call(call.code(), call.details(), call.trailing_metadata()) from failure
+            raise _typed(call, self._source) from failure
         return call
 
     def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:  # noqa: ANN401  # as above
-        return _Stream(continuation(details, calls.prepare_first(details.method, requests)))
+        return _Stream(continuation(details, calls.prepare_first(details.method, requests)), self._source)
 
 
 class _Stream:
     """Is a stream of answers whose end is a typed exception."""
 
-    def __init__(self, call: Any) -> None:  # noqa: ANN401  # as above
+    def __init__(self, call: Any, source: Source) -> None:  # noqa: ANN401  # as above
         self._call = call
+        self._source = source
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -86,7 +95,7 @@ class _Stream:
         try:
             return next(self._call)
         except grpc.RpcError as failure:
-            raise from_call(self._call.code(), self._call.details(), self._call.trailing_metadata()) from failure
+            raise _typed(self._call, self._source) from failure
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # code(), cancel(), trailing_metadata() … are the call's own
         return getattr(self._call, name)
@@ -112,7 +121,7 @@ class Fleet(Services):
             bare = grpc.insecure_channel(target, options=options)
         # The old ones stay until the end: calls may run on them, and idle they cost nothing.
         self._bare.append(bare)
-        return grpc.intercept_channel(bare, _Calls())
+        return grpc.intercept_channel(bare, _Calls(self._source))
 
     def close(self) -> None:
         """End all calls and connections."""

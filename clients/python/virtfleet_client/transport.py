@@ -19,8 +19,10 @@ from functools import cached_property
 from typing import Any, Final
 
 import grpc
+from google.rpc import code_pb2, status_pb2
 
 from virtfleet_client.endpoint import Credentials, Endpoint
+from virtfleet_client.errors import VirtfleetError, from_status
 
 LOOK_SECONDS: Final = 1.0
 """How often the files are looked at, at most."""
@@ -43,6 +45,12 @@ class Proxy:
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: list[threading.Thread] = []
         self._socket = ""
+        self._said = bytearray()
+
+    def last_words(self) -> str:
+        """Return the last two lines that it has said of what goes wrong; of what goes well it says nothing."""
+        lines = [line.strip() for line in bytes(self._said).decode(errors="replace").split("\n") if line.strip()]
+        return "; ".join(dict.fromkeys(lines[-2:]))
 
     def socket(self) -> str:
         """Return the path of its socket; starts the process first where it does not run.
@@ -71,7 +79,7 @@ class Proxy:
         output, errors = process.stdout, process.stderr
         if output is None or errors is None:
             raise ProxyError(what)
-        said = bytearray()
+        said = self._said = bytearray()
 
         def read() -> None:
             with output:
@@ -170,6 +178,13 @@ class Source:
         if self._made is None or stamps != self._stamps:
             credentials = self._credentials.for_channel() if self._credentials is not None else None
             self._made, self._stamps = (target, credentials), stamps
+
+    def explained(self, error: VirtfleetError) -> VirtfleetError:
+        """Add to an error of the connection what the helper says of it: gRPC sees a closed socket only."""
+        said = self._proxy.last_words() if self._proxy is not None else ""
+        if not said or error.reason or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return error
+        return from_status(status_pb2.Status(code=code_pb2.UNAVAILABLE, message=f"{error.details()}: {said}"))
 
     def close(self) -> None:
         """End the helper process."""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2 as pb
 
 from tools import protos, reference
@@ -107,41 +108,79 @@ def reference_pages(image: pb.FileDescriptorSet) -> dict[str, str]:
 _ADVICE = """\
 # Retry, deadline and paging, method by method
 
-Made from the protos. **Repeat** says what a client may do after UNAVAILABLE: *freely* (it changes nothing), or *with
-the same request_id* (the repetition has no second effect). **Deadline** is what suits a call through the gateway: a
-read answers in milliseconds; an operation answers after at most two seconds, done or not, and is then waited for; a
-stream has none. Nothing is ever to be repeated after DEADLINE_EXCEEDED without the same request_id.
+Made from the protos. **Repeat** says what a client may do after UNAVAILABLE, or CANCELLED without a reason: *freely*
+(it changes nothing), *with the same request_id* (the repetition has no second effect), *resume by token*, or *no*. Our
+clients repeat unary calls so by themselves, and resume watches. **Deadline** is what suits a call through the gateway:
+a read answers in milliseconds; an operation answers after at most two seconds, done or not, and is then waited for; a
+stream has none. Nothing that changes something is ever to be repeated after DEADLINE_EXCEEDED without the same
+request_id. **Pages**: the largest `page_size`; more is refused, 0 leaves it to the server. A page also ends at 1 MiB:
+only an empty `next_page_token` says that it was the last.
+"""
+
+_ADVICE_TABLE = """\
+
+## {package}
 
 | method | repeat | deadline | pages |
 |---|---|---|---|
 """
 
+_DEADLINES = {"U": "5 s", "O": "10 s, then WaitOperation", "S": "none", "C": "none", "B": "none"}
 
-def advice_page(image: pb.FileDescriptorSet) -> str:
-    """Return the page with advice for each method."""
-    requests = {
-        f".{file.package}.{message.name}": {field.name for field in message.field}
-        for file in image.file
-        for message in file.message_type
-    }
-    rows = []
+_LONGRUNNING = """\
+
+## google.longrunning
+
+| method | repeat | deadline | pages |
+|---|---|---|---|
+| Operations.GetOperation | freely | 5 s |  |
+| Operations.ListOperations | freely | 5 s | `page_size`; at most 5,000 are given |
+| Operations.WaitOperation | freely | its `timeout` and 5 s |  |
+| Operations.CancelOperation | no: look whether it was heard | 5 s |  |
+| Operations.DeleteOperation | no: look whether it is gone | 5 s |  |
+"""
+
+
+def _page_size_limit(message: pb.DescriptorProto) -> int:
+    """Return the largest page that a request may ask for; 0: it has no pages."""
+    for field in message.field:
+        if field.name == "page_size":
+            # Read anew: the image may have been parsed before this extension was known.
+            options = pb.FieldOptions.FromString(field.options.SerializeToString())
+            return options.Extensions[validate_pb2.field].int32.lte
+    return 0
+
+
+def advice_rows(image: pb.FileDescriptorSet) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield package, method, repetition, deadline and pages of each public method."""
+    requests = {f".{file.package}.{message.name}": message for file in image.file for message in file.message_type}
     for file in sorted(image.file, key=lambda file: (file.package, file.name)):
         if not file.package.startswith("virtfleet.") or file.package in ("virtfleet.node.v1", "virtfleet.fake.v1"):
             continue
         for service in file.service:
             for method in service.method:
-                fields = requests[method.input_type]
+                request = requests[method.input_type]
+                fields = {field.name for field in request.field}
                 _, effect = reference.rule(method)
                 repeat = (
                     "freely" if effect == "none" else "with the same request_id" if "request_id" in fields else "no"
                 )
-                kind = reference.kind(method)
-                deadline = {"U": "5 s", "O": "10 s, then WaitOperation", "S": "none", "C": "none", "B": "none"}[kind]
                 if method.server_streaming and method.name.startswith("Watch"):
                     repeat = "resume by token"
-                pages = "`page_size` up to 1,000, `page_token`" if "page_token" in fields else ""
-                rows.append(f"| {service.name}.{method.name} | {repeat} | {deadline} | {pages} |")
-    return _ADVICE + "\n".join(rows) + "\n"
+                limit = _page_size_limit(request)
+                pages = f"`page_size` up to {limit:,}" if limit else ""
+                deadline = _DEADLINES[reference.kind(method)]
+                yield file.package, f"{service.name}.{method.name}", repeat, deadline, pages
+
+
+def advice_page(image: pb.FileDescriptorSet) -> str:
+    """Return the page with advice for each method."""
+    text, before = _ADVICE, ""
+    for package, *cells in advice_rows(image):
+        if package != before:
+            text, before = text + _ADVICE_TABLE.format(package=package), package
+        text += f"| {' | '.join(cells)} |\n"
+    return text + _LONGRUNNING
 
 
 # Reasons.

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import pkgutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from google.longrunning import operations_pb2  # noqa: F401 - makes its service known
 from google.protobuf import descriptor_pb2 as pb
+from google.protobuf import descriptor_pool, message_factory
 
+import virtfleet
 from tools import pages, protos, site
 from tools.paths import ROOT
+from virtfleet.type.v1 import method_pb2
+from virtfleet_client import calls
 from virtfleet_client.reasons import catalogue
 
 
@@ -64,7 +71,8 @@ def test_the_reference_has_every_method_message_and_comment() -> None:
 def test_every_method_has_advice_and_every_reason_an_entry() -> None:
     advice = pages.advice_page(image())
     assert "| DomainService.StartDomain | with the same request_id | 10 s, then WaitOperation |" in advice
-    assert "| DomainService.ListDomains | freely | 5 s | `page_size`" in advice
+    assert "| DomainService.ListDomains | freely | 5 s | `page_size` up to 1,000 |" in advice
+    assert "| VolumeService.ListVolumes | freely | 5 s | `page_size` up to 5,000 |" in advice
     assert "| WatchService.WatchResources | resume by token | none |" in advice
     page = pages.reasons_page()
     assert all(f"\n## {name}\n" in page for name in catalogue())
@@ -98,3 +106,32 @@ def test_every_page_that_is_made_is_committed() -> None:
     assert not [name for name, text in made.items() if (ROOT / "docs" / name).read_text() != text]
     there = {f"reference/{path.name}" for path in (ROOT / "docs/reference").glob("*.md")}
     assert there == {name for name in made if name.startswith("reference/")}
+
+
+def test_the_advice_is_what_the_clients_do() -> None:
+    """A unary call is repeated by the Python client exactly where the page says that it may be."""
+    for found in pkgutil.walk_packages(virtfleet.__path__, "virtfleet."):
+        if found.name.endswith("_pb2"):
+            importlib.import_module(found.name)
+    pool = descriptor_pool.Default()
+    wrong, count = [], 0
+    for package, name, repeat, deadline, _ in pages.advice_rows(image()):
+        if deadline == "none":
+            continue
+        method = pool.FindMethodByName(f"{package}.{name}")
+        path = f"/{package}.{name.replace('.', '/')}"
+        request = message_factory.GetMessageClass(method.input_type)()
+        sent, repeated = calls.prepare(path, request)
+        has_id = "request_id" in sent.DESCRIPTOR.fields_by_name and bool(getattr(sent, "request_id", ""))
+        said = "no" if not repeated else "with the same request_id" if has_id else "freely"
+        count += 1
+        if said != repeat:
+            wrong.append((path, repeat, said))
+    assert not wrong
+    assert count > 60
+    for name, repeated in (("Get", True), ("List", True), ("Wait", True), ("Cancel", False), ("Delete", False)):
+        page = pages.advice_page(image())
+        path = f"/google.longrunning.Operations/{name}Operation{'s' if name == 'List' else ''}"
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| Operations.{path.rpartition('/')[2]} |")]
+        assert ("| freely |" in row) is repeated
+        assert calls.effect_of(path) == (method_pb2.EFFECT_NONE if repeated else None)

@@ -1,8 +1,8 @@
-"""Write the pages of `docs/` that are made: `python -m tools.pages`, a part of `make protos`.
+"""The pages of the documentation that are made: `python -m tools.pages`, a part of `make protos`, writes docs/api.md.
 
-The list of all methods, the reference of all messages with every comment, rule, permission and error (from the
-protos), advice per method, the catalogue of reasons, and each public function of libvirt with its method here. They are
-committed, so that a link to them leads somewhere in the repository too; `--check` says which is out of date.
+That list of all methods is committed. The others are made for the site, by `make docs`: the reference of all messages
+with every comment, rule, permission and error (from the protos), advice per method, the catalogue of reasons, and each
+public function of libvirt with its method here. In the repository a link leads to what they are made from.
 """
 
 from __future__ import annotations
@@ -298,10 +298,21 @@ def libvirt_page(image: pb.FileDescriptorSet) -> str:
 # All of them.
 
 
+MADE_FROM = {
+    "advice.md": "protos/virtfleet/type/v1/method.proto",
+    "reasons.md": "clients/python/virtfleet_client/data/reasons.toml",
+    "libvirt-functions.md": "docs/data/libvirt-api.tsv",
+    **{
+        f"reference/virtfleet.{part}.v1.md": f"protos/virtfleet/{part}/v1"
+        for part in ("common", "compute", "fake", "fleet", "network", "node", "storage", "type")
+    },
+}
+"""The pages that the site alone has, and what each is made from: a link to that is one to the page, on the site."""
+
+
 def made_pages(image: pb.FileDescriptorSet) -> dict[str, str]:
-    """Return every page that is made, by its path in `docs/`."""
+    """Return the pages of `MADE_FROM`, by their paths on the site."""
     return {
-        "api.md": reference.page(image),
         **reference_pages(image),
         "advice.md": advice_page(image),
         "reasons.md": reasons_page(),
@@ -310,27 +321,19 @@ def made_pages(image: pb.FileDescriptorSet) -> dict[str, str]:
 
 
 def main() -> int:
-    """Write the pages, or with --check hold them against what they are made from; returns the exit code."""
+    """Write docs/api.md, or with --check hold it against the protos; returns the exit code."""
     try:
-        pages = made_pages(protos.write_image(protos.IMAGE))
+        text = reference.page(protos.write_image(protos.IMAGE))
     except protos.ProtoError as error:
         print(f"docs: {error}", file=sys.stderr)
         return 1
-    old = [name for name, text in pages.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
-    old += [
-        f"reference/{path.name}" for path in (DOCS / "reference").glob("*.md") if f"reference/{path.name}" not in pages
-    ]
+    page = DOCS / "api.md"
+    if page.exists() and page.read_text() == text:
+        return 0
     if "--check" in sys.argv[1:]:
-        if old:
-            print(f"docs: out of date: {', '.join(old)}: run `make protos`", file=sys.stderr)
-        return 1 if old else 0
-    for name in old:
-        path = DOCS / name
-        if name in pages:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(pages[name])
-        else:
-            path.unlink()
+        print("docs: api.md is out of date: run `make protos`", file=sys.stderr)
+        return 1
+    page.write_text(text)
     return 0
 
 

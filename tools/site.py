@@ -1,8 +1,8 @@
 """Build the documentation site: `make docs`.
 
-The source is `docs/` with the pages of the clients beside it. A link to a page of the repository becomes one to the
-page of the site, a link to any other file of the repository becomes plain text, and a link that leads nowhere fails the
-build.
+The source is `docs/` with the pages of the clients beside it and those that are made. A link to a page of the
+repository becomes one to the page of the site, a link to what a page is made from one to that page, a link to any other
+file of the repository becomes plain text, and a link that leads nowhere fails the build.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools import protos
+from tools.pages import MADE_FROM, made_pages
 from tools.paths import BUILD, ROOT
 
 DOCS = ROOT / "docs"
@@ -32,7 +34,7 @@ class DeadLinkError(Exception):
 
 def pages() -> dict[Path, str]:
     """Return the pages of the site: where each is in the repository (decisions: their folder), and its path there."""
-    found = {DECISIONS: "adr/index.md"}
+    found = {DECISIONS: "adr/index.md", **{ROOT / source: name for name, source in MADE_FROM.items()}}
     found |= {path: path.relative_to(DOCS).as_posix() for path in sorted(DOCS.rglob("*.md"))}
     found[ROOT / "clients" / "README.md"] = "clients/index.md"
     for path in sorted((ROOT / "clients").glob("*/README.md")):
@@ -82,10 +84,11 @@ def write_source() -> None:
     """
     shutil.rmtree(SOURCE, ignore_errors=True)
     known = pages()
+    made = {**made_pages(protos.write_image(protos.IMAGE)), known[DECISIONS]: _decisions()}
     for path, name in known.items():
         target = SOURCE / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_decisions() if path.is_dir() else for_the_site(path.read_text(), path, known))
+        target.write_text(made[name] if name in made else for_the_site(path.read_text(), path, known))
     for path in DOCS.rglob("*"):
         if path.suffix in (".svg", ".png", ".css"):
             target = SOURCE / path.relative_to(DOCS)

@@ -84,9 +84,9 @@ def linked(text: str, page: str) -> str:
 
 
 def test_links_of_the_repository_become_links_of_the_site() -> None:
-    assert linked("[a](../clients/go/README.md#what) [b](reasons.md)", "docs/grpcurl.md") == (
-        "[a](clients/go.md#what) [b](reasons.md)"
-    )
+    assert linked(
+        "[a](../clients/go/README.md#what) [b](../clients/python/virtfleet_client/data/reasons.toml)", "docs/grpcurl.md"
+    ) == ("[a](clients/go.md#what) [b](reasons.md)")
     assert linked("[a](../README.md) ![c](soak.svg) [d](#e)", "docs/operations.md") == "a ![c](soak.svg) [d](#e)"
     assert linked("[up](../README.md) [docs](../../docs/python.md)", "clients/go/README.md") == (
         "[up](index.md) [docs](../python.md)"
@@ -101,11 +101,12 @@ def test_a_link_that_leads_nowhere_stops_the_build() -> None:
         linked("[a](gone.md)", "docs/grpcurl.md")
 
 
-def test_every_page_that_is_made_is_committed() -> None:
-    made = pages.made_pages(image())
-    assert not [name for name, text in made.items() if (ROOT / "docs" / name).read_text() != text]
-    there = {f"reference/{path.name}" for path in (ROOT / "docs/reference").glob("*.md")}
-    assert there == {name for name in made if name.startswith("reference/")}
+def test_every_page_that_is_made_stands_for_its_source() -> None:
+    assert set(pages.made_pages(image())) == set(pages.MADE_FROM)
+    assert all((ROOT / source).exists() for source in pages.MADE_FROM.values())
+    assert linked("[x](../protos/virtfleet/fake/v1) [y](data/libvirt-api.tsv)", "docs/fake-fleet.md") == (
+        "[x](reference/virtfleet.fake.v1.md) [y](libvirt-functions.md)"
+    )
 
 
 def test_the_advice_is_what_the_clients_do() -> None:

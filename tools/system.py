@@ -42,6 +42,7 @@ class Need:
 
 
 OLDEST_JAVA = 17
+_SSH_SERVER = "openssh-server"
 
 
 def java_release() -> int:
@@ -96,7 +97,7 @@ def _needs_of_tests() -> list[Need]:
         Need("libgrpc++-dev", files="usr/include/grpcpp/grpcpp.h"),
         Need("libprotobuf-dev", files="usr/include/google/protobuf/message.h"),
         # For the tests of fleets behind ssh; they start it themselves.
-        Need("openssh-server", program="sshd"),
+        Need(_SSH_SERVER, program="sshd"),
         Need("openssh-client", program="ssh"),
         # For the environments of docs/operations.md, with the distribution's own Python.
         Need("python3-venv", files="usr/lib/python3*/ensurepip"),
@@ -132,6 +133,12 @@ def install(missing: list[Need]) -> bool:
     """Install packages; True if all of them are usable afterwards."""
     packages = [need.package for need in missing]
     print(f"installing {' '.join(packages)}")
+    if _SSH_SERVER in packages and Path("/run/systemd/system").exists():
+        # The package would open a server to the world; the tests start one of their own on loopback.
+        masking = _as_root(["systemctl", "mask", "--quiet", "ssh.service", "ssh.socket"])
+        if masking is None or subprocess.run(masking, check=False).returncode:
+            return False
+        print(f"the service of {_SSH_SERVER} is masked: `systemctl unmask ssh.service ssh.socket` if you want it")
     options = ["--yes", "--no-install-recommends"]
     options += ["-o", "Dpkg::Options::=--force-confold", "-o", "DPkg::Lock::Timeout=120"]
     # Lists that are fresh enough save the longest part; none, or old ones, are no failure yet.

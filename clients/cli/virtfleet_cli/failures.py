@@ -117,6 +117,11 @@ def sentence(error: VirtfleetError) -> str:
     return f"{text}{where}{reason}" + (f"\n  next: {advice}" if advice else "")
 
 
+def named(name: str, text: str) -> str:
+    """Return a sentence with the name of what it is about, which most begin with already."""
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
 class _Variables(dict[str, str]):
     """Are the variables of an error; one that is missing makes the advice void."""
 

@@ -164,7 +164,7 @@ class Crew:
             if name not in bad:
                 click.echo(f"{name} {self._done}")
         for name, error in failed:
-            click.echo(f"virtfleet: {name}: {sentence(error)}", err=True)
+            click.echo(f"virtfleet: {named(name, sentence(error))}", err=True)
         if len(names) > 1:
             click.echo(f"{len(names) - len(failed)} {self._done}, {len(failed)} failed", err=True)
         if failed:

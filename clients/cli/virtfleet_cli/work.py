@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from virtfleet_cli.failures import EXIT_PARTIAL, exit_code, sentence
+from virtfleet_cli.failures import EXIT_PARTIAL, exit_code, named, sentence
 
 if TYPE_CHECKING:
     from google.longrunning import operations_pb2

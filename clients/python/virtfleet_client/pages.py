@@ -46,8 +46,10 @@ class Pages:
 
     def __init__(self, request: Message) -> None:
         self.request: Any = type(request).FromString(request.SerializeToString())
-        # The caller has said that what was last seen will do.
-        self._tells_missing = not getattr(self.request, "allow_stale", False)
+        # Nodes that are away are in the lists of the gateway's own resources all the same. With allow_stale the caller has
+        # said that what was last seen will do.
+        whole = self.request.DESCRIPTOR.file.package == "virtfleet.fleet.v1"
+        self._tells_missing = not whole and not getattr(self.request, "allow_stale", False)
         self._missing: dict[str, resource_pb2.NodeFailure] = {}
 
     def items(self, answer: Any) -> Iterable[Any]:  # noqa: ANN401  # the answer of any list

@@ -46,8 +46,8 @@ class Pages:
 
     def __init__(self, request: Message) -> None:
         self.request: Any = type(request).FromString(request.SerializeToString())
-        # Nodes that are away are in the lists of the gateway's own resources all the same. With allow_stale the caller has
-        # said that what was last seen will do.
+        # Nodes that are away are in the lists of the gateway's own resources all the same. With allow_stale the caller
+        # has said that what was last seen will do.
         whole = self.request.DESCRIPTOR.file.package == "virtfleet.fleet.v1"
         self._tells_missing = not whole and not getattr(self.request, "allow_stale", False)
         self._missing: dict[str, resource_pb2.NodeFailure] = {}

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from google.protobuf import duration_pb2, empty_pb2
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2
@@ -46,7 +47,18 @@ class Refusal:
 
 def refusal_of(error: VirtfleetError) -> Refusal:
     """Return an error as data."""
-    return Refusal(error.code().name, error.reason, error.fields)
+    return Refusal(error.code().name, error.reason, error.fields or precondition_subjects(error))
+
+
+def precondition_subjects(error: VirtfleetError) -> tuple[str, ...]:
+    """Return what is not as it must be, as the details of an error name it: resources, or paths of fields."""
+    failure = error_details_pb2.PreconditionFailure()
+    return tuple(
+        violation.subject
+        for detail in error.status.details
+        if detail.Unpack(failure)
+        for violation in failure.violations
+    )
 
 
 def refused(call: Callable[[], object]) -> VirtfleetError:

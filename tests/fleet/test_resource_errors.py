@@ -332,8 +332,8 @@ def test_refused_and_nothing_changed(ground: Ground, wanted: Refusal, call: Call
     before = everything(ground.fleet, ground.node)
     error = refused(lambda: call(ground))
     names = {ground.pool.name, ground.network.name}
-    fields = tuple(SELF if part in names else part for part in error.fields)
     got = refusal_of(error)
+    fields = tuple(SELF if part in names else part for part in got.fields)
     assert Refusal(got.code, got.reason, fields) == wanted, error
     assert everything(ground.fleet, ground.node) == before
     assert not list(ground.fleet.nodes.ListNodes(node_pb2.ListNodesRequest(filter='name="nodes/n77"')).nodes)

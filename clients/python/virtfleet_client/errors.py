@@ -49,7 +49,8 @@ class VirtfleetError(grpc.RpcError):
             elif detail.Unpack(bad):
                 self.fields += tuple(violation.field for violation in bad.field_violations)
             elif detail.Unpack(failure):
-                self.fields += tuple(violation.subject for violation in failure.violations)
+                # Some name the resource that is in the wrong state, which is no field.
+                self.fields += tuple(one.subject for one in failure.violations if "/" not in one.subject)
             elif detail.Unpack(retry):
                 self.retry_delay_seconds = retry.retry_delay.ToTimedelta().total_seconds()
 

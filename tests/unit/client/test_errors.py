@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from google.rpc import code_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from virtfleet_client import errors as client
 from virtfleet_service import errors as service
@@ -49,3 +49,13 @@ def test_a_transport_failure_has_the_class_of_its_code_and_no_reason() -> None:
 
 def test_an_unknown_code_is_unknown() -> None:
     assert client.from_status(status_pb2.Status(code=99)).code() is grpc.StatusCode.UNKNOWN
+
+
+def test_a_resource_in_the_wrong_state_is_no_field() -> None:
+    status = status_pb2.Status(code=9, message="stopped")
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="WRONG_STATE", domain="virtfleet.dev"))
+    failure = error_details_pb2.PreconditionFailure()
+    failure.violations.add(type="WRONG_STATE", subject="nodes/n1/pools/p")
+    failure.violations.add(type="WRONG_STATE", subject="domain.spec.memory.maximum_bytes")
+    status.details.add().Pack(failure)
+    assert client.from_status(status).fields == ("domain.spec.memory.maximum_bytes",)

@@ -32,7 +32,7 @@ BUDGET_SECONDS = {
     "check": 120,
     "integration": 1080,
     "fleet": 300,
-    "clients": 700,
+    "clients": 900,
     "chaos": 210,
     "endurance": 150,
     "contract": 60,

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -389,18 +390,24 @@ def take_away(run_folder: Path) -> None:
         (run_folder / name).unlink(missing_ok=True)
 
 
-def orphans() -> Iterator[Path]:
-    """Yield the run folders of fleets of this checkout whose supervisor is gone: those of tests that were killed."""
-    for record in Path("/tmp").glob("virtfleet-*/run/fleet.json"):
+def orphans(place: Path = Path("/tmp")) -> Iterator[Path]:
+    """Yield the run folders of fleets of this checkout whose supervisor is gone: those of tests that were killed.
+
+    Anybody may write below /tmp, and what a record names is removed: only a folder that is ours is believed, where
+    nobody else can put anything, and only about itself.
+    """
+    for folder in place.glob("virtfleet-*"):
         try:
-            ours = record.stat().st_uid == os.geteuid()
-            content = json.loads(record.read_text()) if ours else {}
-        except FileNotFoundError:
-            continue  # taken away while we looked
-        if content.get("checkout") == str(ROOT) and (
+            status = folder.lstat()
+            if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022:
+                continue
+            content = json.loads((folder / "run" / "fleet.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # taken away while we looked, or no fleet
+        if (content["folder"], content.get("checkout")) == (str(folder), str(ROOT)) and (
             _start_time(content["supervisor"]) != content["supervisor_start_time"]
         ):
-            yield record.parent
+            yield folder / "run"
 
 
 def _start_time(pid: int) -> int:

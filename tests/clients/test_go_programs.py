@@ -5,36 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.clients import doc_blocks
+from tests.clients import doc_blocks, replicas
 from tests.clients.test_go import LIMIT_SECONDS, MODULE, go
 from tests.fleet.rig import create, delete, kill, until, whole
 from tools import go_toolchain
 from tools.paths import ROOT
-from virtfleet.compute.v1 import domain_pb2
 from virtfleet_client import Fleet
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-
-TEMPLATE = '{"spec": {"driver": "test", "memory": {"maximumBytes": "67108864"}}}'
-
-
-@contextmanager
-def running(command: list[str], environment: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program for the length of a `with` block."""
-    with output.open("wb") as sink:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=sink, stderr=sink)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
 
 
 @contextmanager
@@ -62,7 +46,7 @@ def test_the_readme_runs_in_an_empty_folder(
     fleet: Fleet, environment: dict[str, str], nodes: list[str], run_folder: Path, tmp_path: Path
 ) -> None:
     """What clients/go/README.md says, line by line; its placeholder is replaced by where the repository is."""
-    module, program, hello, replicas = [
+    module, program, hello, controller = [
         block.text.replace("/path/to/virtfleet", str(ROOT))
         for block in doc_blocks.blocks(MODULE / "README.md")
         if block.mark == "run by"
@@ -81,18 +65,10 @@ def test_the_readme_runs_in_an_empty_folder(
         delete(fleet, before.name)
         until(lambda: f"{before.uid} is gone" in output.read_text(), 30, "its end is printed")
         assert process.poll() is None
-    with line_running(replicas, environment, folder, tmp_path / "replicas.log"):
-        until(lambda: len(group(fleet, "web", running=True)) == 6, 240, "six run")
-    for domain in group(fleet, "web"):
+    with line_running(controller, environment, folder, tmp_path / "replicas.log"):
+        until(lambda: len(replicas.group(fleet, "web", running=True)) == 6, 240, "six run")
+    for domain in replicas.group(fleet, "web"):
         delete(fleet, domain.name)
-
-
-def group(fleet: Fleet, name: str, *, running: bool = False) -> list[domain_pb2.Domain]:
-    request = domain_pb2.ListDomainsRequest(
-        parent="nodes/-", filter=f'labels."replicas.example/group"="{name}"', allow_stale=True
-    )
-    found = list(fleet.pages(fleet.domains.ListDomains, request))
-    return [one for one in found if not running or one.status.state == domain_pb2.DOMAIN_STATE_RUNNING]
 
 
 @pytest.mark.usefixtures("made_whole")
@@ -102,39 +78,8 @@ def test_the_example_controller_keeps_its_count_on_a_real_fleet(
     program = tmp_path / "replicas"
     done = go("build", "-o", program, "./examples/replicas")
     assert done.returncode == 0, done.stderr
-    (tmp_path / "domain.json").write_text(TEMPLATE)
-
-    def ours() -> list[domain_pb2.Domain]:
-        return group(fleet, "pytest")
-
-    def settled(count: int) -> bool:
-        found = ours()
-        return len(found) == count and all(domain.status.state == domain_pb2.DOMAIN_STATE_RUNNING for domain in found)
-
-    command = [str(program), "-group", "pytest", "-count", "4", "-template", str(tmp_path / "domain.json")]
-    try:
-        with running(command, environment, tmp_path / "output") as process:
-            until(lambda: settled(4), 30, "four run")
-            nodes = {domain.name.partition("/domains/")[0] for domain in ours()}
-            assert nodes == {"nodes/n1", "nodes/n2"}
-            victim = ours()[0]
-            fleet.wait(
-                fleet.domains.StopDomain(
-                    domain_pb2.StopDomainRequest(name=victim.name, mode=domain_pb2.STOP_MODE_FORCE)
-                ),
-                domain_pb2.Domain,
-            )
-            until(
-                lambda: settled(4) and victim.uid not in {domain.uid for domain in ours()}, 30, "the dead is replaced"
-            )
-            before = {domain.uid for domain in ours()}
-            kill(run_folder, "gateway")
-            until(lambda: settled(4), 30, "four run after the gateway was killed")
-            # Long enough for a controller that took the silence for a loss to have made more.
-            time.sleep(3)
-            assert {domain.uid for domain in ours()} == before
-            assert process.poll() is None, (tmp_path / "output").read_text()
-        assert process.returncode == 0, (tmp_path / "output").read_text()
-    finally:
-        for domain in ours():
-            delete(fleet, domain.name)
+    template, output = tmp_path / "domain.json", tmp_path / "output"
+    template.write_text(replicas.TEMPLATE)
+    command = [str(program), "-group", "pytest", "-count", "4", "-template", str(template)]
+    code = replicas.keeps_its_count(fleet, run_folder, command, "pytest", environment, output)
+    assert code == 0, output.read_text()

@@ -21,6 +21,8 @@ _VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,99}"
 _FD = re.compile(r"\{fd:(" + protocol.NAME + r")\}")
 _RLIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "STACK")
 _RESERVED = re.compile(r"(pid|exit|record|spec|log)(\..*)?|.*\.(ring|new)")
+#: The one tunable of the C library that a client may choose; others change what its checks of the heap catch.
+_TUNABLES = "glibc.malloc.hugetlb=1"
 _MAX_SPEC = 1024 * 1024
 _LARGEST = 2**62
 
@@ -157,7 +159,7 @@ def _environment(fields: Fields) -> dict[str, str]:
         if not isinstance(value, str) or not re.fullmatch(_ARGUMENT, value, re.DOTALL):
             raise fields.bad("env", f"has a value for {name} that is no string")
         # These make the loader run other code than that of the permitted executable.
-        if name.startswith("LD_") or name in ("GLIBC_TUNABLES", "GCONV_PATH"):
+        if name.startswith("LD_") or name == "GCONV_PATH" or (name == "GLIBC_TUNABLES" and value != _TUNABLES):
             raise fields.bad("env", f"must not set {name}")
     return table
 

@@ -110,6 +110,7 @@ BAD_REQUESTS = {
     "token missing": request("spawn", guest="g", argv=[SLEEP, "1"], uid=UID),
     "token newline": spawn(token="a\nb"),
     "env loader": spawn(env={"LD_PRELOAD": "/tmp/x.so"}),
+    "env tunables": spawn(env={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.tcache_count=0"}),
     "env name": spawn(env={"A=B": "c"}),
     "env value": spawn(env={"A": 1}),
     "cwd relative": spawn(cwd="tmp"),

@@ -62,6 +62,8 @@ async def test_paused_start_and_stop(node: Node) -> None:
     assert status["Uid"].split() == status["Gid"].split() == [str(UID)] * 4
     assert (status["Seccomp"], status["NoNewPrivs"], status["CapEff"]) == ("2", "1", "0" * 16)
     assert os.getsid(started.pid) == started.pid
+    environment = Path(f"/proc/{started.pid}/environ").read_bytes()
+    assert environment == b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0"
     # Before its first instruction: no virtual processor has run.
     assert await driver.start(plan) == started
     stopped = await driver.stop(plan.domain)

@@ -24,6 +24,9 @@ from virtfleet_service.launcher_model import SpawnConsole, SpawnSocket, SpawnTap
 
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+ENVIRONMENT: Mapping[str, str] = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""QEMU's heap in large pages: half of the page faults of a start, an eighth of its processor time (docs/adr/0014)."""
+
 _FIRST_DEFAULT_BOOT_ORDER = 1001
 """Disks without a place in the order come after all that have one."""
 

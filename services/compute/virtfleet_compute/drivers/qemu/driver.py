@@ -193,6 +193,7 @@ class QemuDriver:
             guest=naming.guest(plan.domain.uid),
             token=plan.runtime_id,
             argv=invocation.argv,
+            env=arguments.ENVIRONMENT,
             uid=plan.run_as_uid or None,
             gid=plan.run_as_uid or None,
             groups=_groups(accelerator_) if plan.run_as_uid else (),
@@ -203,8 +204,9 @@ class QemuDriver:
             rlimits={"CORE": (0, 0)},
             spec=birth.encode(),
         )
-        self._records.forget(plan.domain.uid)
         process = await self._ask_launcher(spawn, plan)
+        # Of earlier runs: they name the run that they are of, so they may wait until QEMU is on its way.
+        self._records.forget(plan.domain.uid)
         guest = Guest(plan.domain.uid, plan.runtime_id, birth, plan.spec, process.pid, plan.run_as_uid, starting=True)
         self._guests.add(guest)
         return guest

@@ -500,8 +500,12 @@ def notify(state: str) -> None:
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-        channel.send(state.encode())
+        try:
+            channel.connect("\0" + address[1:] if address.startswith("@") else address)
+            channel.send(state.encode())
+        except OSError as error:
+            # Inherited from somebody who has gone; no reason not to serve, or to stop in disorder.
+            _log.warning("%s could not be told to %s: %s", state, address, error)
 
 
 async def serve(running: Callable[[], AbstractAsyncContextManager[object]]) -> None:

@@ -1,16 +1,19 @@
 """Stands in for systemd on a machine of the tests: starts and stops what the units say, and makes what they are promised.
 
-Of a unit it takes ExecStart, UMask, KillMode, State- and RuntimeDirectory with their modes, DynamicUser (a made-up user
+Of a unit it takes Type (`notify`: started is who says so), ExecStart, UMask, KillMode, State- and RuntimeDirectory with their modes, DynamicUser (a made-up user
 who gets the state directory, as systemd gives it: only if its owner is another), NoNewPrivileges and a control group.
 Sandboxing is systemd's own affair and left out. Standard library only: it runs by itself, as `/usr/bin/systemctl`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +22,7 @@ from pathlib import Path
 UNITS = Path("/etc/systemd/system")
 CGROUPS = Path("/sys/fs/cgroup")
 MADE_UP_USER = 61184
+START_SECONDS = 60.0
 
 
 def unit(name: str) -> dict[str, str]:
@@ -61,17 +65,37 @@ def start(name: str) -> None:
             (group / "cgroup.procs").write_text("0")
         os.umask(int(found.get("UMask", "0022"), 8))
 
-    with Path(f"/var/log/{name}.log").open("ab") as log:
+    with Path(f"/var/log/{name}.log").open("ab") as log, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        # In the abstract name space a socket has no mode: the made-up user reaches it.
+        ready.bind("\0virtfleet-systemctl-" + secrets.token_hex(8))
+        ready.settimeout(0.1)
         process = subprocess.Popen(
             command,
             cwd="/",
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            env={
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "NOTIFY_SOCKET": "@" + os.fsdecode(ready.getsockname()[1:]),
+            },
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=enter,  # noqa: PLW1509 - no threads here
         )  # fmt: skip
-    Path(f"/run/{name}.pid").write_text(str(process.pid))
-    time.sleep(0.2)
-    if process.poll() is not None:
-        sys.exit(f"Job for {name} failed: {Path(f'/var/log/{name}.log').read_text()[-2000:]}")
+        Path(f"/run/{name}.pid").write_text(str(process.pid))
+        wait_until_ready(name, process, ready)
+
+
+def wait_until_ready(name: str, process: subprocess.Popen[bytes], ready: socket.socket) -> None:
+    """Wait until a service says that it serves.
+
+    Raises:
+        SystemExit: It has ended, or has not said it in time.
+    """
+    ends_at = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends_at:
+        if process.poll() is not None:
+            sys.exit(f"Job for {name} failed: {Path(f'/var/log/{name}.log').read_text()[-2000:]}")
+        with contextlib.suppress(TimeoutError):
+            if b"READY=1" in ready.recv(4096).splitlines():
+                return
+    sys.exit(f"{name} does not say that it is ready")
 
 
 def running(name: str) -> int:

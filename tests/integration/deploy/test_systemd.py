@@ -73,6 +73,8 @@ def test_nothing_in_the_launchers_unit_reaches_a_guest() -> None:
 def test_every_service_comes_back(unit: Path) -> None:
     found = settings(unit)
     assert found["Restart"] == "always"
+    # What comes next in a script finds it serving.
+    assert found["Type"] == "notify"
     assert found["StartLimitIntervalSec"] == "0"
 
 

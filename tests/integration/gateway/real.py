@@ -145,7 +145,7 @@ class RealFleet:
         found: node_pb2.Node = await nodes.GetNode(node_pb2.GetNodeRequest(name=f"nodes/{name}"))
         return found
 
-    async def wait_state(self, name: str, state: node_pb2.NodeState.ValueType, seconds: float = 15) -> node_pb2.Node:
+    async def wait_state(self, name: str, state: node_pb2.NodeState.ValueType, seconds: float = 60) -> node_pb2.Node:
         found: node_pb2.Node = await eventually(
             lambda: self.node(name), lambda node: bool(node.status.state == state), seconds
         )

@@ -336,6 +336,26 @@ async def test_a_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None
         assert list((tmp_path / "compute").iterdir()) == []
 
 
+async def test_a_process_tells_systemd_that_it_serves_and_does_not_need_it(tmp_path: Path) -> None:
+    told = "\0virtfleet-test-" + tmp_path.name
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(told)
+        systemd.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, str(tmp_path),
+            stdout=asyncio.subprocess.PIPE, env={**os.environ, "NOTIFY_SOCKET": "@" + told[1:]},
+        )  # fmt: skip
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert await process.stdout.readline() == b"up\n"
+            assert await asyncio.get_running_loop().sock_recv(systemd, 100) == b"READY=1"
+    # It has gone: nobody is told of the end, which is in order all the same.
+    process.terminate()
+    async with asyncio.timeout(30):
+        assert await process.stdout.readline() == b"down\n"
+        assert await process.wait() == 0
+
+
 async def test_settings_that_cannot_be_used_end_the_process_with_a_line(tmp_path: Path) -> None:
     (tmp_path / "compute").mkdir()
     (tmp_path / "compute" / "admin.sock").write_text("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -30,6 +31,29 @@ async def test_emulator_is_asked_once(tmp_path: Path) -> None:
     assert await probe.probe(QEMU, tmp_path) == first
     record.write_text("{")
     assert await probe.probe(QEMU, tmp_path) == first
+
+
+WITHOUT_SECCOMP = f"""#!/usr/bin/python3 -I
+# QEMU where the system call seccomp (317) is refused, as the unit of a service may do.
+import ctypes, os, struct, sys
+
+program = struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 317, 0x06, 0, 0, 0x00050001, 0x06, 0, 0, 0x7FFF0000)
+buffer = ctypes.create_string_buffer(program)
+filter = struct.pack("HxxxxxxQ", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, filter, 0, 0):
+    sys.exit(os.strerror(ctypes.get_errno()))
+os.execv({QEMU!r}, [{QEMU!r}, *sys.argv[1:]])
+"""
+
+
+async def test_a_qemu_that_cannot_filter_runs_without(tmp_path: Path) -> None:
+    binary = tmp_path / "qemu"
+    binary.write_text(WITHOUT_SECCOMP)
+    binary.chmod(0o755)
+    emulator = await probe.probe(str(binary), tmp_path)
+    assert not emulator.has_sandbox
+    assert dataclasses.replace(await probe.probe(QEMU, tmp_path), has_sandbox=False, binary=str(binary)) == emulator
 
 
 async def test_guest_code_is_run_to_the_end() -> None:

@@ -29,7 +29,6 @@ _QUESTIONS: Sequence[tuple[str, Mapping[str, object] | None]] = (
     ("query-machines", None),
     ("query-cpu-definitions", None),
     ("query-cpu-model-expansion", {"type": "static", "model": {"name": "max"}}),
-    ("query-command-line-options", {"option": "sandbox"}),
     ("query-qmp-schema", None),
 )
 
@@ -140,13 +139,23 @@ async def _converse(binary: str, line: socket.socket) -> Emulator:
             await monitor.execute(command, arguments, timeout_seconds=PROBE_SECONDS)
             for command, arguments in _QUESTIONS
         ]
-        return _understand(binary, version["qemu"], answers)
+        return _understand(binary, version["qemu"], answers, has_sandbox=await _has_sandbox(monitor))
     finally:
         await monitor.close()
 
 
-def _understand(binary: str, version: Mapping[str, int], answers: Sequence[Any]) -> Emulator:
-    machines, models, expansion, sandbox, schema = answers
+async def _has_sandbox(monitor: Monitor) -> bool:
+    """Tell whether QEMU knows `-sandbox`: it does if it was built with it and may make the system call `seccomp`."""
+    try:
+        arguments = {"option": "sandbox"}
+        return bool(await monitor.execute("query-command-line-options", arguments, timeout_seconds=PROBE_SECONDS))
+    except HypervisorFailed:
+        # "invalid option name": an option that it does not have.
+        return False
+
+
+def _understand(binary: str, version: Mapping[str, int], answers: Sequence[Any], *, has_sandbox: bool) -> Emulator:
+    machines, models, expansion, schema = answers
     if (version["major"], version["minor"]) < OLDEST_VERSION:
         raise _broken(f"{binary} is version {version['major']}.{version['minor']}; 7.0 or newer is needed")
     properties = expansion["model"]["props"] if expansion else {}
@@ -158,7 +167,7 @@ def _understand(binary: str, version: Mapping[str, int], answers: Sequence[Any])
         cpu_models={model["name"]: model.get("alias-of", model["name"]) for model in models},
         cpu_features=frozenset(name for name, value in properties.items() if isinstance(value, bool)),
         maximum_features=frozenset(name for name, value in properties.items() if value is True),
-        has_sandbox=bool(sandbox),
+        has_sandbox=has_sandbox,
         has_io_uring=any({"threads", "native", "io_uring"} <= set(kind.get("values", ())) for kind in schema or ()),
     )
 

@@ -1,13 +1,14 @@
 """Machines of one kernel: each with namespaces of its own for mounts, processes, links and control groups.
 
-A machine sees the whole file system, and writes to a layer of its own that is gone with it. All that runs on it ends with
-its first process. Two machines are joined by a veth pair.
+A machine sees the whole file system, and writes to a layer of its own that is gone with it. Its first process is systemd,
+or a shell where it is only there to be written to; all that runs on it ends with that. Two machines are joined by a veth
+pair.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import shlex
 import shutil
 import subprocess
 import time
@@ -17,26 +18,49 @@ from pathlib import Path
 
 from tools.paths import ROOT
 
-# `rbind` of the tree: it may lie on another file system, whose content a layer over the root does not show.
+INIT = "/lib/systemd/systemd"
+_BOOT_SECONDS = 60.0
+
+# `bind` of the tree: it may lie on another file system, whose content a layer over the root does not show.
+# /sys is read-only for systemd: then it leaves devices alone. What this system starts by itself is none of a machine's.
 _MACHINE = r"""
 set -eu
-layer=$1 lower=$2 tree=$3
+layer=$1 lower=$2 tree=$3 first=$4
 mkdir -p "$layer/upper" "$layer/work" "$layer/root"
 mount -t overlay overlay -o "lowerdir=$lower,upperdir=$layer/upper,workdir=$layer/work" "$layer/root"
 root=$layer/root
-mount --rbind /dev "$root/dev"
+rm -rf "$root"/etc/systemd/system/*.wants
+: > "$root/etc/fstab"
 mount -t proc proc "$root/proc"
-mount -t sysfs sysfs "$root/sys"
-mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup" || true
+mount -t sysfs -o ro sysfs "$root/sys"
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mkdir -p "$root$tree"
 mount --bind "$tree" "$root$tree"
 mount -t overlay overlay -o "lowerdir=$tree,upperdir=$layer/tree,workdir=$layer/tree-work" "$root$tree"
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+mkdir "$root/dev/net" "$root/dev/pts" "$root/dev/shm"
+for device in null zero full random urandom tty net/tun kvm; do
+    [ -e "/dev/$device" ] || continue
+    : > "$root/dev/$device"
+    mount --bind "/dev/$device" "$root/dev/$device"
+done
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+ln -s pts/ptmx "$root/dev/ptmx"
+ln -s /proc/self/fd "$root/dev/fd"
 ip link set lo up
+cd "$root"
+pivot_root . mnt
+umount --lazy mnt
 echo ready
-# The first process of a machine takes in whose parents have ended.
-exec chroot "$root" /bin/bash -c 'while :; do sleep 3600 & wait $!; done'
+if [ "$first" = shell ]; then
+    # The first process of a machine takes in whose parents have ended.
+    exec /bin/bash -c 'while :; do sleep 3600 & wait $!; done'
+fi
+exec env --ignore-environment container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin "$first" --unit=basic.target \
+    < /dev/null > /dev/null 2>&1
 """
 
 
@@ -47,14 +71,12 @@ class Machine:
         name: For messages.
         process: Holds the namespaces; ends all with its own end.
         pid: The machine's first process, as seen from here.
-        root: Its root, as its namespace of mounts names it.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[str], pid: int, root: str) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[str], pid: int) -> None:
         self.name = name
         self.process = process
         self.pid = pid
-        self._root = root
 
     def run(
         self, script: str, folder: str | Path = "/", variables: Mapping[str, str] | None = None, *, online: bool = False
@@ -70,14 +92,9 @@ class Machine:
         Raises:
             AssertionError: A line failed.
         """
-        program = f"{self._root}/tmp/script-{secrets.token_hex(4)}.sh"
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--cgroup", *([] if online else ["--net"])]
-        write = subprocess.run([*enter, "tee", program], input=script, text=True, capture_output=True, check=False)
-        assert write.returncode == 0, write.stderr
-        inside = program.removeprefix(self._root)
-        shell = ["chroot", self._root, "/bin/bash", "-c", 'cd "$1" && exec /bin/bash -euo pipefail "$2"']
         done = subprocess.run(
-            [*enter, *shell, "bash", str(folder), inside],
+            [*enter, "/bin/bash", "-euo", "pipefail", "-c", f"cd {shlex.quote(str(folder))}\n{script}"],
             env={**os.environ, **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -86,8 +103,24 @@ class Machine:
             timeout=200,
             check=False,
         )
-        assert done.returncode == 0, f"{self.name}: {script}\n---\n{done.stdout[-4000:]}"
+        if done.returncode:
+            journal = subprocess.run(
+                [*enter, "journalctl", "--no-pager", "--lines=60", "--unit=virtfleet*"],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            raise AssertionError(f"{self.name}: {script}\n---\n{done.stdout[-4000:]}\n---\n{journal.stdout}")
         return done.stdout
+
+    def wait_until_booted(self) -> None:
+        """Wait until systemd has started what it starts.
+
+        Raises:
+            AssertionError: It does not end with that.
+        """
+        ends_at = time.monotonic() + _BOOT_SECONDS
+        while (state := self.run("systemctl is-system-running 2>&1 || true").strip()) not in ("running", "degraded"):
+            assert time.monotonic() < ends_at, f"{self.name}: {state}"
+            time.sleep(0.1)
 
     def end(self) -> None:
         """End the machine and all that runs on it."""
@@ -126,15 +159,23 @@ class Site:
             time.sleep(0.01)
         subprocess.run([*self._enter(), "mount", "-t", "tmpfs", "layers", str(self._folder)], check=True)
 
-    def machine(self, name: str, below: str = "") -> Machine:
-        """Start a machine.
+    def image(self, name: str) -> Machine:
+        """Start a machine that only makes the files that others begin with."""
+        return self._start(name, "/", "shell")
+
+    def machine(self, name: str, below: str) -> Machine:
+        """Boot a machine.
 
         Args:
             name: Its name.
-            below: A machine that has ended, whose files it begins with; empty: this system's alone.
+            below: The machine that has made the files it begins with, and has ended.
         """
+        made = self._start(name, f"{self._folder / below / 'upper'}:/", INIT)
+        made.wait_until_booted()
+        return made
+
+    def _start(self, name: str, lower: str, first: str) -> Machine:
         layer = self._folder / name
-        lower = f"{self._folder / below / 'upper'}:/" if below else "/"
         group = self._groups / self._tag / name if self._groups else None
         if group is not None:
             group.mkdir(parents=True)
@@ -145,7 +186,7 @@ class Site:
             [
                 *self._enter(),
                 *("bash", "-c", f'{move}; exec "$@"', "bash", *unshare),
-                *("bash", "-c", _MACHINE, "bash", str(layer), lower, str(ROOT)),
+                *("bash", "-c", _MACHINE, "bash", str(layer), lower, str(ROOT), first),
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -153,7 +194,7 @@ class Site:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", name
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        made = Machine(name, process, int(children[0]), str(layer / "root"))
+        made = Machine(name, process, int(children[0]))
         self._machines.append(made)
         return made
 

@@ -112,7 +112,7 @@ def bear(
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # No handler of the launcher may run in the child.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = kernel.block_signals()
     try:
         clone = kernel.clone(cgroup)
         if clone.pid == 0:
@@ -121,7 +121,7 @@ def bear(
         os.close(read_end)
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        kernel.set_signal_mask(before)
         os.close(write_end)
         os.close(null)
     return Birth(clone.pid, clone.pidfd, kernel.start_time(clone.pid), read_end, clone.in_cgroup)
@@ -168,7 +168,7 @@ def _child(
         stage = 6
         os.chdir(request.cwd)
         stage = 7
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        kernel.set_signal_mask(kernel.NO_SIGNALS)
         os.execve(argv[0], argv, env)  # noqa: S606 - the purpose of this program
     except OSError as error:
         os.write(report, EXEC_ERROR.pack(stage, error.errno or errno.EIO))
@@ -203,7 +203,7 @@ def try_in_child(action: Callable[[], None], cgroup: int | None = None) -> tuple
     Returns what went wrong (empty: nothing), whether the child was in the cgroup, and whether its exit status could be
     read the way a stranger reads it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = kernel.block_signals()
     try:
         clone = kernel.clone(cgroup)
         if clone.pid == 0:
@@ -217,7 +217,7 @@ def try_in_child(action: Callable[[], None], cgroup: int | None = None) -> tuple
             finally:
                 os._exit(min(code, 255))
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        kernel.set_signal_mask(before)
     _, status = os.waitpid(clone.pid, 0)
     readable = kernel.exit_status(clone.pidfd) is not None
     os.close(clone.pidfd)

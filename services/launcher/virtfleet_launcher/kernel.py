@@ -10,14 +10,17 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
 from typing import NamedTuple
 
 __all__ = [
     "CAPABILITIES",
     "EXIT_INFO_BIT",
+    "NO_SIGNALS",
     "Clone",
     "ambient",
+    "block_signals",
     "boot_id",
     "clone",
     "close_from",
@@ -28,6 +31,7 @@ __all__ = [
     "no_new_privs",
     "open_tap",
     "seccomp_available",
+    "set_signal_mask",
     "start_time",
     "zombie",
 ]
@@ -57,6 +61,11 @@ _IFF_VNET_HDR = 0x4000
 _PIDFD_GET_INFO = 0xC040FF0B
 EXIT_INFO_BIT = 1 << 3
 _EXIT_CODE_AT = 60
+
+# The size of sigset_t.
+_SIGNAL_SET_BYTES = 128
+#: The mask of a thread that blocks none.
+NO_SIGNALS = bytes(_SIGNAL_SET_BYTES)
 
 # Fields of /proc/PID/stat, counted from the command's closing bracket.
 _USER_TICKS = 11
@@ -129,6 +138,27 @@ def close_from(first: int) -> None:
             # The directory's own descriptor is in the list and is gone by now.
             with contextlib.suppress(OSError):
                 os.close(int(name))
+
+
+def block_signals() -> bytes:
+    """Block all signals of this thread and return its mask before, for `set_signal_mask`.
+
+    As `signal.pthread_sigmask` does, without making an enumeration's member of each signal: a hundredth of its time.
+    """
+    before = ctypes.create_string_buffer(_SIGNAL_SET_BYTES)
+    _mask(signal.SIG_BLOCK, b"\xff" * _SIGNAL_SET_BYTES, before)
+    return before.raw
+
+
+def set_signal_mask(mask: bytes) -> None:
+    """Block these signals of this thread and no others."""
+    _mask(signal.SIG_SETMASK, mask, None)
+
+
+def _mask(how: signal.Sigmasks, mask: bytes, before: ctypes.Array[ctypes.c_char] | None) -> None:
+    number = _libc.pthread_sigmask(ctypes.c_int(how), mask, before)
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def no_new_privs() -> None:

@@ -82,7 +82,7 @@ async def run(
     Args:
         argv: The program and its arguments; the program by absolute path, or found in the system's own folders.
         timeout_seconds: When it must have ended.
-        input: What it reads from stdin; None: nothing.
+        input: What it reads from stdin, a file; None: nothing.
         limit_bytes: How much of each output is kept.
         env: Added to its environment, which is otherwise `PATH` and `LC_ALL`.
         cwd: Its working directory; None: `/`.
@@ -93,10 +93,11 @@ async def run(
         OperationTimedOut: It did not end in time.
     """
     words = tuple(os.fspath(word) for word in argv)
+    stdin = asyncio.subprocess.DEVNULL if input is None else _file_of(input)
     try:
         process = await asyncio.create_subprocess_exec(
             *words,
-            stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
+            stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**_ENVIRONMENT, **(env or {})},
@@ -106,10 +107,13 @@ async def run(
         )
     except (OSError, ValueError) as error:
         raise BackendFailed(f"{words[0]} cannot be started: {error}", tool=words[0], cause=error) from error
+    finally:
+        if input is not None:
+            os.close(stdin)
     try:
         async with asyncio.timeout(timeout_seconds):
-            stdout, stderr, _ = await asyncio.gather(
-                _read(process.stdout, limit_bytes), _read(process.stderr, limit_bytes), _feed(process, input)
+            stdout, stderr = await asyncio.gather(
+                _read(process.stdout, limit_bytes), _read(process.stderr, limit_bytes)
             )
             exit_code = await process.wait()
     except TimeoutError as error:
@@ -134,17 +138,16 @@ async def _read(stream: asyncio.StreamReader | None, limit_bytes: int) -> tuple[
     return bytes(kept), truncated
 
 
-async def _feed(process: asyncio.subprocess.Process, text: bytes | None) -> None:
-    if process.stdin is None:
-        return
-    try:
-        process.stdin.write(text or b"")
-        await process.stdin.drain()
-    except (BrokenPipeError, ConnectionResetError):
-        # The program has read what it wanted; its exit code says whether that was enough.
-        pass
-    finally:
-        process.stdin.close()
+def _file_of(text: bytes) -> int:
+    """Return a file in memory that is read from its beginning.
+
+    What the event loop calls a pipe is a socket, which some programs refuse to read from (nft 1.0.9).
+    """
+    descriptor = os.memfd_create("input")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(text)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
 import time
@@ -61,6 +62,16 @@ async def test_nothing_of_our_environment_or_descriptors_leaks() -> None:
 async def test_more_output_than_the_limit_is_read_and_dropped() -> None:
     done = await run([PYTHON, "-c", "print('x' * 3_000_000)"], timeout_seconds=20, limit_bytes=1000)
     assert (len(done.stdout), done.truncated, done.exit_code) == (1000, True, 0)
+
+
+async def test_input_is_a_file_and_is_whole() -> None:
+    text = bytes(range(256)) * 4096
+    program = (
+        "import hashlib, os, stat, sys\n"
+        "print(stat.S_ISREG(os.fstat(0).st_mode), hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"
+    )
+    done = (await run([PYTHON, "-c", program], timeout_seconds=20, input=text)).check()
+    assert done.stdout.decode().split() == ["True", hashlib.sha256(text).hexdigest()]
 
 
 async def test_a_program_that_does_not_read_its_input_is_no_error() -> None:

@@ -23,7 +23,6 @@ from virtfleet_service.pipeline import PEER, Listener
 from virtfleet_service.server import Server
 from virtfleet_service.transaction import Transaction
 
-_SMALL = "PRAGMA cache_size = -64"
 _CAUSE = "virtfleet.fake.v1.FakeService.MoveDomain"
 
 
@@ -116,18 +115,6 @@ class FakeNode:
         return new_name
 
 
-async def _keep_small(app: compute.App) -> None:
-    """Let a store keep little in memory: there are hundreds, their files are in memory too."""
-    app.store.reader.execute(_SMALL)
-    app.store.reader.execute("PRAGMA shrink_memory")
-
-    def shrink(tx: Transaction) -> None:
-        tx.connection.execute(_SMALL)
-        tx.connection.execute("PRAGMA shrink_memory")
-
-    await app.store.write(shrink)
-
-
 @asynccontextmanager
 async def running(node: str, folder: Path, seed_file: Path | None, own_caller: bytes) -> AsyncIterator[FakeNode]:
     """Be a node while entered.
@@ -148,8 +135,7 @@ async def running(node: str, folder: Path, seed_file: Path | None, own_caller: b
         drain_seconds=0.0,
         log_level="warning",
     )
-    async with compute.running(settings, server_class=LinkedServer) as app:
-        await _keep_small(app)
+    async with compute.running(settings, server_class=LinkedServer, in_memory=True) as app:
         link = Link(own_caller)
         link.find = _Handlers(app.server)
         yield FakeNode(node, link, app)

@@ -6,6 +6,7 @@ release one step back opens the same file (it ignores what it does not know) and
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import sqlite3
@@ -124,6 +125,23 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_in_memory() -> sqlite3.Connection:
+    """Return the one connection to a new store of the present schema that is in memory alone; it ends with it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    # Copying the pages of an empty store takes a fiftieth of the time that making its tables takes.
+    _empty().backup(connection)
+    _identify(connection)
+    return connection
+
+
+@functools.cache
+def _empty() -> sqlite3.Connection:
+    """Return an empty store that others are copied from."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    _migrate(connection, list(MIGRATIONS), RELEASE, fresh=True)
+    return connection
+
+
 def create_file(path: Path) -> None:
     """Make an empty file that only its owner reads, and the entry in its folder durable. Succeeds if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,18 +241,23 @@ def _migrate(connection: sqlite3.Connection, missing: list[Migration], release: 
             )
             connection.execute(f"PRAGMA user_version = {migration.number:d}")
         if fresh:
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [
-                    ("store_id", secrets.token_bytes(STORE_ID_BYTES)),
-                    ("token_key", secrets.token_bytes(32)),
-                    ("served_seconds", b"0.0"),
-                ],
-            )
+            _identify(connection)
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
         raise
+
+
+def _identify(connection: sqlite3.Connection) -> None:
+    """Make a store one that has served nobody yet, with a name and a key that no other has."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+        [
+            ("store_id", secrets.token_bytes(STORE_ID_BYTES)),
+            ("token_key", secrets.token_bytes(32)),
+            ("served_seconds", b"0.0"),
+        ],
+    )
 
 
 def _parts(release: str) -> tuple[int, ...]:

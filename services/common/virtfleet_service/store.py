@@ -4,6 +4,9 @@ Writes are functions that run in the writer's thread, each in a savepoint of its
 together with one sync of the disk. Reads run where they are called, on a second connection that sees the last
 commit and never waits for the writer (write-ahead log); the bytes of resources that were just read are kept in
 memory.
+
+A store may also be in memory alone, for a process that holds hundreds of nodes and needs none of them again: nothing
+waits for a disk there, so writes run on the event loop, and reads share their connection.
 """
 
 from __future__ import annotations
@@ -105,22 +108,18 @@ _Batch: TypeAlias = list[_Work]
 
 
 class Store:
-    """Holds the state of one service. Made by `open`; belongs to the event loop that opened it."""
+    """Holds the state of one service. Made by `open` or `open_in_memory`; belongs to the event loop that opened it."""
 
-    def __init__(self, path: Path, codec: ChangeCodec, limits: Limits) -> None:
+    def __init__(self, path: Path, codec: ChangeCodec, limits: Limits, *, in_memory: bool = False) -> None:
         self.path = path
         self.codec = codec
         self.limits = limits
         self._loop = asyncio.get_running_loop()
-        self._writer = schema.connect(path)
-        try:
-            schema.prepare(self._writer, path)
-        except BaseException:
-            self._writer.close()
-            raise
-        self.reader = schema.connect(path)
-        """The connection for reads on the event loop; for the modules of this package."""
-        self.reader.execute("PRAGMA query_only = ON")
+        if in_memory:
+            self._writer = self.reader = schema.connect_in_memory()
+        else:
+            self._writer, self.reader = _connect_twice(path)
+        # `reader` is the connection for reads on the event loop; for the modules of this package.
         meta = dict(self.reader.execute("SELECT key, value FROM meta"))
         self.store_id: str = bytes(meta["store_id"]).hex()
         """Names this store; random, made with the file."""
@@ -136,10 +135,13 @@ class Store:
         self._listeners: list[Callable[[Sequence[Entry]], None]] = []
         self._progress_listeners: list[Callable[[str, bytes], None]] = []
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._due: asyncio.Handle | None = None
         self._written_seq, self._written_ns = self.last_seq, self.last_ns
         self._closed = False
         self._crowded = asyncio.Event()
-        self._thread = threading.Thread(target=self._write_all, name=f"store {path.name}", daemon=True)
+        self._thread: threading.Thread | None = None
+        if not in_memory:
+            self._thread = threading.Thread(target=self._write_all, name=f"store {path.name}", daemon=True)
 
     @classmethod
     @asynccontextmanager
@@ -169,16 +171,46 @@ class Store:
         schema.create_file(path)
         with locked(path):
             store = cls(path, codec, limits or Limits())
-            store._thread.start()
-            maintenance = asyncio.create_task(store._maintain(), name=f"maintenance of {path.name}")
-            try:
+            async with store._running():
                 yield store
-            finally:
-                maintenance.cancel()
-                (ended,) = await asyncio.gather(maintenance, return_exceptions=True)
-                await store._close()
-                if isinstance(ended, Exception):
-                    _log.error("the maintenance of the store ended by an error", exc_info=ended)
+
+    @classmethod
+    @asynccontextmanager
+    async def open_in_memory(
+        cls,
+        path: Path | str,
+        *,
+        package: str,
+        resource_types: Mapping[str, type[Message]],
+        limits: Limits | None = None,
+    ) -> AsyncIterator[Store]:
+        """Make a store that is in memory alone and ends with its context.
+
+        Whoever reads must not wait in the middle of it: a write would change what he is about to read.
+
+        Args:
+            path: What it is called in messages; no file is made.
+            package: As for `open`.
+            resource_types: As for `open`.
+            limits: As for `open`.
+        """
+        store = cls(Path(path), ChangeCodec(package, resource_types), limits or Limits(), in_memory=True)
+        async with store._running():
+            yield store
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        if self._thread is not None:
+            self._thread.start()
+        maintenance = asyncio.create_task(self._maintain(), name=f"maintenance of {self.path.name}")
+        try:
+            yield
+        finally:
+            maintenance.cancel()
+            (ended,) = await asyncio.gather(maintenance, return_exceptions=True)
+            await self._close()
+            if isinstance(ended, Exception):
+                _log.error("the maintenance of the store ended by an error", exc_info=ended)
 
     def on_commit(self, listener: Callable[[Sequence[Entry]], None]) -> None:
         """Have a function called on the event loop with the new entries of the log, before writers are told."""
@@ -291,15 +323,24 @@ class Store:
             raise StoreUnwritable("the store is closed", store=self.path.name)
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(_Work(work, future))
+        if self._thread is None and self._due is None:
+            self._due = self._loop.call_soon(self._write_waiting)
         return await future
 
     async def _close(self) -> None:
         self._closed = True
-        self._queue.put(_Work(self._save_served, self._loop.create_future()))
-        self._queue.put(None)
         # What was committed a moment ago is told to nobody any more: listeners read.
         self._listeners.clear()
         self._progress_listeners.clear()
+        if self._thread is None:
+            while not self._queue.empty():
+                self._write_waiting()
+            if self._due is not None:
+                self._due.cancel()
+            self._writer.close()
+            return
+        self._queue.put(_Work(self._save_served, self._loop.create_future()))
+        self._queue.put(None)
         # First, so that the writer is the last one out and folds the log into the file.
         self.reader.close()
         await asyncio.to_thread(self._thread.join)
@@ -308,21 +349,32 @@ class Store:
         """Is the writer's thread: takes all that waits and commits it at once, until told to end."""
         ending = False
         while not ending:
-            batch: _Batch = []
-            item = self._queue.get()
-            while item is not None:
-                batch.append(item)
-                if len(batch) == BATCH_LIMIT:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            ending = item is None
+            batch, ending = self._take(self._queue.get())
             if batch:
                 entries = self._commit(batch)
                 self._loop.call_soon_threadsafe(self._tell, batch, entries)
         self._writer.close()
+
+    def _write_waiting(self) -> None:
+        """Do on the event loop what the writer's thread does: take what waits and commit it at once."""
+        self._due = None
+        batch, _ = self._take(self._queue.get())
+        if not self._queue.empty():
+            self._due = self._loop.call_soon(self._write_waiting)
+        self._tell(batch, self._commit(batch))
+
+    def _take(self, item: _Work | None) -> tuple[_Batch, bool]:
+        """Return an item of the queue with those behind it, as many as share a commit, and whether the end came."""
+        batch: _Batch = []
+        while item is not None:
+            batch.append(item)
+            if len(batch) == BATCH_LIMIT:
+                break
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+        return batch, item is None
 
     def _commit(self, batch: _Batch) -> Sequence[Entry]:
         """Commit the works of a batch; each ends with a result or an error. Returns what the log has gained."""
@@ -453,6 +505,19 @@ class Store:
             (oldest_ns, _EXPIRY_SLICE_ROWS),
         )
         return removed.rowcount == _EXPIRY_SLICE_ROWS
+
+
+def _connect_twice(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """Return a connection for writes to a file that has been brought to the present schema, and one for reads."""
+    writer = schema.connect(path)
+    try:
+        schema.prepare(writer, path)
+        reader = schema.connect(path)
+    except BaseException:
+        writer.close()
+        raise
+    reader.execute("PRAGMA query_only = ON")
+    return writer, reader
 
 
 @contextmanager

@@ -83,12 +83,15 @@ def _service(file: FileDescriptor, name: str) -> ServiceDescriptor:
 
 
 @asynccontextmanager
-async def running(settings: ComputeSettings, *, server_class: type[Server] = Server) -> AsyncIterator[App]:
+async def running(
+    settings: ComputeSettings, *, server_class: type[Server] = Server, in_memory: bool = False
+) -> AsyncIterator[App]:
     """Be the compute service while entered: store and host brought together first, then serving.
 
     Args:
         settings: The settings.
         server_class: How it is reached: by sockets, or by whoever holds it in a process of his own.
+        in_memory: Whether the store is in memory alone: the next start knows nothing of this one.
 
     Raises:
         SettingsError: Something in the settings cannot be used.
@@ -98,8 +101,9 @@ async def running(settings: ComputeSettings, *, server_class: type[Server] = Ser
         raise SettingsError("node: the id of this node is needed")
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
+        open_store = Store.open_in_memory if in_memory else Store.open
         store = await stack.enter_async_context(
-            Store.open(settings.state_dir / "compute.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
+            open_store(settings.state_dir / "compute.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
         )
         hub = WatchHub(store, ring_bytes=settings.watch_memory_bytes)
         operations = Operations(store, SERVICE_NAME, settings.node)

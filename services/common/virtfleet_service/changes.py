@@ -8,6 +8,7 @@ come from the descriptors of the package, so one codec serves all packages that 
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -48,6 +49,12 @@ def field_bytes(number: int, value: bytes) -> bytes:
 def field_text(number: int, value: str) -> bytes:
     """Encode a string field; nothing if it is empty."""
     return field_bytes(number, value.encode()) if value else b""
+
+
+@functools.lru_cache(maxsize=256)
+def _cause_field(number: int, cause: str) -> bytes:
+    """Encode a cause: the name of a method, of which there are some dozens."""
+    return field_text(number, cause)
 
 
 def field_integer(number: int, value: int) -> bytes:
@@ -91,6 +98,7 @@ class ChangeCodec:
         self._time, self._put, self._delete, self._event, self._moved_out, self._moved_in = (
             numbers[name].number for name in ("time", "put", "delete", "event", "moved_out", "moved_in")
         )
+        self._last_time = (-1, b"")
         self._cause = put.fields_by_name["cause"].number
         self._old_generation = put.fields_by_name["old_generation"].number
         self._resource = {kind: _resource_field(put, kind, of).number for kind, of in self.resource_types.items()}
@@ -114,33 +122,38 @@ class ChangeCodec:
         parts = name.split("/")
         return self._kind_by_collection.get(parts[-2] if len(parts) % 2 == 0 else parts[-1], "")
 
+    def _at(self, time_ns: int) -> bytes:
+        """Encode when a change was; those of one batch come one after the other with the same time."""
+        last = self._last_time
+        if last[0] != time_ns:
+            last = self._last_time = time_ns, field_bytes(self._time, timestamp(time_ns))
+        return last[1]
+
     def put(self, time_ns: int, kind: str, body: bytes, *, cause: str, old_generation: int = 0) -> bytes:
         """Encode a `Change` that holds a put of a serialised resource."""
-        inner = (
-            field_text(self._cause, cause)
-            + field_integer(self._old_generation, old_generation)
-            + field_bytes(self._resource[kind], body)
-        )
-        return field_bytes(self._time, timestamp(time_ns)) + field_bytes(self._put, inner)
+        inner = _cause_field(self._cause, cause)
+        if old_generation:
+            inner += field_integer(self._old_generation, old_generation)
+        return self._at(time_ns) + field_bytes(self._put, inner + field_bytes(self._resource[kind], body))
 
     def delete(self, time_ns: int, kind: str, name: str, uid: str, *, cause: str) -> bytes:
         """Encode a `Change` that holds a delete."""
         inner = field_text(1, kind) + field_text(2, name) + field_text(3, uid) + field_text(4, cause)
-        return field_bytes(self._time, timestamp(time_ns)) + field_bytes(self._delete, inner)
+        return self._at(time_ns) + field_bytes(self._delete, inner)
 
     def moved_out(self, time_ns: int, kind: str, name: str, uid: str, new_name: str) -> bytes:
         """Encode a `Change` that tells that a resource has left for another node."""
         inner = field_text(1, kind) + field_text(2, name) + field_text(3, uid) + field_text(4, new_name)
-        return field_bytes(self._time, timestamp(time_ns)) + field_bytes(self._moved_out, inner)
+        return self._at(time_ns) + field_bytes(self._moved_out, inner)
 
     def moved_in(self, time_ns: int, kind: str, name: str, uid: str, old_name: str) -> bytes:
         """Encode a `Change` that tells that a resource has come from another node."""
         inner = field_text(1, kind) + field_text(2, name) + field_text(3, uid) + field_text(4, old_name)
-        return field_bytes(self._time, timestamp(time_ns)) + field_bytes(self._moved_in, inner)
+        return self._at(time_ns) + field_bytes(self._moved_in, inner)
 
     def event(self, time_ns: int, event: bytes) -> bytes:
         """Encode a `Change` that holds a serialised event."""
-        return field_bytes(self._time, timestamp(time_ns)) + field_bytes(self._event, event)
+        return self._at(time_ns) + field_bytes(self._event, event)
 
     def response(self, changes: Sequence[bytes], token: str) -> bytes:
         """Encode a `WatchResourcesResponse` around encoded changes."""

@@ -41,9 +41,10 @@ def create_head(resource: Message, name: str, *, call: object = None, uid: str |
     resource.uid = uid or str(uuid.uuid4())  # type: ignore[attr-defined]  # of every head
     resource.generation = 1  # type: ignore[attr-defined]  # of every head
     resource.etag = etag_of(resource)  # type: ignore[attr-defined]  # of every head
-    now = time.time_ns()
-    resource.create_time.FromNanoseconds(now)  # type: ignore[attr-defined]  # of every head
-    resource.update_time.FromNanoseconds(now)  # type: ignore[attr-defined]  # of every head
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    # FromNanoseconds takes three times as long, and whole inventories are made.
+    for stamp in (resource.create_time, resource.update_time):  # type: ignore[attr-defined]  # of every head
+        stamp.seconds, stamp.nanos = seconds, nanoseconds
 
 
 def touch(resource: Message) -> None:
@@ -92,7 +93,9 @@ def check_annotations(resource: Message) -> None:
     Raises:
         FieldOutOfRange: They are too large.
     """
-    annotations = getattr(resource, "annotations", {})
+    annotations = getattr(resource, "annotations", None)
+    if not annotations:
+        return
     size = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
     if size > ANNOTATIONS_LIMIT_BYTES:
         raise errors.FieldOutOfRange(

@@ -7,8 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -32,8 +31,7 @@ Records: TypeAlias = list[tuple[str, bytes]]
 """Private records, as (key, body)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Is one stored resource.
 
     Attributes:
@@ -51,8 +49,7 @@ class Row:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Is one line of the log.
 
     Attributes:
@@ -87,7 +84,7 @@ def uid_in(name: str) -> str:
 def select_row(connection: sqlite3.Connection, name: str) -> Row | None:
     """Read a resource by its name."""
     found = connection.execute(f"SELECT {_ROW_COLUMNS} FROM resources WHERE name = ?", (name,)).fetchone()  # noqa: S608
-    return Row(*found) if found else None
+    return Row._make(found) if found else None
 
 
 def select_row_by_uid(connection: sqlite3.Connection, kind: str, uid: str) -> Row | None:
@@ -96,7 +93,7 @@ def select_row_by_uid(connection: sqlite3.Connection, kind: str, uid: str) -> Ro
         f"SELECT {_ROW_COLUMNS} FROM resources WHERE kind = ? AND uid = ?",  # noqa: S608
         (kind, uid),
     ).fetchone()
-    return Row(*found) if found else None
+    return Row._make(found) if found else None
 
 
 def iterate_recorded_rows(connection: sqlite3.Connection, kind: str, space: str) -> Generator[Row, None, None]:
@@ -108,7 +105,7 @@ def iterate_recorded_rows(connection: sqlite3.Connection, kind: str, space: str)
     )
     with closing(connection.execute(sql, (kind, space))) as cursor:
         for found in cursor:
-            yield Row(*found)
+            yield Row._make(found)
 
 
 def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: str) -> Generator[Row, None, None]:
@@ -122,7 +119,7 @@ def iterate_rows(connection: sqlite3.Connection, kind: str, parent: str, after: 
     """
     with closing(_iterate(connection, _ROW_COLUMNS, kind, parent, after)) as rows:
         for found in rows:
-            yield Row(*found)
+            yield Row._make(found)
 
 
 def iterate_names(connection: sqlite3.Connection, kind: str, parent: str, after: str) -> Generator[str, None, None]:
@@ -267,7 +264,9 @@ class Transaction:
         return True
 
     def any_taken(self, kind: str, names: Sequence[str], uids: Sequence[str]) -> bool:
-        """Tell whether a resource has one of these names, or one of a kind one of these uids."""
+        """Tell whether a resource of a kind has one of these names or one of these uids."""
+        if not self.connection.execute("SELECT 1 FROM resources WHERE kind = ? LIMIT 1", (kind,)).fetchone():
+            return False
         sql = (
             "SELECT 1 FROM resources WHERE name IN (SELECT value FROM json_each(?)) UNION ALL"
             " SELECT 1 FROM resources WHERE kind = ? AND uid IN (SELECT value FROM json_each(?)) LIMIT 1"
@@ -282,16 +281,18 @@ class Transaction:
             messages: The resources, each with its head.
             cause: As for `put`.
         """
-        changes: list[tuple[Any, ...]] = []
+        changes: list[Entry] = []
         rows: list[tuple[Any, ...]] = []
+        # They are put at once: at one time.
+        self._ns = max(time.time_ns(), self._ns)
         for message in messages:
             name: str = message.name  # type: ignore[attr-defined]  # every resource has a head
             uid: str = message.uid  # type: ignore[attr-defined]  # every resource has a head
             generation: int = message.generation  # type: ignore[attr-defined]  # every resource has a head
             body = message.SerializeToString(deterministic=True)
-            self._seq, self._ns = self._seq + 1, max(time.time_ns(), self._ns)
+            self._seq += 1
             change = self._codec.put(self._ns, kind, body, cause=cause, old_generation=0)
-            changes.append((self._seq, self._ns, PUT, kind, name, uid, 0, change))
+            changes.append(Entry(self._seq, self._ns, PUT, kind, name, uid, 0, change))
             rows.append((name, kind, uid, generation, self._seq, self._ns, body))
             self.touched.add(name)
         if self.connection.execute("SELECT 1 FROM records WHERE space = ? LIMIT 1", (MOVED,)).fetchone():
@@ -299,7 +300,7 @@ class Transaction:
                 self.delete_record(MOVED, row[0])
         self._insert("changes", changes)
         self._insert("resources", rows)
-        self.entries += [Entry(*change) for change in changes]
+        self.entries += changes
 
     def put_records(self, space: str, records: Sequence[tuple[str, bytes]]) -> None:
         """Store private records that are not there yet; nobody is told."""

@@ -328,7 +328,7 @@ class WatchHub:
                 break
         marks = ",".join("?" * len(wanted))
         rows = reader.execute(f"SELECT {_COLUMNS} FROM changes WHERE seq IN ({marks}) ORDER BY seq", wanted)  # noqa: S608
-        return [Entry(*row) for row in rows]
+        return [Entry._make(row) for row in rows]
 
     # Tokens.
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
@@ -48,22 +47,12 @@ class _Template:
     Attributes:
         of: The spec as the driver has it: the same object for equal domains.
         domain: What became of it.
-        observation: Its run.
+        observation: Its run, likewise.
     """
 
     of: domain_spec_pb2.DomainSpec
     domain: domain_pb2.Domain
     observation: DomainObservation | None
-
-    def was_like(self, other: DomainObservation | None) -> bool:
-        """Tell whether another run differs from this one in its identity alone."""
-        mine = self.observation
-        if mine is None or other is None:
-            return mine is other
-        return _but_identity(other) == _but_identity(mine)
-
-
-_but_identity = attrgetter(*(one.name for one in fields(DomainObservation) if one.name not in ("uid", "runtime_id")))
 
 
 class Reconciler:
@@ -85,10 +74,10 @@ class Reconciler:
         await self._undo_creations()
         await self._end_starts()
         await self._compare()
+        self._count_recorded()
         for driver in context.hypervisors.ready():
             await self._take_over(driver)
         await self._adopt_unknown()
-        self._count()
         await context.operations.settle(Settlement(context, self._domains).handlers())
 
     async def _list(self, driver: Driver) -> None:
@@ -189,12 +178,13 @@ class Reconciler:
             return
         async for batch in facet.inventory():
             made = [await self._taken(driver, found) for found in batch]
-            await context.store.write(lambda tx, made=made: self._store_taken(tx, made))  # type: ignore[misc]  # bound here
+            stored = await context.store.write(lambda tx, made=made: self._store_taken(tx, made))  # type: ignore[misc]  # bound here
+            self._count(stored)
         await context.store.write(lambda tx: tx.put_record(records.SERVICE, key, digest))
 
     async def _taken(self, driver: Driver, found: FoundDomain) -> domain_pb2.Domain:
         same = self._template
-        if same is not None and same.of is found.spec and same.was_like(found.observation):
+        if same is not None and same.of is found.spec and same.observation is found.observation:
             # One of a group of equals: what was decided for the first holds for all.
             domain = domain_pb2.Domain()
             domain.CopyFrom(same.domain)
@@ -204,7 +194,7 @@ class Reconciler:
                 domain.labels.update(found.labels)
             resources.create_head(domain, f"nodes/{self._context.node}/domains/{found.domain_id}", uid=found.uid)
             if found.observation is not None:
-                domain.status.runtime_id = found.observation.runtime_id
+                domain.status.runtime_id = found.runtime_id
             return domain
         domain = domain_pb2.Domain(display_name=found.display_name, labels=found.labels, spec=found.spec)
         domain.spec.driver = driver.driver_id
@@ -212,25 +202,29 @@ class Reconciler:
         resolved = await self._creation.resolve(domain, None)
         statuses.defined(domain, resolved)
         if found.observation is not None:
-            run = statuses.Run(found.observation.runtime_id, 0, wiring.Connections(), found.observation)
+            run = statuses.Run(found.runtime_id, 0, wiring.Connections(), found.observation)
             statuses.started(domain, run)
         # Cards have MACs of their own.
         self._template = None if resolved.interfaces else _Template(found.spec, domain, found.observation)
         return domain
 
     @staticmethod
-    def _store_taken(tx: Transaction, made: Sequence[domain_pb2.Domain]) -> None:
+    def _store_taken(tx: Transaction, made: Sequence[domain_pb2.Domain]) -> Sequence[domain_pb2.Domain]:
+        """Store domains whose names and uids are free; returns those."""
         names, uids = [one.name for one in made], [one.uid for one in made]
         alone = len(set(names)) == len(set(uids)) == len(made)
         if alone and not tx.any_taken(KIND, names, uids):
             for domain in made:
                 records.take_macs(tx, domain)
             records.save_new(tx, made, statuses.OBSERVED)
-            return
+            return made
+        stored = []
         for domain in made:
             if tx.get(domain.name) is None and tx.get_by_uid(KIND, domain.uid) is None:
                 records.take_macs(tx, domain)
                 records.save(tx, domain, statuses.OBSERVED)
+                stored.append(domain)
+        return stored
 
     async def _adopt_unknown(self) -> None:
         """Make domains again out of guests that run and are not in the store: it was lost, or is an old one."""
@@ -253,12 +247,19 @@ class Reconciler:
             resources.set_condition(
                 domain.status.conditions, "Adopted", reason="STORE_LOST", message="made again out of its running guest"
             )
-            await context.store.write(lambda tx, domain=domain: self._store_taken(tx, [domain]))  # type: ignore[misc]  # bound here
+            stored = await context.store.write(lambda tx, domain=domain: self._store_taken(tx, [domain]))  # type: ignore[misc]  # bound here
+            self._count(stored)
 
-    def _count(self) -> None:
-        """Make the account of what active domains have."""
+    # The account of what active domains have.
+
+    def _count_recorded(self) -> None:
+        self._count(self._context.recorded(records.ACTIVE))
+
+    def _count(self, domains: Iterable[domain_pb2.Domain]) -> None:
         context = self._context
-        for domain in context.recorded(records.ACTIVE):
+        for domain in domains:
+            if not statuses.is_active(domain):
+                continue
             try:
                 counted = context.counted(domain)
             except VirtfleetError:

@@ -510,6 +510,7 @@ async def test_what_comes_back_under_an_old_name_has_moved_nowhere(tmp_path: Pat
 async def test_names_and_uids_that_are_taken_are_found(tmp_path: Path) -> None:
     async with open_store(tmp_path / "c.db") as store:
         one, free = domain("a"), domain("b")
+        assert not await store.write(lambda tx: tx.any_taken("domain", [one.name], [one.uid]))
         await put(store, one)
         for names, uids, taken in (
             ([free.name, one.name], [free.uid], True),

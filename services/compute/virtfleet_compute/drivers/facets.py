@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from virtfleet.compute.v1 import domain_spec_pb2, stats_pb2
 from virtfleet_compute.drivers.api import DomainObservation, DomainRef
@@ -265,17 +266,21 @@ class Addresses(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FoundDomain:
+class FoundDomain(NamedTuple):
     """Is a definition that the hypervisor holds."""
 
     domain_id: str
     uid: str
     spec: domain_spec_pb2.DomainSpec
     observation: DomainObservation | None = None
-    """Its present run, if it has one; None: it does not run."""
+    """Its present run, if it has one; None: it does not run.
+
+    Equal domains may share one: of whom and which run it is, it does not say.
+    """
+    runtime_id: str = ""
+    """The run."""
     display_name: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 @runtime_checkable

@@ -8,12 +8,14 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import DomainState, DomainStateReason
 from virtfleet_compute.drivers.test.faults import Faults
 from virtfleet_compute.drivers.test.guests import Guests
-from virtfleet_compute.drivers.test.seeds import Seeds
+from virtfleet_compute.drivers.test.seeds import Seeds, uuid5_text
 from virtfleet_compute.drivers.test.settings import Fault, Settings, from_table
 from virtfleet_service.errors import BackendUnreachable, DriverBroken, HypervisorFailed
 
@@ -116,6 +118,11 @@ def test_settings_that_cannot_be(table: dict[str, object]) -> None:
         from_table(Settings, table, "[drivers.test]")
 
 
+@given(st.uuids(), st.text())
+def test_uids_are_those_of_the_standard_library(space: uuid.UUID, name: str) -> None:
+    assert uuid5_text(space.bytes, name) == str(uuid.uuid5(space, name))
+
+
 def test_seeds_are_the_same_in_every_process(tmp_path: Path) -> None:
     path = tmp_path / "seed.json"
     path.write_text(
@@ -137,6 +144,8 @@ def test_seeds_are_the_same_in_every_process(tmp_path: Path) -> None:
     assert [found.uid for found in first] == [found.uid for found in second]
     assert [found.domain_id for found in first] == ["web-0", "web-1", "web-2", "db"]
     assert [found.observation is not None for found in first] == [True, True, True, False]
+    assert len({found.runtime_id for found in first[:3]}) == 3
+    assert first[3].runtime_id == ""
     assert first[0].spec.memory.maximum_bytes == 1 << 20
     assert {found.uid for found in first}.isdisjoint(found.uid for found in Seeds(path, "n2").found())
 

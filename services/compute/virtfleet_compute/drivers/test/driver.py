@@ -302,16 +302,15 @@ class TestDriver:
         first: Guest | None = None
         for found in self._seeds.found() if self._seeds is not None else ():
             if found.observation is not None:
-                runtime_id = found.observation.runtime_id
                 if first is None or found.spec is not of:
                     resolved = resolution.resolve(found.spec, None, self._settings.version)
                     of, first = (
                         found.spec,
-                        self._guests.start(found.uid, resolved, runtime_id, time.time_ns(), paused=False),
+                        self._guests.start(found.uid, resolved, found.runtime_id, time.time_ns(), paused=False),
                     )
                 else:
                     # Domains of a group share their spec.
-                    self._guests.start_another(found.uid, first, runtime_id)
+                    self._guests.start_another(found.uid, first, found.runtime_id)
             batch.append(found)
             if len(batch) == BATCH_COUNT:
                 yield batch

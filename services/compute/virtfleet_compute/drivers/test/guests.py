@@ -115,7 +115,7 @@ class Guests:
 
     def start_another(self, uid: str, like: Guest, runtime_id: str) -> None:
         """Make a guest that differs from one in its identity alone."""
-        self._keep(uid, like._replace(runtime=_runtime_bytes(runtime_id)))
+        self._keep(uid, like._replace(runtime=bytes.fromhex(runtime_id.replace("-", ""))))
 
     def change(self, uid: str, guest: Guest, state: int, reason: int) -> Guest:
         """Give a guest another state."""

@@ -76,6 +76,15 @@ def _parsed(text: bytes, suffix: str) -> tuple[Seed, tuple[domain_spec_pb2.Domai
     return seed, tuple(json_format.ParseDict(group.spec, domain_spec_pb2.DomainSpec()) for group in seed.domains)
 
 
+def uuid5_text(space: bytes, name: str) -> str:
+    """Return what `str(uuid.uuid5(…))` does, in a fifth of the time: a fleet needs tens of thousands."""
+    digest = bytearray(hashlib.sha1(space + name.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
 class Seeds:
     """Reads a seed file.
 
@@ -90,23 +99,21 @@ class Seeds:
         except (OSError, ValueError, json_format.ParseError) as error:
             raise DriverBroken(f"the seed file {path} cannot be used: {error}", path=path, cause=error) from error
         self.digest = hashlib.sha256(text).hexdigest()
-        self._space = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.seed.uid_space}/{node}")
+        self._space = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.seed.uid_space}/{node}").bytes
 
     def found(self) -> Iterator[FoundDomain]:
-        """Yield the domains; those that run have their observation, with a run of their own."""
+        """Yield the domains; those that run have a run of their own."""
         now_ns = time.time_ns()
-        start_time = datetime.fromtimestamp(now_ns / 1e9, UTC)
+        run = DomainObservation(
+            uid="",
+            state=DomainState.DOMAIN_STATE_RUNNING,
+            reason=DomainStateReason.DOMAIN_STATE_REASON_BOOTED,
+            start_time=datetime.fromtimestamp(now_ns / 1e9, UTC),
+        )
         for group, spec in zip(self.seed.domains, self._specs, strict=True):
+            observation = run if group.running else None
             for number in range(group.count):
                 domain_id = group.id.format(number=number)
-                uid = str(uuid.uuid5(self._space, domain_id))
-                run = None
-                if group.running:
-                    run = DomainObservation(
-                        uid=uid,
-                        state=DomainState.DOMAIN_STATE_RUNNING,
-                        reason=DomainStateReason.DOMAIN_STATE_REASON_BOOTED,
-                        runtime_id=str(uuid.uuid5(self._space, f"{domain_id}/{now_ns}")),
-                        start_time=start_time,
-                    )
-                yield FoundDomain(domain_id, uid, spec, run, group.display_name, group.labels)
+                uid = uuid5_text(self._space, domain_id)
+                runtime_id = uuid5_text(self._space, f"{domain_id}/{now_ns}") if group.running else ""
+                yield FoundDomain(domain_id, uid, spec, observation, runtime_id, group.display_name, group.labels)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BASIC: Final = resource_pb2.RESOURCE_VIEW_BASIC
 
+_HEAD = (1, 2)
 _SPEC = 10
 _STATUS = 11
 _LEFT_OUT_OF_STATUS = ("active_spec", "resolved_spec")
@@ -86,8 +87,7 @@ class Entry:
     def __init__(self, kind: Kind, full: bytes) -> None:
         self.kind = kind
         self.full = full
-        self.name = wire.string_at(full, (1,))
-        self.uid = wire.string_at(full, (2,))
+        self.name, self.uid = wire.strings_in(full, _HEAD)
         self._basic: bytes | None = None
         self._listed: bytes | None = None
         self._verdicts: dict[str, bool] | None = None
@@ -253,7 +253,7 @@ class Shape:
         if sort == _EVENT:
             return self._event(data, body)
         if sort == _DELETE:
-            kind, name, uid = (wire.string_at(body, (number,)) for number in (1, 2, 3))
+            kind, name, uid = wire.strings_in(body, (1, 2, 3))
             return Change(Sort.DELETE, kind, name, uid, raw=data)
         if sort in (_MOVED_OUT, _MOVED_IN):
             return self._move(sort, b"".join(head), body)
@@ -275,7 +275,7 @@ class Shape:
         return Change.put(entry, head=head, inner=b"".join(inner)) if entry is not None else None
 
     def _event(self, data: bytes, body: bytes) -> Change:
-        name, uid = wire.string_at(body, (1,)), wire.string_at(body, (2,))
+        name, uid = wire.strings_in(body, _HEAD)
         change = Change(Sort.EVENT, self.codec.kind_of_name(name), name, uid, raw=data)
         for number, kind, start, _ in wire.fields(body):
             if number == 3 and kind == 0:
@@ -284,7 +284,7 @@ class Shape:
 
     def _move(self, sort: int, head: bytes, body: bytes) -> Change:
         """Both halves of a move say all of it: either becomes the whole."""
-        kind, name, uid, other = (wire.string_at(body, (number,)) for number in (1, 2, 3, 4))
+        kind, name, uid, other = wire.strings_in(body, (1, 2, 3, 4))
         old, new = (name, other) if sort == _MOVED_OUT else (other, name)
         moved = field_text(1, kind) + field_text(2, uid) + field_text(3, old) + field_text(4, new)
         return Change(Sort.MOVED, kind, old, uid, raw=head + field_bytes(_MOVED, moved), new_name=new)

@@ -87,8 +87,18 @@ def single_field(data: bytes, number: int) -> bytes | None:
         FieldTwiceError: It occurs more than once.
         WireError: The message is malformed anywhere at its top level.
     """
-    wanted = number << 3 | _BYTES
-    found: bytes | None = None
+    return single_fields(data, (number,))[0]
+
+
+def single_fields(data: bytes, numbers: tuple[int, ...]) -> list[bytes | None]:
+    """Return what `single_field` returns for each of several fields, in one pass.
+
+    Raises:
+        FieldTwiceError: One occurs more than once.
+        WireError: The message is malformed anywhere at its top level.
+    """
+    wanted = {number << 3 | _BYTES: index for index, number in enumerate(numbers)}
+    found: list[bytes | None] = [None] * len(numbers)
     position, end = 0, len(data)
     try:
         while position < end:
@@ -105,10 +115,10 @@ def single_field(data: bytes, number: int) -> bytes | None:
                 position += length
                 if position > end:
                     raise WireError("the message is cut")
-                if tag == wanted:
-                    if found is not None:
-                        raise FieldTwiceError(f"field {number} occurs twice")
-                    found = data[start:position]
+                if tag in wanted:
+                    if found[wanted[tag]] is not None:
+                        raise FieldTwiceError(f"field {tag >> 3} occurs twice")
+                    found[wanted[tag]] = data[start:position]
                 elif tag >= 1 << 32:
                     raise WireError("a field has no valid number")
             else:
@@ -116,6 +126,23 @@ def single_field(data: bytes, number: int) -> bytes | None:
     except IndexError:
         raise WireError("the message is cut") from None
     return found
+
+
+def strings_in(data: bytes, numbers: tuple[int, ...]) -> list[str]:
+    """Return the strings in several fields of a message, in one pass; unset ones are empty.
+
+    Raises:
+        FieldTwiceError: One occurs more than once.
+        WireError: The message is malformed, or a string is not UTF-8.
+    """
+    return ["" if found is None else _text(found) for found in single_fields(data, numbers)]
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise WireError("a name is not UTF-8") from None
 
 
 def string_at(data: bytes, path: tuple[int, ...]) -> str:
@@ -132,10 +159,7 @@ def string_at(data: bytes, path: tuple[int, ...]) -> str:
         if found is None:
             return ""
         data = found
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise WireError("a name is not UTF-8") from None
+    return _text(data)
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import descriptor_pb2, message
@@ -92,6 +94,20 @@ def test_finds_what_an_encoder_wrote(filter_text: str, token: str, name: str, si
     data = LIST(filter=filter_text, page_token=token, name=name, page_size=size).SerializeToString()
     assert wire.string_at(data, (4,)) == name
     assert wire.string_at(data, (1,)) == filter_text
+
+
+@given(st.lists(field(), max_size=6).map(b"".join))
+def test_several_fields_in_one_pass_are_those_of_one_pass_each(data: bytes) -> None:
+    def read(one: Callable[[], list[str]]) -> list[str] | type[wire.WireError]:
+        try:
+            return one()
+        except wire.WireError as error:
+            return type(error)
+
+    alone = read(lambda: [wire.string_at(data, (1,)), wire.string_at(data, (4,))])
+    together = read(lambda: wire.strings_in(data, (1, 4)))
+    # Of two faults either may be told.
+    assert together == alone or (isinstance(alone, type) and isinstance(together, type))
 
 
 def test_a_field_that_occurs_twice_is_refused() -> None:

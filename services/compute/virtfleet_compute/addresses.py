@@ -118,9 +118,7 @@ class AddressBook:
         """Keep the addresses in the status of running domains up to date. Runs until cancelled."""
         while True:
             await asyncio.sleep(self._context.settings.address_seconds)
-            joined = [
-                domain for domain in self._context.recorded(records.ACTIVE) if _networks(domain, self._context.node)
-            ]
+            joined = self._joined()
             if not joined:
                 continue
             try:
@@ -131,6 +129,16 @@ class AddressBook:
                     await self._store(domain, by_mac)
             except VirtfleetError as error:
                 _log.debug("leases are not known for now: %s", error)
+
+    def _joined(self) -> list[domain_pb2.Domain]:
+        """Read the running domains that have a card in a network; those without a card are not looked at."""
+        holders = {body.partition(b":")[0].decode() for _, body in self._context.store.list_records(records.MAC)}
+        domains = (self._context.by_uid(uid) for uid in sorted(holders))
+        return [
+            domain
+            for domain in domains
+            if domain is not None and statuses.is_active(domain) and _networks(domain, self._context.node)
+        ]
 
     async def _store(self, domain: domain_pb2.Domain, by_mac: dict[str, list[network_pb2.Lease]]) -> None:
         cards = _cards(domain)

@@ -62,7 +62,8 @@ class Hosts:
         stored = self._stored()
         if stored is None or stored.status != status:
             await self._context.store.write(lambda tx: self._put_host(tx, status))
-        await self._context.store.write(lambda tx: _put_drivers(tx, drivers))
+        if not all(self._is_stored(driver) for driver in drivers):
+            await self._context.store.write(lambda tx: _put_drivers(tx, drivers))
 
     def get(self) -> host_pb2.Host:
         """Return the host with what is allocated at this moment."""
@@ -83,6 +84,10 @@ class Hosts:
             ResourceNotFound: There is none.
         """
         return self._context.store.find(DRIVER, name).body
+
+    def _is_stored(self, driver: capability_pb2.Driver) -> bool:
+        row = self._context.store.get(driver.name)
+        return row is not None and capability_pb2.Driver.FromString(row.body).status == driver.status
 
     def _stored(self) -> host_pb2.Host | None:
         row = self._context.store.get(self._name)

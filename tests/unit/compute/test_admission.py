@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from virtfleet.compute.v1 import domain_pb2
-from virtfleet_compute.admission import Admission, memory_info
+from virtfleet_compute.admission import Admission, memory_info, memory_total_bytes
 from virtfleet_compute.settings import ComputeSettings
 from virtfleet_service.errors import NodeMemoryShort, QuotaExceeded
 from virtfleet_service.settings import SettingsError
@@ -42,6 +42,10 @@ def test_memory_is_refused_before_anything_is_given() -> None:
     assert int(refused.value.metadata["free_bytes"]) < memory_info()["MemTotal"]
     assert admission.active_count == 0
     admission.admit(domain("a", memory_info()["MemTotal"]), counted=False)
+
+
+def test_the_memory_of_the_host_is_read_without_the_rest() -> None:
+    assert memory_total_bytes() == memory_info()["MemTotal"]
 
 
 def test_a_node_may_be_overcommitted() -> None:

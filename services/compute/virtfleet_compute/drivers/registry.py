@@ -42,7 +42,8 @@ def known() -> Mapping[str, str]:
 
 def make(driver_id: str, environment: DriverEnvironment) -> Driver | Missing:
     """Import and make one driver. Never raises for a driver that is at fault: it becomes `Missing`."""
-    target = known().get(driver_id)
+    # The search among all that is installed takes 20 ms.
+    target = DRIVERS.get(driver_id) or known().get(driver_id)
     if target is None:
         return Missing(
             driver_id, DriverBroken(f"no driver {driver_id!r} is installed", driver=driver_id, cause="not installed")

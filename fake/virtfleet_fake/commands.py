@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
+import click
 
 from virtfleet.fake.v1 import fake_pb2
 from virtfleet_fake import control, fleet
@@ -24,8 +24,6 @@ from virtfleet_service import logs
 from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.server import raise_descriptor_limit
 from virtfleet_service.settings import SettingsError
-
-app = typer.Typer(help="A whole fleet in one process, for tests of controllers.", invoke_without_command=True)
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)")
 _M_ARENA_MAX = -8
@@ -60,32 +58,62 @@ def parse_fault(text: str) -> fake_pb2.Fault:
     return fault
 
 
-@app.callback()
-def fake(
-    nodes: Annotated[int, typer.Option(min=1, max=1000, help="How many nodes: n1, n2, …")] = 1,
-    domains: Annotated[int, typer.Option(min=0, max=100_000, help="How many running domains each node has.")] = 0,
-    seed_file: Annotated[Path | None, typer.Option(help="The domains of each node instead: TOML or JSON.")] = None,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(help="n7=freeze, n9=latency:300ms, n3=away, n2=error:REASON[:METHOD]; may be given again."),
-    ] = None,
-    listen: Annotated[str, typer.Option(help="Where clients connect, host:port; port 0: a free one.")] = "127.0.0.1:0",
-    control_listen: Annotated[str, typer.Option(help="Where FakeService listens.")] = "127.0.0.1:0",
-    until_eof: Annotated[bool, typer.Option("--until-eof", help="End when standard input ends.")] = False,  # noqa: FBT002 - a flag
+@click.command("fake")
+@click.option("--nodes", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many nodes: n1, n2, …")
+@click.option(
+    "--domains",
+    type=click.IntRange(0, 100_000),
+    default=0,
+    show_default=True,
+    help="How many running domains each node has.",
+)
+@click.option(
+    "--seed-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The domains of each node instead: TOML or JSON.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="n7=freeze, n9=latency:300ms, n3=away, n2=error:REASON[:METHOD]; may be given again.",
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where clients connect, host:port; port 0: a free one.",
+)
+@click.option(
+    "--control-listen", default="127.0.0.1:0", show_default=True, metavar="ADDRESS", help="Where FakeService listens."
+)
+@click.option("--until-eof", is_flag=True, help="End when standard input ends.")
+def app(
+    *,
+    nodes: int,
+    domains: int,
+    seed_file: Path | None,
+    faults: tuple[str, ...],
+    listen: str,
+    control_listen: str,
+    until_eof: bool,
 ) -> None:
     """Run a fake fleet until SIGTERM or Ctrl-C.
 
     Prints one line of JSON when every node is ready: address, control_address, nodes, and the certificate files of an
     administrator (ca_file, cert_file, key_file) with those of an operator and a viewer beside them.
     """
-    faults = [parse_fault(text) for text in fault or ()]
+    found = [parse_fault(text) for text in faults]
     plan = fleet.Plan(nodes=nodes, domains=domains, seed_file=seed_file, listen=listen)
     logs.configure("fake", "", "warning")
     raise_descriptor_limit()
     _share_arenas()
     try:
         with asyncio.Runner(loop_factory=MovableLoop) as runner:
-            runner.run(_run(plan, faults, control_listen, until_eof=until_eof))
+            runner.run(_run(plan, found, control_listen, until_eof=until_eof))
     except SettingsError as error:
         raise ValueError(str(error)) from error
     except VirtfleetError as error:
@@ -108,10 +136,9 @@ async def _run(plan: fleet.Plan, faults: list[fake_pb2.Fault], control_listen: s
     async with fleet.running(plan, faults) as running, control.serving(running, control_listen) as control_address:
         ready = {"address": running.address, "control_address": control_address, **running.files()}
         ready["nodes"] = ",".join(running.nodes)
-        gc.collect()
         gc.freeze()
         gc.enable()
-        typer.echo(json.dumps(ready))
+        sys.stdout.write(f"{json.dumps(ready)}\n")
         sys.stdout.flush()
         async with asyncio.TaskGroup() as group:
             waiting = [group.create_task(stop.wait())]

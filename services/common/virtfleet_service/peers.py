@@ -144,6 +144,11 @@ class Peer:
         """Close the channel."""
         await self.close()
 
+    @property
+    def has_socket(self) -> bool:
+        """Whether the peer's socket is there; while it is not, no call is worth the trouble."""
+        return self._path.exists()
+
     async def close(self) -> None:
         """Close the channel; running calls end."""
         if self._channel is not None:
@@ -183,7 +188,7 @@ class Peer:
         timeout = timeout_seconds if left is None else min(left, timeout_seconds)
         unary = self._methods.get(method)
         if unary is None:
-            if not self._path.exists():
+            if not self.has_socket:
                 # Nobody has listened there yet: what a call would find out, without a connection that keeps trying.
                 raise self._silent()
             if self._channel is None:

@@ -13,6 +13,7 @@ from virtfleet_compute.context import Context
 from virtfleet_compute.creation import Creation
 from virtfleet_compute.drivers.api import DomainRef
 from virtfleet_service.errors import HasChildren, ResourceInUse, VirtfleetError
+from virtfleet_service.peers import Peer
 
 _log = logging.getLogger(__name__)
 
@@ -29,16 +30,17 @@ class Sweep:
 
     async def run(self) -> None:
         """Sweep at start and when asked to, again and again until both peers have answered. Runs until cancelled."""
-        storage = asyncio.create_task(self._repeat("storage", self._volumes), name="sweep storage")
-        network = asyncio.create_task(self._repeat("network", self._ports), name="sweep network")
+        wiring = self._context.wiring
+        storage = asyncio.create_task(self._repeat("storage", wiring.storage, self._volumes), name="sweep storage")
+        network = asyncio.create_task(self._repeat("network", wiring.network, self._ports), name="sweep network")
         try:
             await asyncio.gather(storage, network)
         finally:
             storage.cancel()
             network.cancel()
 
-    async def _repeat(self, peer: str, sweep: Callable[[], Awaitable[None]]) -> None:
-        wanted = self._context.wiring.unswept[peer]
+    async def _repeat(self, name: str, peer: Peer, sweep: Callable[[], Awaitable[None]]) -> None:
+        wanted = self._context.wiring.unswept[name]
         wanted.set()
         while True:
             await wanted.wait()
@@ -46,10 +48,11 @@ class Sweep:
             delay_seconds = FIRST_DELAY_SECONDS
             while True:
                 try:
-                    await sweep()
-                    break
+                    if peer.has_socket:
+                        await sweep()
+                        break
                 except VirtfleetError as error:
-                    _log.debug("the sweep of %s waits: %s", peer, error)
+                    _log.debug("the sweep of %s waits: %s", name, error)
                 await asyncio.sleep(delay_seconds)
                 delay_seconds = min(delay_seconds * 2, LAST_DELAY_SECONDS)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-
-from virtfleet_fake.commands import app
 
 
 def main() -> None:
     """Run the command line."""
+    # Imports make no garbage; `commands` looks for it again when the fleet is ready.
+    gc.disable()
+    from virtfleet_fake.commands import app
+
     try:
         app()
     except (OSError, ValueError) as error:

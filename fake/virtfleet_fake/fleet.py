@@ -44,7 +44,7 @@ _USER_LIFETIME: Final = dt.timedelta(days=30)
 _PREFIX: Final = "virtfleet-fake-"
 _ORPHAN_SECONDS: Final = 10.0
 _AT_ONCE: Final = 8
-"""So many nodes begin at a time: while the store of one writes, another computes."""
+"""So many nodes begin at a time: a node that begins holds its domains in memory once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,13 +250,9 @@ def _migrate(connection: sqlite3.Connection, missing: list[Migration], release: 
 
 def _identify(connection: sqlite3.Connection) -> None:
     """Make a store one that has served nobody yet, with a name and a key that no other has."""
-    connection.executemany(
-        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-        [
-            ("store_id", secrets.token_bytes(STORE_ID_BYTES)),
-            ("token_key", secrets.token_bytes(32)),
-            ("served_seconds", b"0.0"),
-        ],
+    connection.execute(
+        "INSERT OR REPLACE INTO meta VALUES ('store_id', ?), ('token_key', ?), ('served_seconds', ?)",
+        (secrets.token_bytes(STORE_ID_BYTES), secrets.token_bytes(32), b"0.0"),
     )
 
 

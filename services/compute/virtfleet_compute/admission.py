@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet_compute import lifecycle
@@ -13,8 +13,7 @@ from virtfleet_service.errors import NodeMemoryShort, QuotaExceeded
 _MEMINFO = Path("/proc/meminfo")
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """Is what one active domain has."""
 
     memory_bytes: int

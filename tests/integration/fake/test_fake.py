@@ -78,6 +78,17 @@ def test_the_seed_is_there_on_every_node(fake: Fake) -> None:
     assert server.pid == fake.process.pid
 
 
+def test_the_first_list_is_whole_and_nodes_cost_no_threads_and_no_stores_on_disk() -> None:
+    with running("--nodes", "60", "--domains", "15") as fake:
+        assert set(fake.names()) == {
+            f"nodes/n{node}/domains/d-{number:05d}" for node in range(1, 61) for number in range(15)
+        }
+        assert len(list(Path(f"/proc/{fake.process.pid}/task").iterdir())) < 60
+        nodes = Path(fake.ready["ca_file"]).parent.parent / "nodes"
+        assert len(list(nodes.iterdir())) == 60
+        assert list(nodes.rglob("*.db*")) == []
+
+
 def test_a_domain_lives_as_on_a_real_node(fake: Fake) -> None:
     name = "nodes/n1/domains/made"
     domain = domain_pb2.Domain()

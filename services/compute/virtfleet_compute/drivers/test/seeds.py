@@ -77,12 +77,10 @@ def _parsed(text: bytes, suffix: str) -> tuple[Seed, tuple[domain_spec_pb2.Domai
 
 
 def uuid5_text(space: bytes, name: str) -> str:
-    """Return what `str(uuid.uuid5(…))` does, in a fifth of the time: a fleet needs tens of thousands."""
-    digest = bytearray(hashlib.sha1(space + name.encode(), usedforsecurity=False).digest()[:16])
-    digest[6] = digest[6] & 0x0F | 0x50
-    digest[8] = digest[8] & 0x3F | 0x80
-    text = digest.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """Return what `str(uuid.uuid5(…))` does, in a small part of the time: a fleet needs tens of thousands."""
+    text = hashlib.sha1(space + name.encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(text[16], 16) & 3]
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
 class Seeds:

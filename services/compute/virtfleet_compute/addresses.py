@@ -118,7 +118,7 @@ class AddressBook:
         """Keep the addresses in the status of running domains up to date. Runs until cancelled."""
         while True:
             await asyncio.sleep(self._context.settings.address_seconds)
-            joined = self._joined()
+            joined = self.joined()
             if not joined:
                 continue
             try:
@@ -130,7 +130,7 @@ class AddressBook:
             except VirtfleetError as error:
                 _log.debug("leases are not known for now: %s", error)
 
-    def _joined(self) -> list[domain_pb2.Domain]:
+    def joined(self) -> list[domain_pb2.Domain]:
         """Read the running domains that have a card in a network; those without a card are not looked at."""
         holders = {body.partition(b":")[0].decode() for _, body in self._context.store.list_records(records.MAC)}
         domains = (self._context.by_uid(uid) for uid in sorted(holders))

@@ -11,6 +11,7 @@ import pytest
 from tests.integration.compute.rig import PARENT, Process, Service, State, name, service
 from virtfleet.compute.v1 import domain_pb2, stats_pb2
 from virtfleet.type.v1 import resource_pb2
+from virtfleet_compute.addresses import AddressBook
 
 COUNT = 100_000
 SECONDS = 150
@@ -70,6 +71,24 @@ async def _counted(node: Service, *, running: int) -> None:
     domain = domain_pb2.Domain()
     domain.CopyFrom(await node.get("d000000"))
     assert domain.status.active_spec == domain.status.resolved_spec
+
+
+async def test_addresses_are_kept_of_running_domains_with_a_card(place: Path) -> None:
+    spec = {"memory": {"maximumBytes": "67108864"}}
+    card = {**spec, "interfaces": {"eth0": {"network": "networks/lan"}}}
+    groups = [
+        {"id": "plain{number}", "count": 2, "running": True, "spec": spec},
+        {"id": "joined{number}", "count": 2, "running": True, "spec": card},
+        {"id": "off", "spec": card},
+    ]
+    file = place / "seed.json"
+    file.write_text(json.dumps({"domains": groups}))
+    async with service(place, drivers={"test": {"seed_file": str(file)}}) as node:
+        book = AddressBook(node.app.context)
+        assert {domain.name for domain in book.joined()} == {name("joined0"), name("joined1")}
+        await node.delete("joined0", stop=True)
+        assert {domain.name for domain in book.joined()} == {name("joined1")}
+        assert node.app.context.admission.active_count == 3
 
 
 async def test_equal_domains_are_what_each_would_be_alone(place: Path) -> None:

@@ -131,14 +131,13 @@ class AddressBook:
                 _log.debug("leases are not known for now: %s", error)
 
     def joined(self) -> list[domain_pb2.Domain]:
-        """Read the running domains that have a card in a network; those without a card are not looked at."""
-        holders = {body.partition(b":")[0].decode() for _, body in self._context.store.list_records(records.MAC)}
+        """Read the running domains that have a card in a network; only those with a card are decoded."""
+        store, node = self._context.store, self._context.node
+        holders = {body.partition(b":")[0].decode() for _, body in store.list_records(records.MAC)}
+        if holders:
+            holders &= {uid for uid, _ in store.list_records(records.ACTIVE)}
         domains = (self._context.by_uid(uid) for uid in sorted(holders))
-        return [
-            domain
-            for domain in domains
-            if domain is not None and statuses.is_active(domain) and _networks(domain, self._context.node)
-        ]
+        return [domain for domain in domains if domain is not None and _networks(domain, node)]
 
     async def _store(self, domain: domain_pb2.Domain, by_mac: dict[str, list[network_pb2.Lease]]) -> None:
         cards = _cards(domain)

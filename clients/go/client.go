@@ -116,9 +116,14 @@ func Dial(ctx context.Context, options ...Option) (*Client, error) {
 			return nil, err
 		}
 		place.target = "passthrough:///localhost"
-		settings = append(settings, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return client.proxy.dial(ctx)
-		}))
+		settings = append(settings,
+			// Next to the wire: each attempt is explained.
+			grpc.WithChainUnaryInterceptor(client.proxy.explainUnary),
+			grpc.WithChainStreamInterceptor(client.proxy.explainStream),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				return client.proxy.dial(ctx)
+			}),
+		)
 	}
 	client.conn, err = grpc.NewClient(place.target, append(settings, plan.grpc...)...)
 	if err != nil {

@@ -9,9 +9,15 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -28,6 +34,7 @@ var errClosed = errors.New("the client is closed")
 type proxy struct {
 	program string
 	uri     string
+	said    atomic.Pointer[tail] // what the process that was started last has said
 
 	mutex   sync.Mutex
 	running *proxyProcess
@@ -97,6 +104,7 @@ func (p *proxy) start(ctx context.Context) (*proxyProcess, error) {
 		return nil, err
 	}
 	process := &proxyProcess{input: input, ended: make(chan struct{}), said: &tail{}}
+	p.said.Store(process.said)
 	command.Stderr = process.said
 	if err := command.Start(); err != nil {
 		return nil, err
@@ -150,6 +158,51 @@ func (p *proxy) close() {
 	}
 }
 
+// explained adds to an error of the connection what the helper says of it (the words of ssh, say): gRPC sees a closed socket only.
+func (p *proxy) explained(err error) error {
+	known := status.Convert(err)
+	if err == nil || known.Code() != codes.Unavailable || len(known.Details()) > 0 {
+		return err
+	}
+	said := p.said.Load().lastWords()
+	if said == "" || strings.Contains(known.Message(), said) {
+		return err
+	}
+	return status.Error(codes.Unavailable, known.Message()+": "+said)
+}
+
+func (p *proxy) explainUnary(
+	ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker,
+	options ...grpc.CallOption,
+) error {
+	return p.explained(invoke(ctx, method, request, reply, conn, options...))
+}
+
+func (p *proxy) explainStream(
+	ctx context.Context, description *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer,
+	options ...grpc.CallOption,
+) (grpc.ClientStream, error) {
+	stream, err := open(ctx, description, conn, method, options...)
+	if err != nil {
+		return nil, p.explained(err)
+	}
+	return &explainedStream{stream, p}, nil
+}
+
+type explainedStream struct {
+	grpc.ClientStream
+	proxy *proxy
+}
+
+// RecvMsg is part of grpc.ClientStream.
+func (s *explainedStream) RecvMsg(message any) error {
+	err := s.ClientStream.RecvMsg(message)
+	if errors.Is(err, io.EOF) {
+		return err
+	}
+	return s.proxy.explained(err)
+}
+
 // tail keeps the end of what a program says.
 type tail struct {
 	mutex sync.Mutex
@@ -168,10 +221,29 @@ func (t *tail) Write(more []byte) (int, error) {
 }
 
 func (t *tail) quoted() string {
-	t.mutex.Lock()
-	defer t.mutex.Unlock()
-	if text := strings.TrimSpace(string(t.text)); text != "" {
+	if text := t.trimmed(); text != "" {
 		return ": " + text
 	}
 	return ""
+}
+
+// lastWords returns the last two lines that differ; attempts that fail alike say the same. A nil tail has said nothing.
+func (t *tail) lastWords() string {
+	if t == nil {
+		return ""
+	}
+	var lines []string
+	for line := range strings.Lines(t.trimmed()) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	lines = lines[max(0, len(lines)-2):]
+	return strings.Join(slices.Compact(lines), "; ")
+}
+
+func (t *tail) trimmed() string {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	return strings.TrimSpace(string(t.text))
 }

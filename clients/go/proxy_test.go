@@ -2,6 +2,7 @@ package virtfleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	commonv1 "virtfleet.dev/go/common/v1"
+	computev1 "virtfleet.dev/go/compute/v1"
 )
 
 // TestMain lets the test program be its own `virtfleet proxy`: it joins connections to the socket that the URI names.
@@ -54,6 +56,7 @@ func proxyProgram(text string) int {
 			}
 			far, err := net.Dial("unix", uri.Path)
 			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
 				_ = near.Close()
 				continue
 			}
@@ -133,5 +136,36 @@ func TestAHelperThatCannotStartIsQuoted(t *testing.T) {
 	t.Setenv("VIRTFLEET_COMMAND", filepath.Join(t.TempDir(), "missing"))
 	if _, err := Dial(t.Context(), WithAddress("ssh://far/x")); err == nil || !strings.Contains(err.Error(), "missing") {
 		t.Error(err)
+	}
+}
+
+func TestWhatTheHelperSaysOfAConnectionIsInTheError(t *testing.T) {
+	t.Setenv("VIRTFLEET_COMMAND", os.Args[0])
+	client, err := Dial(t.Context(), WithAddress("ssh://far/nowhere/socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	_, err = client.Access.WhoAmI(t.Context(), &commonv1.WhoAmIRequest{})
+	words := "dial unix /nowhere/socket: connect: no such file or directory"
+	if !errors.Is(err, ErrUnavailable) || strings.Count(err.Error(), words) != 1 {
+		t.Error(err)
+	}
+	// A stream ends with its first failure: the words of that one may come after it.
+	for attempt := 0; ; attempt++ {
+		stream, err := client.ComputeWatch.WatchResources(t.Context(), &computev1.WatchResourcesRequest{Parent: "nodes/-"})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if !errors.Is(err, ErrUnavailable) {
+			t.Fatal(err)
+		}
+		if strings.Contains(err.Error(), words) {
+			break
+		}
+		if attempt == 50 {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }

@@ -13,16 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from tests.clients.conformance import agents
+from tests.clients.conformance.agents import Agent
 from tests.integration.fake.fleet import Fake, running
+from tools import maven
 from tools.system import SEARCH_PATH
 from virtfleet.common.v1 import admin_pb2, admin_pb2_grpc
 from virtfleet.compute.v1 import domain_pb2
 
-pytestmark = pytest.mark.timeout(90)
+# The agents may have to be built first.
+pytestmark = pytest.mark.timeout(90 + maven.LIMIT_SECONDS)
 
 PRIVATE_ROOM = Path("/run/sshd")
 """Where root's sshd shuts in what speaks to strangers; the package makes it at boot."""
@@ -228,7 +233,7 @@ def test_a_watch_goes_on_after_its_ssh_was_killed(sshd: Sshd, fake: Fake, tmp_pa
             ["virtfleet", "watch", "domains"], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        until(lambda: log.read_text().count("added") == 4, log)
+        until(lambda: log.read_text().count("added") == 4, log.read_text)
         if how == "server":
             sshd.end()
             time.sleep(1)
@@ -236,10 +241,10 @@ def test_a_watch_goes_on_after_its_ssh_was_killed(sshd: Sshd, fake: Fake, tmp_pa
         else:
             (session,) = sshd.sessions()
             os.kill(session, signal.SIGKILL)
-        made = domain_pb2.CreateDomainRequest(parent="nodes/n1", domain_id=f"after-{how}")
-        made.domain.spec.memory.maximum_bytes = 1 << 26
-        fake.fleet.wait(fake.fleet.domains.CreateDomain(made), domain_pb2.Domain)
-        until(lambda: f"n1/domains/after-{how}" in log.read_text() or f"n1/after-{how}" in log.read_text(), log)
+        create(fake, f"after-{how}")
+        until(
+            lambda: f"n1/domains/after-{how}" in log.read_text() or f"n1/after-{how}" in log.read_text(), log.read_text
+        )
         assert log.read_text().count("added") == 5, log.read_text()
         assert watch.poll() is None
     finally:
@@ -248,8 +253,78 @@ def test_a_watch_goes_on_after_its_ssh_was_killed(sshd: Sshd, fake: Fake, tmp_pa
     fake.fleet.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=f"nodes/n1/domains/after-{how}"))
 
 
-def until(holds: Callable[[], bool], log: Path, seconds: float = 30.0) -> None:
+@pytest.fixture
+def agent(request: pytest.FixtureRequest, sshd: Sshd) -> Iterator[Agent]:
+    """Yield the program of a client, which finds the `ssh` of the server."""
+    command = agents.AGENTS[request.param]()
+    assert sshd.process is not None
+    with Agent(request.param, command) as agent:
+        yield agent
+
+
+def through(agent: Agent, sshd: Sshd, fake: Fake) -> None:
+    """Have a client connect to the gateway, as seen from the machine of the sshd."""
+    files = {name: fake.ready[name] for name in ("ca_file", "cert_file", "key_file")}
+    agent.call("connect", address=sshd.uri(f"?to={fake.ready['address']}&server_name=localhost"), **files)
+
+
+@pytest.mark.parametrize("agent", list(agents.AGENTS), indirect=True)
+def test_every_client_lists_and_watches_through_ssh(agent: Agent, sshd: Sshd, fake: Fake) -> None:
+    through(agent, sshd, fake)
+    assert agent.call("list", parent="nodes/-") == {"count": 4, "distinct_count": 4, "missing": []}
+    agent.call("watch", **{"as": "w"}, parent="nodes/-")
+    before = fake.names()[0]
+
+    def watched(name: str) -> dict[str, Any]:
+        return agent.call("watched", **{"as": "w"}, name=name)
+
+    until(lambda: watched(before)["snapshot_ends"] == 1, agent.said)
+    (session,) = sshd.sessions()
+    os.kill(session, signal.SIGKILL)
+    name = create(fake, f"after-{agent.name}")
+    try:
+        until(lambda: watched(name)["last"] is not None, agent.said)
+        state = watched(name)
+        assert state["snapshot_ends"] == 1, "it went on, and did not begin again"
+        assert not state["ended"]
+        assert session not in sshd.sessions()
+    finally:
+        fake.fleet.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=name))
+    agent.call("close")
+    until(lambda: not sshd.sessions(), agent.said)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [("user's key", "Permission denied (publickey)"), ("no server", "Connection refused")],
+)
+@pytest.mark.parametrize("agent", list(agents.AGENTS), indirect=True)
+def test_every_client_says_why_ssh_does_not_lead_there(
+    agent: Agent, sshd: Sshd, fake: Fake, wrong: str, says: str
+) -> None:
+    if wrong == "no server":
+        sshd.end()
+    else:
+        sshd.lets_in("other")
+    try:
+        through(agent, sshd, fake)
+        answer = agent.begin("list", parent="nodes/-").answer(30)
+    finally:
+        if wrong == "no server":
+            sshd.start()
+    assert (answer["error"]["code"], answer["error"]["reason"]) == ("UNAVAILABLE", "")
+    assert says in answer["error"]["message"]
+    assert answer["error"]["message"].count(says) == 1
+
+
+def create(fake: Fake, domain_id: str) -> str:
+    made = domain_pb2.CreateDomainRequest(parent="nodes/n1", domain_id=domain_id)
+    made.domain.spec.memory.maximum_bytes = 1 << 26
+    return fake.fleet.wait(fake.fleet.domains.CreateDomain(made), domain_pb2.Domain).name
+
+
+def until(holds: Callable[[], bool], said: Callable[[], str], seconds: float = 30.0) -> None:
     ends_at = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < ends_at, log.read_text()
+        assert time.monotonic() < ends_at, said()
         time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -186,6 +187,7 @@ class Agent:
             self._said.append(line)
 
 
+@functools.cache
 def _go() -> list[str]:
     """Build the Go agent and return its command."""
     program = ROOT / "build/conformance/go-agent"
@@ -199,11 +201,11 @@ def _go() -> list[str]:
 
 AGENTS: dict[str, Callable[[], list[str]]] = {
     "go": _go,
-    "java": maven.conformance_agent,
+    "java": functools.cache(maven.conformance_agent),
     "python": lambda: PYTHON,
     "asyncio": lambda: [*PYTHON, "--asyncio"],
 }
-"""How each client's agent is built; gives its command."""
+"""How each client's agent is built, once in a run; gives its command."""
 
 
 def chosen() -> dict[str, Callable[[], list[str]]]:

@@ -7,11 +7,13 @@ import java.io.InputStreamReader;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Optional;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.stream.Collectors;
 
 /**
  * The helper process {@code virtfleet proxy URI}, which gives a unix socket for any transport. It is started at the beginning, and
@@ -25,6 +27,9 @@ final class ProxyProcess implements AutoCloseable {
 
     private final String program;
     private final String uri;
+    /** What the process that was started last has said. */
+    private volatile StringBuffer said = new StringBuffer();
+
     private Running running;
     private boolean closed;
 
@@ -58,9 +63,16 @@ final class ProxyProcess implements AutoCloseable {
         return running.socket();
     }
 
+    /** {@return the last two lines that differ of what the process has said; attempts that fail alike say the same} */
+    String lastWords() {
+        List<String> lines = said.toString().lines().map(String::strip).filter(line -> !line.isEmpty()).toList();
+        return lines.stream().skip(Math.max(0, lines.size() - 2)).distinct().collect(Collectors.joining("; "));
+    }
+
     private Running start() throws IOException {
         Process process = new ProcessBuilder(program, "proxy", uri).start();
         StringBuffer said = new StringBuffer();
+        this.said = said;
         follow("virtfleet-proxy-errors", process.getErrorStream(), line -> keep(said, line));
         CompletableFuture<Optional<String>> first = new CompletableFuture<>();
         // Nothing else is said there; a full pipe must not stop it.

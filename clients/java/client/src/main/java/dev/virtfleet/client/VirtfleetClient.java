@@ -211,6 +211,7 @@ public final class VirtfleetClient extends Services implements AutoCloseable {
                 } else {
                     builder.usePlaintext();
                 }
+                builder.intercept(new ProxyWords(proxy));
                 return new Transport(builder, () -> {
                     ProxyResolver.forget(target);
                     proxy.close();

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import hashlib
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from google.longrunning import operations_pb2
 
@@ -162,6 +165,39 @@ def domain_json(domain: domain_pb2.Domain) -> Json:
         "state": state_of(domain),
         "display_name": domain.display_name,
     }
+
+
+Gate = TypeVar("Gate", threading.Event, asyncio.Event)
+
+
+class Held(Generic[Gate]):
+    """Stops a reader at its next change while it is held.
+
+    Args:
+        gate: What the reader waits for, in the way of its client: it is open while it is set.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate: Gate = gate
+        self._gate.set()
+        self.stands = False
+
+    def hold(self) -> None:
+        """Stop the reader from now on."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._gate.set()
+
+    @contextmanager
+    def passing(self) -> Iterator[Gate]:
+        """Note that the reader stands here while it waits for the gate."""
+        self.stands = not self._gate.is_set()
+        try:
+            yield self._gate
+        finally:
+            self.stands = False
 
 
 @dataclass

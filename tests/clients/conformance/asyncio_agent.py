@@ -26,30 +26,6 @@ def error_of(error: BaseException) -> Json:
     return speech.error_of(typed(error) if isinstance(error, grpc.aio.AioRpcError) else error)
 
 
-class Held:
-    """Stops a reader at its next change while it is held."""
-
-    def __init__(self) -> None:
-        self._free = asyncio.Event()
-        self._free.set()
-        self.stands = False
-
-    def hold(self) -> None:
-        """Stop the reader from now on."""
-        self._free.clear()
-
-    def release(self) -> None:
-        """Let it go on."""
-        self._free.set()
-
-    async def pass_(self) -> None:
-        """Stand here while it is held."""
-        if not self._free.is_set():
-            self.stands = True
-            await self._free.wait()
-            self.stands = False
-
-
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
@@ -59,7 +35,7 @@ async def _end(task: asyncio.Task[None]) -> None:
 class _Watch:
     def __init__(self, fleet: AsyncFleet, request: Json) -> None:
         self.watched = speech.Watched()
-        self.held = Held()
+        self.held = speech.Held(asyncio.Event())
         self._follow = fleet.watch(speech.watching(request), resnapshot=request.get("resnapshot", False))
         self._task = asyncio.ensure_future(self._read())
 
@@ -67,7 +43,8 @@ class _Watch:
         try:
             async for answer in self._follow:
                 if answer.changes:
-                    await self.held.pass_()
+                    with self.held.passing() as gate:
+                        await gate.wait()
                 self.watched.take(answer)
         except Exception as error:  # noqa: BLE001 - the harness judges it
             self.watched.error = error_of(error)
@@ -84,7 +61,7 @@ class _Watch:
 class _Informed:
     def __init__(self, fleet: AsyncFleet, request: Json) -> None:
         self.told = speech.Told()
-        self.held = Held()
+        self.held = speech.Held(asyncio.Event())
         self.domains = AsyncInformer(fleet, domain_pb2.Domain, parent=request["parent"])
         self._limit = request.get("deadline_s", 30)
         self._task: asyncio.Task[None] | None = None
@@ -97,7 +74,8 @@ class _Informed:
     async def _read(self) -> None:
         async for change in self.domains.changes():
             if change.resource is not None:
-                await self.held.pass_()
+                with self.held.passing() as gate:
+                    await gate.wait()
             self.told.take(change)
 
     def json(self, request: Json) -> Json:

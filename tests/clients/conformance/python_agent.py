@@ -22,34 +22,10 @@ from virtfleet_client.informer import Change
 Json = dict[str, Any]
 
 
-class Held:
-    """Stops a reader at its next change while it is held."""
-
-    def __init__(self) -> None:
-        self._free = threading.Event()
-        self._free.set()
-        self.stands = False
-
-    def hold(self) -> None:
-        """Stop the reader from now on."""
-        self._free.clear()
-
-    def release(self) -> None:
-        """Let it go on."""
-        self._free.set()
-
-    def pass_(self) -> None:
-        """Stand here while it is held."""
-        if not self._free.is_set():
-            self.stands = True
-            self._free.wait()
-            self.stands = False
-
-
 class _Watch:
     def __init__(self, fleet: Fleet, request: Json) -> None:
         self.watched = speech.Watched()
-        self.held = Held()
+        self.held = speech.Held(threading.Event())
         self._follow = fleet.watch(speech.watching(request), resnapshot=request.get("resnapshot", False))
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -58,7 +34,8 @@ class _Watch:
         try:
             for answer in self._follow:
                 if answer.changes:
-                    self.held.pass_()
+                    with self.held.passing() as gate:
+                        gate.wait()
                 self.watched.take(answer)
         except Exception as error:  # noqa: BLE001 - the harness judges it
             self.watched.error = speech.error_of(error)
@@ -77,7 +54,7 @@ class _Watch:
 class _Informed:
     def __init__(self, fleet: Fleet, request: Json) -> None:
         self.told = speech.Told()
-        self.held = Held()
+        self.held = speech.Held(threading.Event())
         self.domains = Informer(fleet, domain_pb2.Domain, parent=request["parent"])
         self.domains.handle(self._take)
         self.domains.__enter__()
@@ -85,7 +62,8 @@ class _Informed:
 
     def _take(self, change: Change[domain_pb2.Domain]) -> None:
         if change.resource is not None:
-            self.held.pass_()
+            with self.held.passing() as gate:
+                gate.wait()
         self.told.take(change)
 
     def json(self, request: Json) -> Json:

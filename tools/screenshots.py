@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import termios
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +28,6 @@ from rich.console import Console
 from rich.text import Text
 
 from tools.paths import ROOT
-from virtfleet.fleet.v1 import node_pb2
-from virtfleet_client import Credentials, connect
 
 FOLDER = ROOT / "docs" / "images"
 COLUMNS, LINES = 110, 40
@@ -64,7 +61,7 @@ SCENES: Mapping[str, tuple[str, ...]] = {
         "virtfleet stop --force -l app=web",
         "virtfleet start -n n2 --all",
     ),
-    "top": ("virtfleet top --count 2 --interval 1",),
+    "top": ("virtfleet top --count 1",),
     "errors": (
         "virtfleet get domians",
         "virtfleet start n1/nobody",
@@ -91,7 +88,6 @@ def fleet() -> Iterator[dict[str, str]]:
             if process.stdin is None or process.stdout is None:
                 raise RuntimeError("the pipes are asked for")
             ready = json.loads(process.stdout.readline())
-            _counted(ready)
             yield {
                 "VIRTFLEET_ADDRESS": ready["address"],
                 **{f"VIRTFLEET_{name.upper()}_FILE": ready[f"{name}_file"] for name in ("ca", "cert", "key")},
@@ -99,19 +95,6 @@ def fleet() -> Iterator[dict[str, str]]:
             }
             process.stdin.close()
             process.wait(30)
-
-
-def _counted(ready: Mapping[str, str]) -> None:
-    """Wait until the gateway has heard from each node what runs there, which it asks for every few seconds."""
-    files = Credentials(*(Path(ready[f"{name}_file"]) for name in ("ca", "cert", "key")))
-    with connect(f"tls://{ready['address']}", files) as gateway:
-        ends_at = time.monotonic() + 30
-        while time.monotonic() < ends_at:
-            nodes = gateway.nodes.ListNodes(node_pb2.ListNodesRequest()).nodes
-            if all(node.status.allocated.domain_count for node in nodes):
-                return
-            time.sleep(0.2)
-    raise TimeoutError("the nodes say nothing of what runs on them")
 
 
 def typed(command: str, variables: Mapping[str, str]) -> str:

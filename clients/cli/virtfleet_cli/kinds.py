@@ -178,6 +178,11 @@ def _labels(resource: Any) -> str:  # noqa: ANN401 - any resource
     return ",".join(f"{key}={value}" for key, value in sorted(resource.labels.items()))
 
 
+def _of_host(node: Any, text: str) -> str:  # noqa: ANN401 - a Node
+    """Return a figure of a node's host; `-` where the gateway has not read that: no host is without processors."""
+    return text if node.status.capacity.vcpu_count else "-"
+
+
 _STATE: Final = Column("STATE", lambda one: enum_name(one.status, "state"))
 _AGE: Final = Column("AGE", lambda one: age(one.create_time))
 _LABELS: Final = Column("LABELS", _labels, wide=True)
@@ -277,8 +282,8 @@ KINDS: Final = (
         (
             _STATE,
             Column("SCHEDULABLE", lambda one: "yes" if one.spec.schedulable else "no"),
-            Column("DOMAINS", lambda one: str(one.status.allocated.domain_count)),
-            Column("MEMORY", lambda one: bytes_text(one.status.allocatable.memory_bytes)),
+            Column("DOMAINS", lambda one: _of_host(one, str(one.status.allocated.domain_count))),
+            Column("MEMORY", lambda one: _of_host(one, bytes_text(one.status.allocatable.memory_bytes))),
             Column("SEEN", lambda one: age(one.status.last_seen_time)),
             Column("REASON", lambda one: one.status.reason),
             _AGE,

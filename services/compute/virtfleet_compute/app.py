@@ -148,9 +148,10 @@ async def running(
         autostart = Autostart(context, power, boot_id, lambda: _own_call(server, settings.node))
         hosts = Hosts(context, boot_id)
         await hosts_module.forget_drivers(store, settings.node, settings.enabled_drivers)
-        await hosts.store()
         await context.occupation.forget()
         await Reconciler(context, creation, domains, rebooted=autostart.rebooted).run()
+        # Not before: what is allocated is counted anew by reconciliation, and the first who ask must not read 0.
+        await hosts.store()
         observer = Observer(context, guests, tasks)
         looks.append(observer)
         for driver in hypervisors.ready():

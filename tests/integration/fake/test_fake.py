@@ -21,6 +21,7 @@ from tests.integration.fake.fleet import Fake, running, typed
 from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import domain_pb2, domain_pb2_grpc, stats_pb2, watch_pb2
 from virtfleet.fake.v1 import fake_pb2
+from virtfleet.fleet.v1 import node_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 from virtfleet_client import Credentials, connect, errors
 
@@ -317,6 +318,10 @@ def test_faults_can_be_there_from_the_start_and_sigterm_leaves_nothing() -> None
         assert [(fault.node, fault.WhichOneof("kind")) for fault in faults] == [("n2", "away"), ("n1", "latency")]
         answer = fake.fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-"))
         assert [away.node for away in answer.unreachable] == ["nodes/n2"]
+        nodes = {node.name: node.status for node in fake.fleet.nodes.ListNodes(node_pb2.ListNodesRequest()).nodes}
+        # From the first moment on, and not after the services have looked at their hosts once more.
+        assert nodes["nodes/n1"].capacity.vcpu_count
+        assert nodes["nodes/n1"].allocated.domain_count == 1
         os.kill(fake.process.pid, signal.SIGTERM)
         fake.process.wait(10)
 

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from virtfleet.compute.v1 import domain_pb2
+from virtfleet.fleet.v1 import node_pb2
 from virtfleet_cli.kinds import BY_NAME, KINDS, bytes_text, enum_name
 from virtfleet_cli.masks import assign, split, value_at
 
@@ -64,3 +65,14 @@ def test_texts_for_people() -> None:
     status = domain_pb2.DomainStatus(state=domain_pb2.DOMAIN_STATE_SHUT_OFF)
     assert enum_name(status, "state") == "SHUT_OFF"
     assert enum_name(domain_pb2.DomainStatus(), "state") == ""
+
+
+def test_figures_of_a_host_that_was_not_read_are_no_zeros() -> None:
+    titles = [column.title for column in BY_NAME["node"].columns]
+    of = {title: BY_NAME["node"].columns[titles.index(title)].value for title in ("DOMAINS", "MEMORY")}
+    node = node_pb2.Node()
+    # The storage service may have been read already.
+    node.status.allocated.storage_bytes = 1
+    assert (of["DOMAINS"](node), of["MEMORY"](node)) == ("-", "-")
+    node.status.capacity.vcpu_count = 2
+    assert (of["DOMAINS"](node), of["MEMORY"](node)) == ("0", "0 B")

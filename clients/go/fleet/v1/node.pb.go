@@ -430,11 +430,11 @@ type NodeStatus struct {
 	Conditions []*v1.Condition `protobuf:"bytes,6,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// Its services, sorted by name.
 	Services []*NodeServiceStatus `protobuf:"bytes,7,rep,name=services,proto3" json:"services,omitempty"`
-	// What the machine has.
+	// What the machine has. Without CPUs: this gateway has not read its host yet; then neither this nor the two below are known.
 	Capacity *NodeResources `protobuf:"bytes,8,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	// What of it domains may have.
 	Allocatable *NodeResources `protobuf:"bytes,9,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
-	// What domains have been promised.
+	// What domains have been promised, at most some seconds ago.
 	Allocated *NodeResources `protobuf:"bytes,10,opt,name=allocated,proto3" json:"allocated,omitempty"`
 	// When any of its services was last heard by this gateway.
 	LastSeenTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
@@ -576,7 +576,7 @@ type NodeResources struct {
 	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// Room in the node's running pools.
 	StorageBytes int64 `protobuf:"varint,3,opt,name=storage_bytes,json=storageBytes,proto3" json:"storage_bytes,omitempty"`
-	// Domains; as a capacity or allocatable: 0, there is no limit.
+	// Domains that are active; as a capacity or allocatable: 0, there is no limit.
 	DomainCount   int64 `protobuf:"varint,4,opt,name=domain_count,json=domainCount,proto3" json:"domain_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

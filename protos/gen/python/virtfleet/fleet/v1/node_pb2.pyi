@@ -310,7 +310,7 @@ class NodeStatus(message.Message):
 
     @builtins.property
     def capacity(self) -> NodeResources:
-        """What the machine has."""
+        """What the machine has. Without CPUs: this gateway has not read its host yet; then neither this nor the two below are known."""
 
     @builtins.property
     def allocatable(self) -> NodeResources:
@@ -318,7 +318,7 @@ class NodeStatus(message.Message):
 
     @builtins.property
     def allocated(self) -> NodeResources:
-        """What domains have been promised."""
+        """What domains have been promised, at most some seconds ago."""
 
     @builtins.property
     def last_seen_time(self) -> timestamp_pb2.Timestamp:
@@ -368,7 +368,7 @@ class NodeResources(message.Message):
     storage_bytes: builtins.int
     """Room in the node's running pools."""
     domain_count: builtins.int
-    """Domains; as a capacity or allocatable: 0, there is no limit."""
+    """Domains that are active; as a capacity or allocatable: 0, there is no limit."""
     def __init__(
         self,
         *,

@@ -6,12 +6,12 @@ import difflib
 import importlib
 import json
 import pkgutil
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from virtfleet_cli.input import read
 from virtfleet_cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def api(session: Session, method: str | None, data: str, node: str) -> None:
             click.echo(name)
         return
     descriptor = find(method)
-    requests = list(_requests(descriptor, sys.stdin.read() if data == "-" else data))
+    requests = list(_requests(descriptor, read(data) if data == "-" else data))
     for answer in call(session, descriptor, requests, node):
         click.echo(_json(answer, one_line=descriptor.server_streaming))
 
@@ -107,6 +107,8 @@ def _requests(method: MethodDescriptor, text: str) -> Iterator[Any]:
             yield json_format.Parse(line or "{}", kind())
         except json_format.ParseError as error:
             raise click.ClickException(f"--data, request {number}: {error}") from None
+        except RecursionError:
+            raise click.ClickException(f"--data, request {number}: is nested too deep") from None
 
 
 def _json(message: Any, *, one_line: bool) -> str:  # noqa: ANN401 - any message

@@ -9,6 +9,7 @@ one with the fake fleet `virtfleet fake`.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -135,4 +136,8 @@ def main() -> None:
     """Run the command line; never shows a traceback for what a server, a file or a person says."""
     from virtfleet_cli.failures import run
 
+    for stream in (sys.stdout, sys.stderr):
+        # None where it is closed. What the encoding has not (`…`, a name in another script) must not fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(root, sys.argv[1:]))

@@ -17,6 +17,7 @@ import click
 
 from virtfleet_cli.completion import complete
 from virtfleet_cli.kinds import BY_NAME
+from virtfleet_cli.screen import orderly
 from virtfleet_cli.selection import full_name
 from virtfleet_cli.session import Session, pass_session
 
@@ -181,8 +182,11 @@ def _raw() -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(sys.stdin)
-    try:
-        tty.setraw(sys.stdin)
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+    with orderly():
+        try:
+            tty.setraw(sys.stdin)
+            yield
+        finally:
+            # Whoever hung up has taken the terminal along.
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -23,10 +21,9 @@ import yaml
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from virtfleet_cli.input import read
 from virtfleet_cli.kinds import BY_NAME, Kind
-
-LIMIT_BYTES: Final = 16 << 20
-"""What a file may have; a resource has some kilobytes."""
+from virtfleet_cli.tree import compose
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|PiB|kB|MB|GB|TB)")
 _UNITS: Final = {
@@ -188,19 +185,20 @@ def load(file: str, node: str = "") -> list[Document]:
 
     Raises:
         DocumentError: One is wrong; nothing is returned then.
+        InputError: The file is too long, or no text.
         OSError: The file cannot be read.
     """
-    text = _read(file)
+    text = read(file)
     reader = _Reader(file)
     try:
-        nodes: list[Any] = [one for one in yaml.compose_all(text, yaml.SafeLoader) if _holds(one)]
+        nodes: list[Any] = [one for one in compose(text) if _holds(one)]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark is not None else ""
         message = f"{file}{place}: {error.problem}"
         raise DocumentError(message) from error
     except yaml.YAMLError as error:
-        message = f"{file}: {error}"
+        message = f"{file}: {str(error).splitlines()[0]}"
         raise DocumentError(message) from error
     items = [item for one in nodes for item in (one.value if isinstance(one, yaml.SequenceNode) else [one])]
     if not items:
@@ -212,23 +210,6 @@ def load(file: str, node: str = "") -> list[Document]:
 def _holds(node: Any) -> bool:  # noqa: ANN401 - a node, or nothing
     """Tell whether a document of a file is more than its separator."""
     return node is not None and not (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null")
-
-
-def _read(file: str) -> str:
-    data = sys.stdin.buffer.read(LIMIT_BYTES + 1) if file == "-" else _bounded(Path(file))
-    if len(data) > LIMIT_BYTES:
-        message = f"{file}: has more than {LIMIT_BYTES >> 20} MiB: that is no file of resources"
-        raise DocumentError(message)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        message = f"{file}: byte {error.start} is no UTF-8"
-        raise DocumentError(message) from error
-
-
-def _bounded(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(LIMIT_BYTES + 1)
 
 
 def _document(reader: _Reader, node: yaml.Node, default_node: str) -> Document:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,9 +51,13 @@ NEXT: Final[dict[str, str]] = {
 
 def run(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
+    output = sys.stdout
     try:
         # What is returned is the code of `Exit`, or what the command itself returns: nothing.
         code = command.main(args=list(arguments), prog_name="virtfleet", standalone_mode=False)
+        if sys.stdout is not None:
+            # Not at the end of the process, where a closed pipe could only be complained of.
+            sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -62,9 +67,12 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("virtfleet: interrupted\n")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has read enough.
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit) as end:
+        # click makes the end of a pipe an exit of its own, and then wraps the output.
+        if isinstance(end, SystemExit) and sys.stdout is output:
+            raise
+        # Whoever read our output has read enough. What is still unwritten goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_OK
     except Exception as error:
         code = explain(error, verbose="-v" in arguments or "--verbose" in arguments)
@@ -75,6 +83,9 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
 
 def explain(error: Exception, *, verbose: bool) -> int | None:
     """Tell a person what went wrong; returns the exit code, None for what is a fault of ours."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        sys.stderr.write(f"virtfleet: {error.filename}: {error.strerror}\n")
+        return EXIT_USAGE
     if isinstance(error, (OSError, ValueError)):
         sys.stderr.write(f"virtfleet: {error}\n")
         return EXIT_USAGE

@@ -32,7 +32,8 @@ class Session:
         self.address = address
         self.verbose = verbose
         self.timeout_seconds = timeout_seconds
-        self._colour = colour and "NO_COLOR" not in os.environ
+        # As no-color.org has it: set and not empty.
+        self.colour = colour and not os.environ.get("NO_COLOR")
         self._stack = ExitStack()
 
     @cached_property
@@ -52,14 +53,14 @@ class Session:
         """Where people read answers."""
         from rich.console import Console
 
-        return Console(no_color=not self._colour, highlight=False, soft_wrap=not sys.stdout.isatty())
+        return Console(no_color=not self.colour, highlight=False, soft_wrap=not sys.stdout.isatty())
 
     @cached_property
     def errors(self) -> Console:
         """Where people read errors and progress."""
         from rich.console import Console
 
-        return Console(stderr=True, no_color=not self._colour, highlight=False)
+        return Console(stderr=True, no_color=not self.colour, highlight=False)
 
     @property
     def interactive(self) -> bool:

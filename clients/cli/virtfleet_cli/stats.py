@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import functools
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
 
 from virtfleet_cli.completion import complete
-from virtfleet_cli.kinds import BY_NAME, bytes_text
-from virtfleet_cli.selection import full_name
+from virtfleet_cli.kinds import BY_NAME, age, bytes_text
+from virtfleet_cli.screen import cut, fitted, screen
+from virtfleet_cli.selection import find, full_name
 from virtfleet_cli.session import Session, pass_session
 
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _HISTORY: Final = 20
+_FIRST_SECONDS: Final = 0.5
+_TITLES: Final = ("DOMAIN", "CPU %", "", "MEMORY", "DISK/s", "NET/s")
 
 
 @click.command()
@@ -74,27 +77,61 @@ def sparkline(values: deque[float]) -> str:
     return "".join(_BLOCKS[min(len(_BLOCKS) - 1, int(value / highest * (len(_BLOCKS) - 1)))] for value in values)
 
 
-def rounds(session: Session, node: str, interval_seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield the stats of all domains, round by round."""
+class Absence:
+    """Knows which nodes have nothing to tell because they are away, and when they were last seen.
+
+    Args:
+        session: The session.
+
+    Attributes:
+        line: It in one line; empty: none is away.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._seen: dict[str, Any] = {}
+        self.line = ""
+
+    def take(self, nodes: Iterable[str]) -> None:
+        """Take the names of the nodes that are away in this round; each is asked about once."""
+        names = sorted(nodes)
+        self._seen = {name: self._seen[name] if name in self._seen else self._last_seen(name) for name in names}
+        told = (
+            name.removeprefix("nodes/") + (f" {age(time)} ago" if time is not None and age(time) else "")
+            for name, time in self._seen.items()
+        )
+        self.line = f"{len(names)} away, last seen: {', '.join(told)}" if names else ""
+
+    def _last_seen(self, name: str) -> Any:  # noqa: ANN401 - a Timestamp, or None
+        from virtfleet_client import VirtfleetError
+
+        try:
+            return find(self._session, BY_NAME["node"], name, "").status.last_seen_time
+        except VirtfleetError:
+            # Who may see domains need not be one who may see nodes. That it is away is known all the same.
+            return None
+
+
+def read(session: Session, node: str, absence: Absence) -> dict[str, Any]:
+    """Return the stats of all domains, and note which nodes do not tell theirs."""
     from virtfleet.compute.v1 import stats_pb2
     from virtfleet_client import PartialList
 
     request = stats_pb2.BatchGetDomainStatsRequest(parent=f"nodes/{node or '-'}", page_size=1000)
-    pause = threading.Event()
-    while True:
-        started = time.monotonic()
-        found = session.fleet.pages(
-            session.fleet.stats.BatchGetDomainStats, request, timeout_seconds=session.timeout_seconds
-        )
-        answers = {}
-        # What is there is shown: the domains of a node that is away are not.
-        with contextlib.suppress(PartialList):
-            for one in found:
-                if not one.HasField("failure"):
-                    answers[one.name] = one
-        yield answers
-        # Nothing sets it: a pause that Ctrl-C ends.
-        pause.wait(max(0.1, interval_seconds - (time.monotonic() - started)))
+    found = session.fleet.pages(
+        session.fleet.stats.BatchGetDomainStats, request, timeout_seconds=session.timeout_seconds
+    )
+    answers = {}
+    missing: list[str] = []
+    try:
+        for one in found:
+            if not one.HasField("failure"):
+                answers[one.name] = one
+    except PartialList as partial:
+        # What there is is shown.
+        missing = [failure.node for failure in partial.failures]
+    absence.take(missing)
+    return answers
 
 
 @click.command()
@@ -106,39 +143,46 @@ def rounds(session: Session, node: str, interval_seconds: float) -> Iterator[dic
 )
 @pass_session
 def top(session: Session, node: str, interval: float, count: int, sort: str) -> None:
-    """Show what domains use, busiest first, again and again."""
-    from rich.live import Live
+    """Show what domains use, busiest first, again and again, and which nodes are away.
 
+    On a terminal it has the whole of it, until Ctrl-C; elsewhere, and with --count, the tables follow each other.
+    """
     usages: dict[str, Usage] = {}
-    live = Live(console=session.console, screen=session.interactive and not count, auto_refresh=False)
-    with live:
-        for number, answers in enumerate(rounds(session, node, interval), start=1):
+    absence = Absence(session)
+    with screen(session, whole=not count) as display:
+        for number in itertools.count():
+            started = time.monotonic()
+            answers = read(session, node, absence)
             usages = {name: usages.get(name) or Usage() for name in answers}
             for name, answer in answers.items():
                 usages[name].take(answer)
-            # The first round only has counters; rates need two.
-            if number > 1 or count == 1:
-                live.update(_table(usages, sort, session.console.height if session.interactive else 0), refresh=True)
-            if count and number > count:
+            if not number:
+                # Rates need two looks at the counters; nobody shall wait long for the first of them.
+                display.pause(min(interval, _FIRST_SECONDS))
+                continue
+            display.show(functools.partial(_lines, _rows(usages, sort), absence.line))
+            if number == count:
                 return
+            display.pause(max(0.1, interval - (time.monotonic() - started)))
 
 
-def _table(usages: dict[str, Usage], sort: str, height: int) -> Any:  # noqa: ANN401 - a rich table
-    from rich.table import Table
+def _lines(rows: list[tuple[str, ...]], away: str, columns: int, height: int) -> list[str]:
+    """Return the table for a window, the busiest first, with the nodes that are away in its last line."""
+    room = max(1, height - 1 - bool(away)) if height else len(rows)
+    found = fitted(_TITLES, rows[:room], columns, right=(1, 3, 4, 5), dispensable=(2, 5, 4, 3, 1))
+    return [*found, *([cut(away, columns)] if away else [])]
 
-    keys = {
+
+def _rows(usages: dict[str, Usage], sort: str) -> list[tuple[str, ...]]:
+    keys: dict[str, Callable[[tuple[str, Usage]], Any]] = {
         "cpu": lambda item: -item[1].percent,
         "memory": lambda item: -item[1].memory_bytes,
         "disk": lambda item: -item[1].disk_rate,
         "network": lambda item: -item[1].network_rate,
         "name": lambda item: item[0],
     }
-    table = Table(box=None, pad_edge=False)
-    for title in ("DOMAIN", "CPU %", "", "MEMORY", "DISK/s", "NET/s"):
-        table.add_column(title, justify="left" if title in ("DOMAIN", "") else "right")
-    rows = sorted(usages.items(), key=keys[sort])
-    for name, usage in rows[: height - 3] if height > 4 else rows:
-        table.add_row(
+    return [
+        (
             name.removeprefix("nodes/").replace("/domains/", "/"),
             f"{usage.percent:.0f}",
             sparkline(usage.cpu),
@@ -146,4 +190,5 @@ def _table(usages: dict[str, Usage], sort: str, height: int) -> Any:  # noqa: AN
             bytes_text(int(usage.disk_rate)),
             bytes_text(int(usage.network_rate)),
         )
-    return table
+        for name, usage in sorted(usages.items(), key=keys[sort])
+    ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from virtfleet_client import files
 from virtfleet_client.endpoint import Credentials
 
 _FILES = ("ca_file", "cert_file", "key_file")
@@ -64,14 +65,20 @@ class ContextFile:
         """
         path = path if path is not None else default_path()
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(files.read(path).decode())
         except FileNotFoundError:
             return cls(path)
         except json.JSONDecodeError as error:
             message = f"{path}: line {error.lineno}, column {error.colno}: {error.msg}"
             raise ContextError(message) from error
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"{path}: {error}"
+        except RecursionError as error:
+            message = f"{path}: is nested too deep"
+            raise ContextError(message) from error
+        except OSError as error:
+            message = f"{path}: {error.strerror or error}"
+            raise ContextError(message) from error
+        except UnicodeDecodeError as error:
+            message = f"{path}: byte {error.start} is no UTF-8"
             raise ContextError(message) from error
         contexts = document.get("contexts", {}) if isinstance(document, dict) else None
         if not isinstance(contexts, dict) or not all(isinstance(one, dict) for one in contexts.values()):

@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import grpc
 
+from virtfleet_client import files
+
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.keepalive_time_ms", 20_000),
@@ -51,13 +53,19 @@ class Credentials:
         Raises:
             OSError: A file cannot be read, or certificate and key do not fit together.
         """
+        authorities, key, chain = (files.read(path) for path in (self.ca_file, self.key_file, self.certificate_file))
         # gRPC would only say that the handshake failed.
-        ssl.create_default_context(cafile=self.ca_file).load_cert_chain(self.certificate_file, self.key_file)
-        return grpc.ssl_channel_credentials(
-            root_certificates=self.ca_file.read_bytes(),
-            private_key=self.key_file.read_bytes(),
-            certificate_chain=self.certificate_file.read_bytes(),
-        )
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except ssl.SSLError as error:
+            message = f"{self.ca_file}: holds no certificate of an authority: {error.strerror}"
+            raise OSError(message) from error
+        try:
+            context.load_cert_chain(self.certificate_file, self.key_file)
+        except ssl.SSLError as error:
+            message = f"{self.certificate_file} and {self.key_file}: are no certificate with its key: {error.strerror}"
+            raise OSError(message) from error
+        return grpc.ssl_channel_credentials(authorities, key, chain)
 
 
 @dataclass(frozen=True, slots=True)

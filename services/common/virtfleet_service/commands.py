@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from virtfleet_service import enrollment
+from virtfleet_service import enrollment, files
 from virtfleet_service.errors import VirtfleetError
 
 app = typer.Typer(help="Make this machine a node of a fleet.", invoke_without_command=True)
@@ -31,7 +31,7 @@ def join(
     label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, for a node that is new.")] = None,
 ) -> None:
     """Trade a join token for certificates. May be repeated after a lost answer."""
-    text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text()
+    text = _token(token_file)
     endpoints = dict(_pair(item, "endpoint") for item in endpoint)
     labels = dict(_pair(item, "label") for item in label or [])
     try:
@@ -49,6 +49,15 @@ def join(
         sys.stderr.write(f"virtfleet: {error.message} ({error.reason})\n")
         raise typer.Exit(1) from None
     typer.echo(f"nodes/{fleet.node} has joined {fleet.trust_domain}; its certificates are in {directory}")
+
+
+def _token(path: Path) -> str:
+    standard = str(path) == "-"
+    content = files.read_from(sys.stdin.buffer, "-") if standard else files.read(path)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is no UTF-8") from error
 
 
 def _pair(item: str, option: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from virtfleet_service import names
+from virtfleet_service import files, names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -255,10 +255,12 @@ def _read_file(
     path: Path, known: Mapping[tuple[str, ...], Any], service: str, services: Sequence[str]
 ) -> dict[tuple[str, ...], Any]:
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(files.read(path).decode())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise SettingsError(f"{path}: is nested too deep") from error
+    except ValueError as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from error
     # A service that is called as a setting (`node`) has no table of its own.
     own = document.pop(service, {}) if (service,) not in known else {}

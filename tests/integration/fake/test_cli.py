@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import resource
 import select
 import signal
 import subprocess
@@ -96,6 +98,120 @@ def test_a_file_is_applied_planned_and_deleted(virtfleet: Virtfleet, tmp_path: P
     assert virtfleet("delete", "domain", "-l", "app=shop", "--stop", "-y")[0] == 0
 
 
+@pytest.fixture(scope="module")
+def gibibyte(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("big") / "file"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    return path
+
+
+JOIN = ("join", "--gateway", "127.0.0.1:1", "--endpoint", "compute=127.0.0.1:2", "--token-file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "variable"),
+    [
+        (("create", "-f", "BIG"), "", ""),
+        (("create", "-f", "-"), "BIG", ""),
+        (("create", "-f", "-"), "/dev/zero", ""),
+        (("apply", "-f", "/dev/zero"), "", ""),
+        (("api", "GetDomain", "-d", "-"), "/dev/zero", ""),
+        ((*JOIN, "BIG"), "", ""),
+        ((*JOIN, "-"), "/dev/zero", ""),
+        (("fake", "--seed-file", "BIG"), "", ""),
+        (("fake", "--seed-file", "/dev/zero"), "", ""),
+        (("context", "list"), "", "VIRTFLEET_CONTEXTS_FILE"),
+        (("get", "nodes"), "", "VIRTFLEET_CA_FILE"),
+        (("get", "nodes"), "", "VIRTFLEET_KEY_FILE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+@pytest.mark.usefixtures("fake")
+def test_an_input_without_end_costs_neither_memory_nor_time(
+    gibibyte: Path, arguments: tuple[str, ...], given: str, variable: str
+) -> None:
+    words = [str(gibibyte) if word == "BIG" else word for word in arguments]
+    source = str(gibibyte) if given == "BIG" else given or os.devnull
+    with open(source, "rb") as input_:  # noqa: PTH123 - a device among them
+        process = subprocess.Popen(
+            [sys.executable, "-m", "virtfleet_cli", *words],
+            stdin=input_,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **({variable: str(gibibyte)} if variable else {})},
+        )
+    assert process.stderr is not None
+    with process.stderr:
+        said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 2, said
+    assert re.search(r"has more than \d+ MiB", said), said
+    assert "Traceback" not in said
+    assert used.ru_utime < 10
+    # A child begins as a copy of the test, whose memory counts as what the child has used.
+    floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert used.ru_maxrss < max(floor, 200 << 10) + (50 << 10), "in KiB"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("[" * 100_000, "is nested too deep"), (b"\xff", "byte 0 is no UTF-8"), ("{", "line 1, column 2")],
+    ids=["deep", "no text", "no JSON"],
+)
+def test_a_context_file_that_is_none_is_told(
+    virtfleet: Virtfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, says: str
+) -> None:
+    file = tmp_path / "contexts"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    monkeypatch.setenv("VIRTFLEET_CONTEXTS_FILE", str(file))
+    code, _, err = virtfleet("context", "list")
+    assert (code, err.count("\n")) == (2, 1)
+    assert says in err
+    assert str(file) in err
+
+
+def test_files_that_cannot_be_read_are_named(
+    virtfleet: Virtfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert virtfleet("create", "-f", str(tmp_path)) == (2, "", f"virtfleet: {tmp_path}: Is a directory\n")
+    assert virtfleet("create", "-f", "/nowhere") == (2, "", "virtfleet: /nowhere: No such file or directory\n")
+    (tmp_path / "no.pem").write_text("no certificate")
+    for name in ("CA", "CERT", "KEY"):
+        monkeypatch.setenv(f"VIRTFLEET_{name}_FILE", str(tmp_path / "no.pem"))
+    code, _, err = virtfleet("get", "nodes")
+    assert code == 2
+    assert err.startswith(f"virtfleet: {tmp_path}/no.pem: holds no certificate of an authority")
+
+
+def test_who_reads_no_further_ends_the_command(fake: Fake) -> None:
+    for arguments in (("get", "domains"), ("get", "domains", "-o", "yaml"), ("watch", "domains"), ("top",), ("api",)):
+        process = virtfleet_process(fake, *arguments)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        with process.stderr:
+            assert process.stderr.read() == "", arguments
+        assert process.wait(20) == 0, arguments
+
+
+def test_what_an_encoding_has_not_is_no_fault(fake: Fake, tmp_path: Path) -> None:
+    del fake
+    file = tmp_path / "file.yaml"
+    file.write_text("kind: domain\nname: n2/é\n")
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        for arguments, code in ((("top", "--count", "1"), 0), (("create", "-f", str(file)), 1)):
+            done = subprocess.run(
+                [sys.executable, "-m", "virtfleet_cli", *arguments],
+                capture_output=True, timeout=30, env=environment, check=False,
+            )  # fmt: skip
+            assert done.returncode == code, done.stderr
+            assert b"codec" not in done.stderr
+
+
 def test_edit_uses_the_editor(virtfleet: Virtfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = tmp_path / "editor"
     editor.write_text(
@@ -172,7 +288,9 @@ def test_a_node_that_is_away_is_told_and_the_rest_is_shown(virtfleet: Virtfleet,
     code, out, _ = virtfleet("get", "domains")
     assert (code, len(out.splitlines())) == (5, 10), "the table too"
     code, out, _ = virtfleet("top", "--count", "1", "--interval", "0.1")
-    assert (code, len(out.splitlines())) == (0, 10)
+    assert (code, len(out.splitlines())) == (0, 11)
+    assert re.fullmatch(r"1 away, last seen: n4 \d+s ago", out.splitlines()[-1])
+    assert "n4/" not in out
     code, out, err = virtfleet("suspend", "--all")
     assert code == 0
     assert "nothing new of nodes/n4" in err

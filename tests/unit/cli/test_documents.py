@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from virtfleet.compute.v1 import domain_spec_pb2
-from virtfleet_cli.documents import LIMIT_BYTES, DocumentError, load
+from virtfleet_cli import tree
+from virtfleet_cli.documents import DocumentError, load
+from virtfleet_cli.input import LIMIT_BYTES, InputError
 
 WEB = """\
 # A comment
@@ -104,11 +109,59 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(DocumentError, match=f"more than {LIMIT_BYTES >> 20} MiB"):
+    with pytest.raises(InputError, match=f"more than {LIMIT_BYTES >> 20} MiB"):
         load(str(path))
 
 
-def test_a_bomb_of_aliases_is_one_value_each(tmp_path: Path) -> None:
-    lines = ["a: &a {x: 1}"] + [f"b{n}: &b{n} [*a, *a]" for n in range(3)]
-    with pytest.raises(DocumentError):
-        load(write(tmp_path, "\n".join(lines)))
+def chain(names: int, each: str) -> str:
+    return "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{each.format(n=n)}]\n" for n in range(names))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (chain(9, ",".join(["*a{n}"] * 10)), ":7:5: with its aliases it has more than 250,000 values"),
+        (chain(5000, "*a{n}"), ":64:6: with its aliases it is nested more than 64 deep"),
+        ("kind: domain\nlabels: &a {b: *a}\n", ":2:16: `*a` stands inside of what it stands for"),
+        ("[" * 100_000, ":1:65: it is nested more than 64 deep"),
+        ("? " * 1000, "it is nested more than 64 deep"),
+        ("kind: \0", "unacceptable character #x0000"),
+    ],
+    ids=["bomb", "chain", "itself", "brackets", "keys", "control character"],
+)
+def test_a_tree_that_no_memory_holds_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(DocumentError) as told:
+        load(write(tmp_path, text))
+    assert says in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_file_with_too_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "NODE_LIMIT", 100)
+    with pytest.raises(DocumentError, match=":101:5: there are more than 100 values in it"):
+        load(write(tmp_path, "--- x\n" * 101))
+
+
+def test_an_alias_stands_for_what_it_names(tmp_path: Path) -> None:
+    text = "- {kind: domain, name: n1/a, labels: &l {app: web}}\n- {kind: domain, name: n1/b, labels: *l}\n"
+    assert [dict(one.resource.labels) for one in load(write(tmp_path, text))] == [{"app": "web"}] * 2
+
+
+@pytest.mark.parametrize("text", ["kind: domain\nname: n1/a\n", "x" * (LIMIT_BYTES + 1)], ids=["small", "endless"])
+def test_a_pipe_is_a_file(tmp_path: Path, text: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    def give() -> None:
+        # Whoever refuses it does not read it to its end.
+        with suppress(BrokenPipeError), (tmp_path / "pipe").open("w") as pipe:
+            pipe.write(text)
+
+    giver = threading.Thread(target=give)
+    giver.start()
+    if len(text) < LIMIT_BYTES:
+        assert load(str(tmp_path / "pipe"))[0].name == "nodes/n1/domains/a"
+    else:
+        with pytest.raises(InputError, match="more than 16 MiB"):
+            load(str(tmp_path / "pipe"))
+    giver.join(10)
+    assert not giver.is_alive()

@@ -11,8 +11,7 @@ A TOML or JSON file with one table per group of domains:
     memory = { maximumBytes = "1073741824" }
 
 `spec` is a DomainSpec in protobuf's JSON form. The uid of a domain follows from its id and `uid_space`, so that a seed
-is the
-same in every process.
+is the same in every process.
 """
 
 from __future__ import annotations
@@ -35,8 +34,11 @@ from virtfleet.compute.v1 import domain_spec_pb2
 from virtfleet_compute.drivers.api import DomainObservation, DomainState, DomainStateReason
 from virtfleet_compute.drivers.facets import FoundDomain
 from virtfleet_compute.drivers.test.settings import from_table
+from virtfleet_service import files
 from virtfleet_service.errors import DriverBroken
 
+SEED_LIMIT_BYTES = 16 << 20
+"""What a seed file may have: a group of domains has some hundred bytes, however many it makes."""
 BATCH_COUNT = 1000
 
 
@@ -83,6 +85,10 @@ def uuid5_text(space: bytes, name: str) -> str:
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
+def _unusable(path: Path, cause: object) -> DriverBroken:
+    return DriverBroken(f"the seed file {path} cannot be used: {cause}", path=path, cause=cause)
+
+
 class Seeds:
     """Reads a seed file.
 
@@ -92,10 +98,14 @@ class Seeds:
 
     def __init__(self, path: Path, node: str) -> None:
         try:
-            text = path.read_bytes()
+            text = files.read(path, SEED_LIMIT_BYTES)
             self.seed, self._specs = _parsed(text, path.suffix)
-        except (OSError, ValueError, json_format.ParseError) as error:
-            raise DriverBroken(f"the seed file {path} cannot be used: {error}", path=path, cause=error) from error
+        except RecursionError as error:
+            raise _unusable(path, "it is nested too deep") from error
+        except OSError as error:
+            raise _unusable(path, error.strerror or error) from error
+        except (ValueError, json_format.ParseError) as error:
+            raise _unusable(path, error) from error
         self.digest = hashlib.sha256(text).hexdigest()
         self._space = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.seed.uid_space}/{node}").bytes
 

@@ -1,0 +1,34 @@
+"""Files of a person's hand (settings, tokens, seeds): bounded, so that a wrong path costs neither memory nor time."""
+
+from __future__ import annotations
+
+import errno
+from typing import IO, TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIMIT_BYTES: Final = 1 << 20
+"""What such a file may have; those there are have some kilobytes."""
+
+
+def read(path: Path, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        OSError: It cannot be read, or (EFBIG) has more than the limit.
+    """
+    with path.open("rb") as file:
+        return read_from(file, str(path), limit_bytes)
+
+
+def read_from(file: IO[bytes], name: str, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    """Return what is left of a file that is open, or of standard input.
+
+    Raises:
+        OSError: It cannot be read, or (EFBIG) has more than the limit.
+    """
+    content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"has more than {limit_bytes >> 20} MiB", name)
+    return content

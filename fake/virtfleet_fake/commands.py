@@ -1,4 +1,4 @@
-"""`virtfleet fake`: a fleet in the foreground."""
+"""A fleet in one process, for tests of controllers: `virtfleet fake`."""
 
 from __future__ import annotations
 

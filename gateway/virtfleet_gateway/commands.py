@@ -1,4 +1,4 @@
-"""The authority at the command line: `virtfleet authority …`. Works on its folder; no gateway need run."""
+"""The authority of a fleet, which issues certificates: `virtfleet authority …`, on its folder, without a gateway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from virtfleet_service.names import check_id
 
 ROLES = ("viewer", "operator", "admin")
 
-app = typer.Typer(no_args_is_help=True, help="The authority (CA) of the fleet.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The authority (CA) of the fleet.")
 
 Directory = Annotated[Path, typer.Option(help="The authority's folder.")]
 DEFAULT_DIRECTORY = Path("/var/lib/virtfleet/authority")

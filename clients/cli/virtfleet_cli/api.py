@@ -6,11 +6,13 @@ import difflib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from virtfleet_cli.completion import complete_from, node_option
 from virtfleet_cli.input import read
 from virtfleet_cli.session import Session, pass_session
 
@@ -55,14 +57,19 @@ def find(name: str) -> MethodDescriptor:
     raise click.ClickException(f"there is no method `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""))
 
 
+def _short(names: Iterable[str]) -> Iterator[str]:
+    """Yield the names of methods, with their service where another one has such a method too."""
+    lasts = Counter(name.rpartition(".")[2] for name in names)
+    for name in names:
+        yield name.rpartition(".")[2] if lasts[name.rpartition(".")[2]] == 1 else name
+
+
 @click.command()
-@click.argument("method", required=False)
+@click.argument("method", required=False, shell_complete=complete_from(lambda: _short(methods())))
 @click.option(
     "-d", "--data", default="", metavar="JSON", help="The request; `-`: standard input. A stream: several, one a line."
 )
-@click.option(
-    "-n", "--node", default="", metavar="NODE", help="Ask this node (x-virtfleet-node), where the name does not say."
-)
+@node_option("Ask this node (x-virtfleet-node), where the name does not say.")
 @pass_session
 def api(session: Session, method: str | None, data: str, node: str) -> None:
     """Call any METHOD; without one, list them. Answers are JSON, one a line for a stream."""

@@ -8,13 +8,17 @@ one with the fake fleet `virtfleet fake`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from virtfleet_cli.completion import complete_from, known_contexts
+from virtfleet_cli.seconds import Seconds
 from virtfleet_cli.session import Session
 
 if TYPE_CHECKING:
@@ -73,6 +77,20 @@ class Commands(click.Group):
         other = _others().get(cmd_name)
         return as_command(other.load(), cmd_name) if other is not None else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is called.
+
+        Raises:
+            UsageError: There is none of that name.
+        """
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 2)
+            hint = f"; did you mean `{'` or `'.join(near)}`?" if near else "; `virtfleet --help` lists them"
+            raise click.UsageError(f"there is no command `{args[0]}`{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         others = _others()
@@ -117,17 +135,27 @@ def as_command(found: Any, name: str) -> click.Command:  # noqa: ANN401 - a clic
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option(
-    "-c", "--context", default="", metavar="NAME", help="Which fleet, as `virtfleet context list` shows them."
+    "-c",
+    "--context",
+    default="",
+    metavar="NAME",
+    help="Which fleet, as `virtfleet context list` shows them.",
+    shell_complete=complete_from(known_contexts),
 )
 @click.option("--address", default="", metavar="URI", help="Where the fleet is, instead of a context.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the whole status of an error as it came over the wire.")
 @click.option("--no-color", is_flag=True, help="No colours; NO_COLOR does the same.")
-@click.option("--timeout", default=30.0, show_default=True, metavar="SECONDS", help="How long one call may take.")
+@click.option(
+    "--timeout",
+    type=Seconds(0.001),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long one call may take.",
+)
 @click.pass_context
 def root(ctx: click.Context, context: str, address: str, *, verbose: bool, no_color: bool, timeout: float) -> None:
     """Manage virtual machines, containers, storage and networks of a fleet."""
-    if timeout <= 0:
-        raise click.BadParameter("must be more than 0", param_hint="--timeout")
     ctx.obj = Session(context=context, address=address, verbose=verbose, colour=not no_color, timeout_seconds=timeout)
     ctx.call_on_close(ctx.obj.close)
 
@@ -140,4 +168,6 @@ def main() -> None:
         # None where it is closed. What the encoding has not (`…`, a name in another script) must not fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    # gRPC's own lines about failed connections: what failed is in the error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(root, sys.argv[1:]))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from virtfleet_cli import changes
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.documents import Document, load
 from virtfleet_cli.failures import EXIT_PARTIAL, exit_code, sentence
-from virtfleet_cli.kinds import BY_NAME, Kind, KindType
+from virtfleet_cli.kinds import BY_NAME, EPILOG, Kind, KindType
 from virtfleet_cli.masks import assign, value_at
 from virtfleet_cli.output import as_document
 from virtfleet_cli.selection import find
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCOPES: Final = {"both": 0, "config": 1, "live": 2, "live-and-config": 3}
 
 _file = click.option("-f", "--file", "files", multiple=True, required=True, metavar="FILE", help="`-`: standard input.")
-_node = click.option("-n", "--node", default="", metavar="NODE", help="The node of resources that name none.")
+_node = node_option("The node of resources that name none.")
 _dry = click.option("--dry-run", is_flag=True, help="Show the plan, change nothing.")
 _scope = click.option(
     "--scope",
@@ -131,10 +131,10 @@ def apply(session: Session, files: tuple[str, ...], node: str, scope: str, *, dr
     _each(session, _all(files, node), one)
 
 
-@click.command()
+@click.command(epilog=EPILOG)
 @click.argument("kind", type=KindType())
 @click.argument("name", shell_complete=complete(None))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @_scope
 @pass_session
 def edit(session: Session, kind: Kind, name: str, node: str, scope: str) -> None:
@@ -185,7 +185,7 @@ def _leaves(kind: Kind, text: str, folder: Path) -> tuple[str, ...]:
 @click.option(
     "--set", "settings", multiple=True, required=True, metavar="PATH=VALUE", help="spec.memory.current_bytes=2GiB"
 )
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @_scope
 @pass_session
 def plan(session: Session, name: str, settings: tuple[str, ...], node: str, scope: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from virtfleet_cli.kinds import Kind
+from virtfleet_cli.kinds import BY_NAME, Kind
 
 if TYPE_CHECKING:
     from virtfleet_cli.session import Session
@@ -36,6 +36,33 @@ def complete(kind: Kind | None) -> Callable[[click.Context, click.Parameter, str
             return []
 
     return names
+
+
+def node_option(help_: str = "The node, where the name does not say.") -> Callable[[Any], Any]:
+    """Return the option `--node`, which completes the nodes of the fleet."""
+    return click.option(
+        "-n", "--node", default="", metavar="NODE", help=help_, shell_complete=complete(BY_NAME["node"])
+    )
+
+
+def complete_from(words: Callable[[], Iterable[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return what completes words that need no fleet; their letters may be of either case."""
+
+    def found(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        del ctx, param
+        try:
+            return sorted(word for word in words() if word.lower().startswith(incomplete.lower()))
+        except Exception:  # noqa: BLE001 - as above
+            return []
+
+    return found
+
+
+def known_contexts() -> Iterable[str]:
+    """Return the names of the contexts."""
+    from virtfleet_client.contexts import ContextFile
+
+    return ContextFile.load().tables
 
 
 def _session(ctx: click.Context) -> Session:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.kinds import BY_NAME
 from virtfleet_cli.screen import orderly
 from virtfleet_cli.selection import full_name
@@ -30,7 +30,7 @@ _ATTEMPTS: Final = 30
 
 @click.command()
 @click.argument("name", shell_complete=complete(BY_NAME["domain"]))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @click.option("--device", default="", metavar="ID", help="Which serial or console port; the first if left out.")
 @click.option("--read-only", is_flag=True, help="Look only; others may write.")
 @click.option("--force", is_flag=True, help="Take it from whoever writes.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from virtfleet_cli.completion import complete_from, known_contexts
 from virtfleet_cli.session import Session, pass_session
 
 
@@ -61,7 +62,7 @@ def add(uri: str, name: str, ca: Path | None, cert: Path | None, key: Path | Non
 
 
 @context.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_from(known_contexts))
 def use(name: str) -> None:
     """Make a context the current one."""
     from virtfleet_client.contexts import ContextFile
@@ -74,7 +75,7 @@ def use(name: str) -> None:
 
 
 @context.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_from(known_contexts))
 def remove(name: str) -> None:
     """Forget a context; its files stay."""
     from virtfleet_client.contexts import ContextFile

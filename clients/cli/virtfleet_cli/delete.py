@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from virtfleet_cli.completion import complete
-from virtfleet_cli.kinds import Kind, KindType
+from virtfleet_cli.completion import complete, node_option
+from virtfleet_cli.kinds import EPILOG, Kind, KindType
 from virtfleet_cli.selection import chosen
 from virtfleet_cli.session import Session, pass_session
 from virtfleet_cli.work import Crew
 
 
-@click.command()
+@click.command(epilog=EPILOG)
 @click.argument("kind", type=KindType())
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete(None))
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="All with it.")
 @click.option("--all", "everything", is_flag=True, help="All (of --node, or of the fleet).")
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @click.option("--stop", is_flag=True, help="End running domains first, by force.")
 @click.option("--volumes", is_flag=True, help="Take the volumes along that were made with a domain.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -42,7 +43,9 @@ def delete(  # noqa: PLR0913 - one parameter an option
     if not found:
         click.echo("nothing to delete", err=True)
         return
-    if not yes and (labels or everything) and session.interactive:
+    if not yes and (labels or everything):
+        if sys.stdin is None or not sys.stdin.isatty() or not session.errors.is_terminal:
+            raise click.UsageError(f"say -y to delete {len(found)} {kind.plural}: there is nobody to ask")
         for name in found[:20]:
             click.echo(f"  {name}", err=True)
         click.confirm(f"delete {len(found)} {kind.plural}?", abort=True, err=True)

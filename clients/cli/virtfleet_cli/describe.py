@@ -6,9 +6,9 @@ from typing import Final
 
 import click
 
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.events import line, recent
-from virtfleet_cli.kinds import Kind, KindType
+from virtfleet_cli.kinds import EPILOG, Kind, KindType
 from virtfleet_cli.output import as_document
 from virtfleet_cli.selection import find
 from virtfleet_cli.session import Session, pass_session
@@ -16,10 +16,10 @@ from virtfleet_cli.session import Session, pass_session
 _EVENTS: Final = 10
 
 
-@click.command()
+@click.command(epilog=EPILOG)
 @click.argument("kind", type=KindType())
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete(None))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @pass_session
 def describe(session: Session, kind: Kind, names: tuple[str, ...], node: str) -> None:
     """Show all of a resource, and the last events about it."""

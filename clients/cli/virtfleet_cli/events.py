@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from virtfleet_cli.completion import node_option
 from virtfleet_cli.kinds import enum_name
 from virtfleet_cli.session import Session, pass_session
 
@@ -41,7 +42,7 @@ def recent(session: Session, kind: Kind, name: str, count: int) -> list[Any]:
 @click.command()
 @click.option("-w", "--watch", "follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @click.option("--of", "package", type=click.Choice(PACKAGES), default="compute", show_default=True)
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @click.option("--filter", "filter_", default="", metavar="TEXT", help="Only those for which it holds.")
 @pass_session
 def events(session: Session, package: str, node: str, filter_: str, *, follow: bool) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
+from virtfleet_cli.completion import complete_from
 from virtfleet_cli.kinds import BY_NAME
 from virtfleet_cli.session import Session, pass_session
 
 
+def _reasons() -> Iterable[str]:
+    from virtfleet_client.reasons import catalogue
+
+    return catalogue()
+
+
 @click.command()
-@click.argument("what", metavar="REASON|FIELD")
+@click.argument("what", metavar="REASON|FIELD", shell_complete=complete_from(_reasons))
 @pass_session
 def explain(session: Session, what: str) -> None:
     """Explain a REASON (`WRONG_STATE`) or a FIELD (`domain.spec.memory`, `StartDomain`) and what to do.

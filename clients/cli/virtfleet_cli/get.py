@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from virtfleet_cli.completion import complete
-from virtfleet_cli.kinds import Kind, KindType
+from virtfleet_cli.completion import complete, node_option
+from virtfleet_cli.kinds import EPILOG, Kind, KindType
 from virtfleet_cli.output import FORMATS, printer
 from virtfleet_cli.session import Session, pass_session
 
@@ -53,7 +53,7 @@ def label_filter(labels: tuple[str, ...]) -> str:
     return " AND ".join(parts)
 
 
-@click.command()
+@click.command(epilog=EPILOG)
 @click.argument("kind", type=KindType())
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete(None))
 @click.option("-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True)
@@ -61,7 +61,7 @@ def label_filter(labels: tuple[str, ...]) -> str:
     "-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only those with it; may be repeated."
 )
 @click.option("--filter", "filter_", default="", metavar="TEXT", help="Only those for which it holds, as in the API.")
-@click.option("-n", "--node", default="", metavar="NODE", help="Only of this node.")
+@node_option("Only of this node.")
 @click.option("-w", "--watch", "follow_", is_flag=True, help="Go on with every change, until Ctrl-C.")
 @pass_session
 def get(
@@ -85,9 +85,9 @@ def get(
 
         if names:
             raise click.UsageError("-w watches a kind: use --filter for some of it")
-        follow(session, kind, node, conditions)
+        follow(session, kind, node, conditions, output)
         return
-    out = printer(output, session, kind)
+    out = printer(output, kind, one=len(names) == 1)
     with out:
         for resource in read(session.fleet, kind, names, node, conditions, session.timeout_seconds):
             out.add(resource)

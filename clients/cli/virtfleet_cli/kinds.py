@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,10 +299,22 @@ KINDS: Final = (
 BY_NAME: Final[Mapping[str, Kind]] = {name: kind for kind in KINDS for name in (kind.noun, kind.plural, *kind.short)}
 
 
+EPILOG: Final = (
+    "KIND is one of " + ", ".join(" | ".join((kind.plural, *kind.short)) for kind in KINDS) + "; or singular."
+)
+"""What the help of commands with a KIND ends with."""
+
+
 class KindType(click.ParamType["Kind"]):
     """Is a parameter that names a kind."""
 
     name = "kind"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the plurals and singulars that begin so."""
+        del ctx, param
+        words = [word for kind in KINDS for word in (kind.plural, kind.noun)]
+        return [CompletionItem(word) for word in words if word.startswith(incomplete.lower())]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Kind:  # noqa: ANN401 - click's own
         """Return the kind."""

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.kinds import BY_NAME
 from virtfleet_cli.selection import full_name
 from virtfleet_cli.session import Session, pass_session
@@ -14,7 +14,7 @@ from virtfleet_cli.session import Session, pass_session
 
 @click.command()
 @click.argument("name", shell_complete=complete(BY_NAME["domain"]))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @click.option("--device", default="", metavar="ID", help="Which serial or console port; the first if left out.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the guest ends.")
 @pass_session

@@ -30,7 +30,7 @@ def app() -> None:
 @pass_session
 def list_nodes(session: Session, output: str) -> None:
     """Show the nodes with their states."""
-    with printer(output, session, NODE) as out:
+    with printer(output, NODE) as out:
         for node in read(session.fleet, NODE, (), "", "", session.timeout_seconds):
             out.add(node)
 

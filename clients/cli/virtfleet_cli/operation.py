@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
+from virtfleet_cli.completion import node_option
 from virtfleet_cli.failures import EXIT_REFUSED, sentence
 from virtfleet_cli.kinds import age
+from virtfleet_cli.seconds import Seconds
 from virtfleet_cli.session import Session, pass_session
 
 
@@ -23,7 +25,7 @@ def _state(one: Any) -> str:  # noqa: ANN401 - an Operation
 
 
 @operation.command("list")
-@click.option("-n", "--node", default="", metavar="NODE", help="Of this node.")
+@node_option("Of this node.")
 @click.option("--gateway", is_flag=True, help="Of the gateway itself.")
 @click.option("--running", is_flag=True, help="Only what runs.")
 @pass_session
@@ -44,7 +46,7 @@ def list_operations(session: Session, node: str, *, gateway: bool, running: bool
 
 @operation.command()
 @click.argument("name")
-@click.option("--seconds", type=float, metavar="SECONDS", help="Give up after so long; the operation goes on.")
+@click.option("--seconds", type=Seconds(), metavar="SECONDS", help="Give up after so long; the operation goes on.")
 @pass_session
 def wait(session: Session, name: str, seconds: float | None) -> None:
     """Wait for the end of an operation; its failure is this command's."""

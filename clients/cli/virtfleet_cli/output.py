@@ -11,7 +11,6 @@ import click
 from google.protobuf import json_format
 
 from virtfleet_cli.kinds import Column, Kind
-from virtfleet_cli.session import Session
 
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 _SAMPLE: Final = 100
@@ -36,14 +35,19 @@ class Printer(Protocol):
         ...
 
 
-def printer(output: str, session: Session, kind: Kind) -> Printer:
-    """Return what prints resources of a kind in a format."""
-    del session
+def printer(output: str, kind: Kind, *, one: bool = False) -> Printer:
+    """Return what prints resources of a kind in a format.
+
+    Args:
+        output: The format.
+        kind: The kind.
+        one: Whether one resource was asked for, by its name: it is an object then, and no list of one.
+    """
     if output in ("table", "wide"):
         return Table(kind, wide=output == "wide")
     if output == "name":
         return Names()
-    return Documents(kind, yaml=output == "yaml")
+    return Documents(kind, yaml=output == "yaml", one=one)
 
 
 class Names:
@@ -69,9 +73,10 @@ def as_document(kind: Kind, resource: Any) -> dict[str, Any]:  # noqa: ANN401 - 
 class Documents:
     """Prints resources as YAML documents, or as one JSON object or list."""
 
-    def __init__(self, kind: Kind, *, yaml: bool) -> None:
+    def __init__(self, kind: Kind, *, yaml: bool, one: bool) -> None:
         self._kind = kind
         self._yaml = yaml
+        self._one = one
         self._found: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
@@ -81,15 +86,18 @@ class Documents:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Print what there is, if nothing failed."""
+        """Print what there is, if nothing failed; nodes that are away keep nobody from the others."""
         if error is not None:
-            return
+            from virtfleet_client import PartialList
+
+            if not isinstance(error, PartialList):
+                return
         if self._yaml:
             import yaml
 
             yaml.safe_dump_all(self._found, sys.stdout, sort_keys=False, allow_unicode=True)
         else:
-            click.echo(json.dumps(self._found[0] if len(self._found) == 1 else self._found, indent=2))
+            click.echo(json.dumps(self._found[0] if self._one and self._found else self._found, indent=2))
 
     def add(self, resource: Any) -> None:  # noqa: ANN401 - any resource
         """Take one."""
@@ -111,8 +119,10 @@ class Table:
         """Begin."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Print what still waits."""
+        if kind is None and not self._widths and not self._waiting:
+            click.echo(f"there are no {self._kind.plural}", err=True)
         self._begin()
 
     def add(self, resource: Any) -> None:  # noqa: ANN401 - any resource

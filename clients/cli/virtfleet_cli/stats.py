@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import click
 
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.kinds import BY_NAME, age, bytes_text
 from virtfleet_cli.screen import cut, fitted, screen
+from virtfleet_cli.seconds import Seconds
 from virtfleet_cli.selection import find, full_name
 from virtfleet_cli.session import Session, pass_session
 
@@ -25,7 +26,7 @@ _TITLES: Final = ("DOMAIN", "CPU %", "", "MEMORY", "DISK/s", "NET/s")
 
 @click.command()
 @click.argument("name", shell_complete=complete(BY_NAME["domain"]))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @pass_session
 def stats(session: Session, name: str, node: str) -> None:
     """Show all counters of a domain."""
@@ -135,9 +136,18 @@ def read(session: Session, node: str, absence: Absence) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("-n", "--node", default="", metavar="NODE")
-@click.option("--interval", default=2.0, show_default=True, metavar="SECONDS")
-@click.option("--count", default=0, metavar="N", help="End after so many rounds; 0: go on until Ctrl-C.")
+@node_option()
+@click.option(
+    "--interval",
+    type=Seconds(0.1),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="From one round to the next.",
+)
+@click.option(
+    "--count", type=click.IntRange(0), default=0, metavar="N", help="End after so many rounds; 0: go on until Ctrl-C."
+)
 @click.option(
     "--sort", type=click.Choice(("cpu", "memory", "disk", "network", "name")), default="cpu", show_default=True
 )

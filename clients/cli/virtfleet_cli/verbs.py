@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.kinds import BY_NAME
+from virtfleet_cli.seconds import Seconds
 from virtfleet_cli.selection import chosen
 from virtfleet_cli.session import Session, pass_session
 from virtfleet_cli.work import Crew
@@ -25,7 +26,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete(DOMAIN)),
             click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="All with it."),
             click.option("--all", "everything", is_flag=True, help="All (of --node, or of the fleet)."),
-            click.option("-n", "--node", default="", metavar="NODE", help="Of this node."),
+            node_option("Of this node."),
             click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the end."),
             click.option("--cancel", is_flag=True, help="Ctrl-C cancels what runs; else it goes on."),
         )
@@ -57,7 +58,7 @@ def start(session: Session, /, *, paused: bool, **chosen_: Any) -> None:  # noqa
 @_options
 @click.option("--force", is_flag=True, help="End it at once, as by pulling the plug.")
 @click.option("--graceful", is_flag=True, help="Ask only; leave it running if it does not comply.")
-@click.option("--grace", type=float, metavar="SECONDS", help="How long it is given.")
+@click.option("--grace", type=Seconds(), metavar="SECONDS", help="How long it is given.")
 @pass_session
 def stop(session: Session, /, *, force: bool, graceful: bool, grace: float | None, **chosen_: Any) -> None:  # noqa: ANN401 - the common options
     """Stop domains: ask, wait, then force."""

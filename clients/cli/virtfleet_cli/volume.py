@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from virtfleet_cli.completion import complete
+from virtfleet_cli.completion import complete, node_option
 from virtfleet_cli.kinds import BY_NAME
 from virtfleet_cli.selection import full_name
 from virtfleet_cli.session import Session, pass_session
@@ -32,7 +32,7 @@ def _bar(session: Session, what: str) -> Iterator[Callable[[int, int], None]]:
 @volume.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("name", shell_complete=complete(BY_NAME["volume"]))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @pass_session
 def upload(session: Session, file: Path, name: str, node: str) -> None:
     """Replace the content of a volume by FILE: all of it or nothing; a broken connection is taken up again."""
@@ -47,7 +47,7 @@ def upload(session: Session, file: Path, name: str, node: str) -> None:
 @volume.command()
 @click.argument("name", shell_complete=complete(BY_NAME["volume"]))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-n", "--node", default="", metavar="NODE")
+@node_option()
 @pass_session
 def download(session: Session, name: str, file: Path, node: str) -> None:
     """Write the content of a volume into a new FILE."""

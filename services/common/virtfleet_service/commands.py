@@ -1,4 +1,4 @@
-"""A node's side of enrolment at the command line: `virtfleet join`; imported by the command only."""
+"""Make this machine a node of a fleet: `virtfleet join`; imported by the command only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from virtfleet_service import enrollment, files
 from virtfleet_service.errors import VirtfleetError
 
-app = typer.Typer(help="Make this machine a node of a fleet.", invoke_without_command=True)
+app = typer.Typer(add_completion=False, help="Make this machine a node of a fleet.", invoke_without_command=True)
 
 DEFAULT_DIRECTORY = Path("/var/lib/virtfleet/identity")
 

@@ -1,4 +1,4 @@
-"""Copies of stores at the command line: `virtfleet store …`; imported by the command only."""
+"""Copies of the stores of this machine: `virtfleet store …`; imported by the command only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import typer
 from virtfleet_service import backup as copies
 from virtfleet_service.schema import StoreError
 
-app = typer.Typer(no_args_is_help=True, help="Copies of the stores of this machine: gateway.db, compute.db …")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Copies of the stores of this machine: gateway.db, compute.db …"
+)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,11 @@ import grpc
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.fake.v1 import fake_pb2, fake_pb2_grpc
 from virtfleet_client import Credentials, Fleet, connect, errors
+
+Outcome = tuple[int, str, str]
+"""What a run of the command comes to: its exit code and what it wrote."""
+Virtfleet = Callable[..., Outcome]
+"""Runs the command with arguments."""
 
 
 @dataclass

@@ -6,19 +6,17 @@ import json
 import os
 import pty
 import re
-import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.integration.fake.fleet import Fake, running
+from tests.integration.fake.fleet import Fake, Virtfleet
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.fake.v1 import fake_pb2
 from virtfleet_cli.api import methods
@@ -26,38 +24,6 @@ from virtfleet_cli.app import COMMANDS, root
 from virtfleet_cli.failures import run
 
 START = domain_pb2.StartOptions()
-Outcome = tuple[int, str, str]
-Virtfleet = Callable[..., Outcome]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Fake]:
-    with running("--nodes", "4", "--domains", "3") as fake:
-        yield fake
-
-
-@pytest.fixture
-def fake(shared: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
-    monkeypatch.setenv("VIRTFLEET_ADDRESS", shared.ready["address"])
-    for name, key in (("CA", "ca_file"), ("CERT", "cert_file"), ("KEY", "key_file")):
-        monkeypatch.setenv(f"VIRTFLEET_{name}_FILE", shared.ready[key])
-    monkeypatch.setenv("VIRTFLEET_COMMAND", str(Path(sys.executable).with_name("virtfleet")))
-    monkeypatch.setenv("VIRTFLEET_CONTEXTS_FILE", str(tmp_path / "contexts.json"))
-    yield shared
-    shared.clear()
-
-
-@pytest.fixture
-def virtfleet(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Virtfleet:
-    del fake
-
-    def call(*arguments: str) -> Outcome:
-        code = run(root, list(arguments))
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return call
 
 
 def test_lists_and_formats(virtfleet: Virtfleet) -> None:
@@ -98,94 +64,6 @@ def test_a_file_is_applied_planned_and_deleted(virtfleet: Virtfleet, tmp_path: P
     assert virtfleet("delete", "domain", "-l", "app=shop", "--stop", "-y")[0] == 0
 
 
-@pytest.fixture(scope="module")
-def gibibyte(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("big") / "file"
-    with path.open("wb") as file:
-        file.truncate(1 << 30)
-    return path
-
-
-JOIN = ("join", "--gateway", "127.0.0.1:1", "--endpoint", "compute=127.0.0.1:2", "--token-file")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "given", "variable"),
-    [
-        (("create", "-f", "BIG"), "", ""),
-        (("create", "-f", "-"), "BIG", ""),
-        (("create", "-f", "-"), "/dev/zero", ""),
-        (("apply", "-f", "/dev/zero"), "", ""),
-        (("api", "GetDomain", "-d", "-"), "/dev/zero", ""),
-        ((*JOIN, "BIG"), "", ""),
-        ((*JOIN, "-"), "/dev/zero", ""),
-        (("fake", "--seed-file", "BIG"), "", ""),
-        (("fake", "--seed-file", "/dev/zero"), "", ""),
-        (("context", "list"), "", "VIRTFLEET_CONTEXTS_FILE"),
-        (("get", "nodes"), "", "VIRTFLEET_CA_FILE"),
-        (("get", "nodes"), "", "VIRTFLEET_KEY_FILE"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
-)
-@pytest.mark.usefixtures("fake")
-def test_an_input_without_end_costs_neither_memory_nor_time(
-    gibibyte: Path, arguments: tuple[str, ...], given: str, variable: str
-) -> None:
-    words = [str(gibibyte) if word == "BIG" else word for word in arguments]
-    source = str(gibibyte) if given == "BIG" else given or os.devnull
-    with open(source, "rb") as input_:  # noqa: PTH123 - a device among them
-        process = subprocess.Popen(
-            [sys.executable, "-m", "virtfleet_cli", *words],
-            stdin=input_,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **({variable: str(gibibyte)} if variable else {})},
-        )
-    assert process.stderr is not None
-    with process.stderr:
-        said = process.stderr.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 2, said
-    assert re.search(r"has more than \d+ MiB", said), said
-    assert "Traceback" not in said
-    assert used.ru_utime < 10
-    # A child begins as a copy of the test, whose memory counts as what the child has used.
-    floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert used.ru_maxrss < max(floor, 200 << 10) + (50 << 10), "in KiB"
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [("[" * 100_000, "is nested too deep"), (b"\xff", "byte 0 is no UTF-8"), ("{", "line 1, column 2")],
-    ids=["deep", "no text", "no JSON"],
-)
-def test_a_context_file_that_is_none_is_told(
-    virtfleet: Virtfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, says: str
-) -> None:
-    file = tmp_path / "contexts"
-    file.write_bytes(content.encode() if isinstance(content, str) else content)
-    monkeypatch.setenv("VIRTFLEET_CONTEXTS_FILE", str(file))
-    code, _, err = virtfleet("context", "list")
-    assert (code, err.count("\n")) == (2, 1)
-    assert says in err
-    assert str(file) in err
-
-
-def test_files_that_cannot_be_read_are_named(
-    virtfleet: Virtfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert virtfleet("create", "-f", str(tmp_path)) == (2, "", f"virtfleet: {tmp_path}: Is a directory\n")
-    assert virtfleet("create", "-f", "/nowhere") == (2, "", "virtfleet: /nowhere: No such file or directory\n")
-    (tmp_path / "no.pem").write_text("no certificate")
-    for name in ("CA", "CERT", "KEY"):
-        monkeypatch.setenv(f"VIRTFLEET_{name}_FILE", str(tmp_path / "no.pem"))
-    code, _, err = virtfleet("get", "nodes")
-    assert code == 2
-    assert err.startswith(f"virtfleet: {tmp_path}/no.pem: holds no certificate of an authority")
-
-
 def test_who_reads_no_further_ends_the_command(fake: Fake) -> None:
     for arguments in (("get", "domains"), ("get", "domains", "-o", "yaml"), ("watch", "domains"), ("top",), ("api",)):
         process = virtfleet_process(fake, *arguments)
@@ -197,19 +75,57 @@ def test_who_reads_no_further_ends_the_command(fake: Fake) -> None:
         assert process.wait(20) == 0, arguments
 
 
-def test_what_an_encoding_has_not_is_no_fault(fake: Fake, tmp_path: Path) -> None:
-    del fake
-    file = tmp_path / "file.yaml"
-    file.write_text("kind: domain\nname: n2/é\n")
-    for encoding in ("ascii", "latin-1", "utf-8"):
-        environment = {**os.environ, "PYTHONIOENCODING": encoding}
-        for arguments, code in ((("top", "--count", "1"), 0), (("create", "-f", str(file)), 1)):
-            done = subprocess.run(
-                [sys.executable, "-m", "virtfleet_cli", *arguments],
-                capture_output=True, timeout=30, env=environment, check=False,
-            )  # fmt: skip
-            assert done.returncode == code, done.stderr
-            assert b"codec" not in done.stderr
+def test_a_list_is_a_list_whatever_its_length(virtfleet: Virtfleet, fake: Fake) -> None:
+    """What reads it must not break on the day when there is one."""
+    one = ("--filter", 'name = "nodes/n1/domains/d-00000"')
+    for arguments, count in (((), 3), (one, 1), (("-l", "no=such"), 0)):
+        document = json.loads(virtfleet("get", "domains", "-n", "n1", "-o", "json", *arguments)[1])
+        assert isinstance(document, list)
+        assert len(document) == count
+    assert json.loads(virtfleet("get", "domains", "n1/d-00000", "-o", "json")[1])["name"] == "nodes/n1/domains/d-00000"
+    assert len(json.loads(virtfleet("get", "domains", "n1/d-00000", "n1/d-00001", "-o", "json")[1])) == 2
+    fake.inject("n4", away=fake_pb2.Away())
+    for output, read in (("json", json.loads), ("yaml", lambda text: list(yaml.safe_load_all(text)))):
+        code, out, err = virtfleet("get", "domains", "-o", output)
+        assert (code, len(read(out))) == (5, 9), "a node that is away keeps nobody from the others"
+        assert "nothing new of nodes/n4" in err
+
+
+def test_an_empty_table_says_so(virtfleet: Virtfleet) -> None:
+    assert virtfleet("get", "networks") == (0, "", "there are no networks\n")
+    assert virtfleet("get", "networks", "-o", "name") == (0, "", "")
+
+
+@pytest.mark.parametrize("output", ["json", "yaml", "name", "table"])
+def test_a_watch_has_the_formats_of_a_list(fake: Fake, output: str) -> None:
+    process = virtfleet_process(fake, "get", "domains", "-n", "n1", "-w", "-o", output)
+    assert process.stdout is not None
+    try:
+        if output == "json":
+            lines = [json.loads(process.stdout.readline()) for _ in range(3)]
+            assert {line["change"] for line in lines} == {"added"}
+            assert {line["resource"]["name"] for line in lines} == {f"nodes/n1/domains/d-0000{n}" for n in range(3)}
+        elif output == "yaml":
+            text = process.stdout.readline()
+            while "added" not in text or not text.endswith("---\n") or text == "---\n":
+                text += process.stdout.readline()
+            first = yaml.safe_load(text.removesuffix("---\n"))
+            assert (first["change"], first["resource"]["kind"]) == ("added", "domain")
+        else:
+            assert "nodes/n1/domains/d-0000" in process.stdout.readline()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_nothing_is_deleted_unasked(virtfleet: Virtfleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script, or a pipe behind the command, is nobody who could be asked."""
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = virtfleet("delete", "domains", "--all")
+    assert code == 2
+    assert "say -y to delete 12 domains" in err
+    assert len(virtfleet("get", "domains", "-o", "name")[1].split()) == 12
 
 
 def test_edit_uses_the_editor(virtfleet: Virtfleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +161,15 @@ def test_verbs_on_many_sum_up(virtfleet: Virtfleet, fake: Fake) -> None:
         (("get", "domain", "n9/x"), 4, "virtfleet node list"),
         (("get", "domain", "d-00000"), 1, "AMBIGUOUS_NAME"),
         (("get", "domians"), 2, "did you mean `domains`"),
+        (("strat", "x"), 2, "there is no command `strat`; did you mean `stats` or `start`?"),
+        (("frobnicate",), 2, "`virtfleet --help` lists them"),
+        (("--timeout", "nan", "get", "nodes"), 2, "no number of seconds"),
+        (("--timeout", "inf", "get", "nodes"), 2, "no number of seconds"),
+        (("--timeout", "0", "get", "nodes"), 2, "no number of seconds"),
+        (("stop", "--grace", "inf", "n1/d-00000"), 2, "no number of seconds"),
+        (("operation", "wait", "x", "--seconds", "-1"), 2, "no number of seconds"),
+        (("top", "--interval", "nan"), 2, "--interval"),
+        (("top", "--count", "-1"), 2, "--count"),
         (("get", "domains", "--filter", "a =="), 1, "FILTER_SYNTAX"),
         (("get", "domains", "-l", "=x"), 2, "is no label"),
         (("get", "domain", "a/b/c/d"), 2, "is no name of a domain"),
@@ -255,7 +180,6 @@ def test_verbs_on_many_sum_up(virtfleet: Virtfleet, fake: Fake) -> None:
         (("explain", "domain.spec.memroy"), 2, "did you mean `memory`"),
         (("apply", "-f", "/nowhere.yaml"), 2, "No such file"),
         (("--context", "prod", "get", "domains"), 2, "there is no context `prod`"),
-        (("--timeout", "0", "get", "domains"), 2, "must be more than 0"),
         (("operation", "wait", "nodes/n1/services/compute/operations/none"), 4, "RESOURCE_NOT_FOUND"),
     ],
 )
@@ -465,18 +389,36 @@ def _until(terminal: int, wanted: bytes, seconds: float = 20.0) -> bytes:
     return seen
 
 
-def test_the_shell_completes_names_of_the_fleet(fake: Fake) -> None:
-    del fake
-    environment = {
-        **os.environ,
-        "_VIRTFLEET_COMPLETE": "bash_complete",
-        "COMP_WORDS": "virtfleet start n1/d-0000",
-        "COMP_CWORD": "2",
-    }
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("line", "finds"),
+    [
+        ("start n1/d-0000", ["n1/d-00000", "n1/d-00001", "n1/d-00002"]),
+        ("get dom", ["domains", "domain"]),
+        ("get domains -n n", ["n1", "n2", "n3", "n4"]),
+        ("node cordon n4", ["n4"]),
+        ("context use f", ["far"]),
+        ("-c f", ["far"]),
+        ("explain wrong_", ["WRONG_NODE", "WRONG_STATE"]),
+        ("api StartD", ["StartDomain"]),
+        ("compl", ["completion"]),
+        ("get domains -o n", ["name"]),
+        ("get nothing x", []),
+    ],
+)
+def test_the_shell_completes(tmp_path: Path, line: str, finds: list[str]) -> None:
+    (tmp_path / "contexts.json").write_text('{"contexts": {"far": {"address": "unix:///nowhere"}}}')
+    words = f"virtfleet {line}"
+    environment = {**os.environ, "_VIRTFLEET_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split()) - 1)
     done = subprocess.run(
         [str(Path(sys.executable).with_name("virtfleet"))], env=environment, capture_output=True, text=True, check=False
     )
-    assert "n1/d-00000" in done.stdout
+    assert [found.partition(",")[2] for found in done.stdout.split()] == finds
+    assert done.stderr == ""
+
+
+def test_the_script_of_a_shell_is_printed() -> None:
     script = subprocess.run(
         [sys.executable, "-m", "virtfleet_cli", "completion", "bash"], capture_output=True, text=True, check=True
     ).stdout
@@ -509,19 +451,3 @@ def test_a_proxy_that_cannot_be_says_why(fake: Fake, uri: str) -> None:
     assert out == ""
     assert err
     assert "Traceback" not in err
-
-
-@pytest.mark.parametrize("source", ["/dev/null", "input"])
-@pytest.mark.parametrize("arguments", [("proxy", "command:/bin/cat"), ("fake", "--until-eof")], ids=["proxy", "fake"])
-def test_an_input_that_is_no_pipe_ends_what_lives_as_long_as_it(
-    tmp_path: Path, arguments: tuple[str, ...], source: str
-) -> None:
-    """What starts a helper without a pipe to it (many do by default) must not get one that never ends."""
-    (tmp_path / "input").write_text("a line\n")
-    with (tmp_path / source).open("rb") as given:
-        done = subprocess.run(
-            [sys.executable, "-m", "virtfleet_cli", *arguments],
-            stdin=given, capture_output=True, text=True, timeout=30, check=False,
-        )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 1

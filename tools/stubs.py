@@ -255,8 +255,10 @@ def main() -> int:
         return 0
     for name in wanted:
         if name not in known:
-            print(f"stubs: there is no LANGUAGE `{name}`: {' '.join(known)}", file=sys.stderr)
-            return 1
+            made = " ".join(language.id for language in known.values() if language.state != "none")
+            print(f"stubs: there is no LANGUAGE `{name}`: {made}", file=sys.stderr)
+            return 2
+    for name in wanted:
         try:
             target = export(known[name])
         except protos.ProtoError as error:

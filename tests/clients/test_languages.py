@@ -168,3 +168,31 @@ def test_what_there_is_no_generator_for_is_refused_with_the_reason(tmp_path: Pat
     with pytest.raises(protos.ProtoError, match="no generator for OCaml here: its generators are on opam"):
         stubs.write(LANGUAGES["ocaml"], tmp_path / "ocaml")
     assert not (tmp_path / "ocaml").exists()
+
+
+def make_stubs(*language: str) -> subprocess.CompletedProcess[str]:
+    # Who runs the tests by make is none of the inner one's business.
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(
+        ["make", "--silent", "stubs", *language], cwd=ROOT, env=own, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_lists_the_languages_that_have_stubs() -> None:
+    done = make_stubs()
+    assert done.returncode == 0, done.stderr
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert listed == [name for name, language in LANGUAGES.items() if language.state != "none"]
+
+
+@pytest.mark.parametrize(
+    ("language", "says"),
+    [("nonsense", "there is no LANGUAGE `nonsense`: go java python"), ("ocaml", "OCaml")],
+)
+def test_make_says_what_it_has_no_stubs_for(language: str, says: str) -> None:
+    done = make_stubs(f"LANGUAGE={language}")
+    assert done.returncode == 2
+    told = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(told) == 1, done.stderr
+    assert told[0].startswith("stubs: ")
+    assert says in told[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools.paths import ROOT
+from tools.paths import BUILD, ROOT
 
 JAVA_CLIENT = ROOT / "clients" / "java"
 LIMIT_SECONDS = 1500
@@ -17,8 +18,33 @@ _QUIET = ("--batch-mode", "--no-transfer-progress", "--quiet", "-Dstyle.color=ne
 _AGENT = "dev.virtfleet.conformance.Agent"
 
 
+_REPOSITORY = BUILD / "java-repository"
+_OURS = Path("dev", "virtfleet")
+
+
 class MavenError(Exception):
     """A build failed; the text is the end of what Maven said."""
+
+
+def repository() -> Path:
+    """Return the local repository of our builds: its downloads are those of the user where there are any, linked.
+
+    So what is built here is never found in the user's own (Maven before 3.9 knows no second one), and what is there
+    need not be fetched again.
+    """
+    downloads = Path.home() / ".m2" / "repository"
+    for folder in (Path(), _OURS.parent):
+        (_REPOSITORY / folder).mkdir(parents=True, exist_ok=True)
+        for entry in (downloads / folder).iterdir() if (downloads / folder).is_dir() else ():
+            link = _REPOSITORY / folder / entry.name
+            if folder / entry.name not in (_OURS, _OURS.parent) and not os.path.lexists(link):
+                link.symlink_to(entry)
+    return _REPOSITORY
+
+
+def forget_installed() -> None:
+    """Take what a build has installed out of that repository."""
+    shutil.rmtree(_REPOSITORY / _OURS, ignore_errors=True)
 
 
 def run(
@@ -26,7 +52,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run Maven in a folder, whatever comes of it."""
     return subprocess.run(
-        ["mvn", *_QUIET, *arguments],
+        ["mvn", *_QUIET, f"-Dmaven.repo.local={repository()}", *arguments],
         cwd=folder,
         env={**os.environ, **(environment or {})},
         capture_output=True,

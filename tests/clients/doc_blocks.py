@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +100,7 @@ def environment(folder: Path, variables: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **own, **variables}
 
 
-def run_blocks(name: str, texts: Iterable[str], folder: Path, variables: dict[str, str]) -> str:
+def run_blocks(name: str, texts: Iterable[str], folder: Path, variables: dict[str, str], seconds: float = 150) -> str:
     """Run shell blocks one after the other in one shell; returns what they wrote.
 
     The script is a file and its standard input is empty: a command that reads it takes no line of the script.
@@ -115,7 +117,7 @@ def run_blocks(name: str, texts: Iterable[str], folder: Path, variables: dict[st
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -130,3 +132,24 @@ def run(page: Path, folder: Path, variables: dict[str, str]) -> str:
     """
     texts = [block.text for block in blocks(page) if block.language == "sh" and not block.mark]
     return run_blocks(page.stem, texts, folder, variables)
+
+
+@contextmanager
+def line_running(
+    script: str, environment: dict[str, str], folder: Path, output: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run lines of a page that do not end by themselves, and interrupt them as Ctrl-C does, with all below them."""
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            ["bash", "-euc", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(30)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,27 +15,6 @@ from tools.paths import ROOT
 from virtfleet_client import Fleet
 
 pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
-
-
-@contextmanager
-def line_running(
-    script: str, environment: dict[str, str], folder: Path, output: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run lines of a page that do not end by themselves, and interrupt them as Ctrl-C does, with all below them."""
-    with output.open("wb") as sink:
-        process = subprocess.Popen(
-            ["bash", "-euc", script], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(30)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_readme_runs_in_an_empty_folder(
@@ -57,7 +32,7 @@ def test_the_readme_runs_in_an_empty_folder(
     folder, output = tmp_path / "hello", tmp_path / "output"
     (folder / "main.go").write_text(program)
     # Waits are long: the first run compiles all of it.
-    with line_running(hello, environment, folder, output) as process:
+    with doc_blocks.line_running(hello, environment, folder, output) as process:
         before = create(fleet, "nodes/n1")
         until(lambda: f"{before.name} DOMAIN_STATE_SHUT_OFF" in output.read_text(), 240, "a new domain is printed")
         kill(run_folder, "gateway")
@@ -65,7 +40,7 @@ def test_the_readme_runs_in_an_empty_folder(
         delete(fleet, before.name)
         until(lambda: f"{before.uid} is gone" in output.read_text(), 30, "its end is printed")
         assert process.poll() is None
-    with line_running(controller, environment, folder, tmp_path / "replicas.log"):
+    with doc_blocks.line_running(controller, environment, folder, tmp_path / "replicas.log"):
         until(lambda: len(replicas.group(fleet, "web", running=True)) == 6, 240, "six run")
     for domain in replicas.group(fleet, "web"):
         delete(fleet, domain.name)

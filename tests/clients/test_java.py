@@ -57,7 +57,7 @@ def outcomes(environment: dict[str, str], run_folder: Path) -> Outcomes:
     programs = {"VIRTFLEET_COMMAND": command, "VIRTFLEET_FAKE_COMMAND": f"{command} fake"}
     # A failure must not hide the tests of the modules after it.
     done = maven.run(
-        "-Pdocumentation", "install", "-Dmaven.test.failure.ignore=true",
+        "-Pdocumentation", "verify", "-Dmaven.test.failure.ignore=true",
         environment={**environment, **programs, "VIRTFLEET_RUN": str(run_folder)},
     )  # fmt: skip
     said = f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"

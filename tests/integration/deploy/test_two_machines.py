@@ -79,15 +79,27 @@ def test_the_page_installs_a_fleet_on_two_machines(machines: Site) -> None:
     refused = gateway.run("sleep 1; virtfleet node list && exit 9 || true", "/srv/admin", bob)
     assert "CERTIFICATE_REVOKED" in refused
     assert "RUNNING" in gateway.run("virtfleet get domain n1/first", "/srv/admin", SEES), "the guest ran on"
+    gateway.run("virtfleet stop --force first; virtfleet stop pools/images net/n1/lan", "/srv/admin", SEES)
 
 
 def a_guest_runs(gateway: Machine, node: Machine) -> None:
     """Start a guest from the gateway's machine, and see it on the node's."""
-    spec = json.dumps(
-        {"kind": "domain", "name": "n1/first", "spec": {"driver": "qemu", "memory": {"maximum_bytes": "64MiB"}}}
-    )
+    lan = {"prefix": "192.168.190.0/24", "dhcp": {"ranges": [{"first": "192.168.190.10", "last": "192.168.190.99"}]}}
+    card = {"lan": {"network": "networks/lan"}}
+    documents = [
+        {"kind": "pool", "name": "n1/images", "spec": {"dir": {}}},
+        {"kind": "network", "name": "n1/lan", "spec": {"nat": {}, "subnets": {"v4": lan}}},
+        {
+            "kind": "domain",
+            "name": "n1/first",
+            "spec": {"driver": "qemu", "memory": {"maximum_bytes": "64MiB"}, "interfaces": card},
+        },
+    ]
+    text = "\n---\n".join(json.dumps(document) for document in documents)
     gateway.run(
-        f"cat > first.json <<'END'\n{spec}\nEND\nvirtfleet apply -f first.json; virtfleet start first",
+        f"cat > first.yaml <<'END'\n{text}\nEND\n"
+        # In the order in which one needs the other, whatever order they are named in.
+        "virtfleet apply -f first.yaml; virtfleet start first networks/lan pools/images",
         "/srv/admin",
         SEES,
     )

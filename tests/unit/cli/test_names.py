@@ -9,6 +9,7 @@ from virtfleet.compute.v1 import domain_pb2
 from virtfleet.fleet.v1 import node_pb2
 from virtfleet_cli.kinds import BY_NAME, KINDS, bytes_text, enum_name
 from virtfleet_cli.masks import assign, split, value_at
+from virtfleet_cli.verbs import kind_of
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,26 @@ def test_a_name_may_be_short(kind: str, given: str, node: str, full: str) -> Non
 def test_a_name_that_can_be_none_is_refused(kind: str, given: str) -> None:
     with pytest.raises(click.ClickException, match="is no name of a"):
         BY_NAME[kind].name(given, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "noun", "own"),
+    [
+        ("web", "domain", "web"),
+        ("n1/web", "domain", "n1/web"),
+        ("networks/lan", "network", "lan"),
+        ("net/n1/lan", "network", "n1/lan"),
+        ("pools/images", "pool", "images"),
+        ("vm/web", "domain", "web"),
+        ("nodes/n1/networks/lan", "network", "nodes/n1/networks/lan"),
+        ("nodes/n1/domains/web", "domain", "nodes/n1/domains/web"),
+        # Nothing that starts: a node of that name, as everywhere.
+        ("volumes/web", "domain", "volumes/web"),
+    ],
+)
+def test_a_verb_is_told_the_kind_in_front_of_the_name(given: str, noun: str, own: str) -> None:
+    kind, name = kind_of(given)
+    assert (kind.noun, name) == (noun, own)
 
 
 def test_every_kind_can_be_listed_and_read() -> None:

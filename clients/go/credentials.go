@@ -72,7 +72,7 @@ func (c *fileCredentials) look() (stamps [3]stamp, err error) {
 }
 
 func (c *fileCredentials) load() (*tls.Config, error) {
-	authority, err := os.ReadFile(c.files.CAFile)
+	authority, err := readSmall(c.files.CAFile)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +80,15 @@ func (c *fileCredentials) load() (*tls.Config, error) {
 	if !roots.AppendCertsFromPEM(authority) {
 		return nil, fmt.Errorf("%s holds no certificate", c.files.CAFile)
 	}
-	own, err := tls.LoadX509KeyPair(c.files.CertFile, c.files.KeyFile)
+	chain, err := readSmall(c.files.CertFile)
+	if err != nil {
+		return nil, err
+	}
+	key, err := readSmall(c.files.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	own, err := tls.X509KeyPair(chain, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", c.files.CertFile, c.files.KeyFile, err)
 	}

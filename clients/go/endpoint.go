@@ -55,7 +55,7 @@ func ContextsFile() (string, error) {
 
 // ReadContexts reads a context file; one that is missing has no contexts. Paths in it are made absolute.
 func ReadContexts(path string) (*Contexts, error) {
-	content, err := os.ReadFile(path)
+	content, err := readSmall(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &Contexts{}, nil
 	}

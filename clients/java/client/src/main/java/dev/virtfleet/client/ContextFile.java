@@ -5,7 +5,6 @@ import com.google.gson.JsonObject;
 import com.google.gson.JsonParseException;
 import com.google.gson.JsonParser;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.Map;
@@ -61,11 +60,13 @@ public record ContextFile(Optional<String> current, Map<String, FleetContext> co
      */
     public static ContextFile read(Path path) {
         try {
-            return parse(Files.readString(path), path);
+            return parse(SmallFile.text(path), path);
         } catch (NoSuchFileException missing) {
             return new ContextFile(Optional.empty(), Map.of());
         } catch (IOException | JsonParseException | IllegalStateException | UnsupportedOperationException failure) {
-            throw new FleetNotFoundException(path + ": " + failure.getMessage(), failure);
+            // What the system says of a file begins with its path.
+            String why = String.valueOf(failure.getMessage());
+            throw new FleetNotFoundException(why.startsWith(path.toString()) ? why : path + ": " + why, failure);
         }
     }
 

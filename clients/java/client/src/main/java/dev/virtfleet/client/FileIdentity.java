@@ -113,7 +113,7 @@ final class FileIdentity {
     private static List<X509Certificate> certificates(Path path) throws IOException, CertificateException {
         List<X509Certificate> found = new ArrayList<>();
         try {
-            var content = new ByteArrayInputStream(Files.readAllBytes(path));
+            var content = new ByteArrayInputStream(SmallFile.bytes(path));
             for (Certificate one : CertificateFactory.getInstance("X.509").generateCertificates(content)) {
                 found.add((X509Certificate) one);
             }
@@ -127,7 +127,7 @@ final class FileIdentity {
     }
 
     private static PrivateKey key(Path path) throws IOException, GeneralSecurityException {
-        String text = Files.readString(path);
+        String text = SmallFile.text(path);
         Matcher found = PKCS8.matcher(text);
         if (!found.find()) {
             Matcher other = OTHER_KEY.matcher(text);

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.io.RandomAccessFile;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HashMap;
@@ -51,6 +52,22 @@ class ContextFileTest {
             Files.writeString(file, broken);
             FleetNotFoundException failure = assertThrows(FleetNotFoundException.class, () -> ContextFile.read(file), broken);
             assertTrue(failure.getMessage().startsWith(file.toString()), failure.getMessage());
+        }
+    }
+
+    @Test
+    void aFileWithoutEndIsNotRead() throws IOException {
+        Path big = folder.resolve("big");
+        try (var sparse = new RandomAccessFile(big.toFile(), "rw")) {
+            sparse.setLength(1L << 30);
+        }
+        for (Path endless : new Path[] {big, Path.of("/dev/zero")}) {
+            FleetNotFoundException failure = assertThrows(FleetNotFoundException.class, () -> ContextFile.read(endless));
+            assertEquals(endless + ": has more than 1 MiB", failure.getMessage());
+            Credentials files = new Credentials(endless, endless, endless);
+            VirtfleetClient.Builder builder = VirtfleetClient.builder().address("localhost:1").credentials(files);
+            failure = assertThrows(FleetNotFoundException.class, builder::build);
+            assertTrue(failure.getMessage().contains("has more than 1 MiB"), failure.getMessage());
         }
     }
 

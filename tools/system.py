@@ -103,6 +103,7 @@ def _needs_of_tests() -> list[Need]:
         Need("python3-venv", files="usr/lib/python3*/ensurepip"),
         # For `systemd-analyze verify` of our units; installing it does not make it the init.
         Need("systemd", program="systemd-analyze"),
+        Need("mount", program="mount"),
         # For the Java client, which is built and tested from nothing.
         Need("default-jdk-headless", java=OLDEST_JAVA),
         Need("maven", program="mvn"),

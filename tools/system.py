@@ -101,7 +101,7 @@ def _needs_of_tests() -> list[Need]:
         Need("openssh-client", program="ssh"),
         # For the environments of docs/operations.md, with the distribution's own Python.
         Need("python3-venv", files="usr/lib/python3*/ensurepip"),
-        # For `systemd-analyze verify` of our units; installing it does not make it the init.
+        # For `systemd-analyze verify` of our units, and to boot machines that start them. It does not become the init.
         Need("systemd", program="systemd-analyze"),
         Need("mount", program="mount"),
         # For the Java client, which is built and tested from nothing.

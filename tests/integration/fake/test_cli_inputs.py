@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,48 @@ def test_files_that_cannot_be_read_are_named(
     code, _, err = virtfleet("get", "nodes")
     assert code == 2
     assert err.startswith(f"virtfleet: {tmp_path}/no.pem: holds no certificate of an authority")
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("arguments", [("create", "-f"), (*JOIN,), ("fake", "--seed-file")], ids=lambda words: words[0])
+def test_a_file_without_permission_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    file = tmp_path / "secret"
+    file.touch(mode=0)
+    # Without these root is held to the modes of files like anybody else.
+    held = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*held, sys.executable, "-m", "virtfleet_cli", *arguments, str(file)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    # Some are told in a box, which breaks lines anywhere.
+    said = re.sub(r"[│\s]+", "", done.stderr)
+    assert re.search("Permissiondenied|isnotreadable", said), done.stderr
+    assert str(file) in said
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("fake")
+def test_who_waits_for_an_input_can_be_interrupted(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        [sys.executable, "-m", "virtfleet_cli", "create", "-f", str(pipe)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        ends_at, writer = time.monotonic() + 20, -1
+        while writer < 0:
+            assert time.monotonic() < ends_at
+            time.sleep(0.05)
+            # As long as nobody reads it is no way to write to.
+            with suppress(OSError):
+                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            os.close(writer)
+    assert (process.returncode, said.strip()) == (130, "virtfleet: interrupted")
 
 
 def test_what_an_encoding_has_not_is_no_fault(fake: Fake, tmp_path: Path) -> None:

@@ -287,11 +287,17 @@ async def test_a_wipe_can_be_cancelled(node: Rig, pool: Path) -> None:
         with pytest.raises(Refused) as refused:
             await client.delete("pools/images/volumes/disk")
         assert refused.value.reason == "OPERATION_CONFLICT"
+    metadata = operation_pb2.OperationMetadata()
+    # One that is cancelled before it has begun leaves the volume as it was.
+    while metadata.phase != "overwriting" and not operation.done:
+        operation = await client.call(
+            client.operations.GetOperation, operations_pb2.GetOperationRequest(name=operation.name)
+        )
+        operation.metadata.Unpack(metadata)
     await client.call(client.operations.CancelOperation, operations_pb2.CancelOperationRequest(name=operation.name))
     operation = await client.call(
         client.operations.WaitOperation, operations_pb2.WaitOperationRequest(name=operation.name)
     )
-    metadata = operation_pb2.OperationMetadata()
     operation.metadata.Unpack(metadata)
     assert metadata.target == name
     assert operation.error.code == 1

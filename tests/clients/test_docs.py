@@ -67,7 +67,10 @@ def test_a_page_runs_as_it_is_written(fake: Fake, page: str, tmp_path: Path) -> 
     }
     said = doc_blocks.run(ROOT / "docs" / f"{page}.md", tmp_path, variables)
     assert "Traceback" not in said
-    assert not [name for name in fake.names() if "/domains/d-" not in name], "the page leaves something"
+    # A list of the fleet may be a second behind.
+    ends_at = time.monotonic() + 1
+    while left := [name for name in fake.names() if "/domains/d-" not in name]:
+        assert time.monotonic() < ends_at, f"the page leaves {left}"
 
 
 @pytest.mark.timeout(180)

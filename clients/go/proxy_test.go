@@ -35,7 +35,12 @@ func proxyProgram(text string) int {
 		fmt.Fprintln(os.Stderr, "no way to", uri.Host)
 		return 3
 	}
-	folder, err := os.MkdirTemp("", "proxy")
+	var place string
+	if path := uri.Query().Get("record"); path != "" {
+		// Of the test, which takes it away when it has killed this program.
+		place = filepath.Dir(path)
+	}
+	folder, err := os.MkdirTemp(place, "proxy")
 	if err != nil {
 		return 1
 	}

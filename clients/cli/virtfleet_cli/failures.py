@@ -48,6 +48,13 @@ NEXT: Final[dict[str, str]] = {
 }
 """What to try after an error with a reason; variables of the error stand in braces."""
 
+_STARTABLE: Final[dict[tuple[str, str], str]] = {
+    (kind, state): f"`virtfleet {verb} {{resource}}` {done} it"
+    for kind in ("networks", "pools")
+    for state, verb, done in (("INACTIVE", "start", "starts"), ("RUNNING", "stop", "stops"))
+}
+"""What to try where something is in a wrong state that a command changes: by kind and state."""
+
 
 def run(command: click.Command, arguments: Sequence[str]) -> int:
     """Run a command line and return the exit code."""
@@ -146,6 +153,8 @@ def _advice(error: VirtfleetError) -> str:
     resource = str(variables.get("resource", ""))
     if resource.count("/") >= 1:
         variables.setdefault("kind", resource.split("/")[-2])
+    if error.reason == "WRONG_STATE":
+        pattern = _STARTABLE.get((variables.get("kind", ""), str(variables.get("state"))), pattern)
     if "node" in variables:
         variables["node_id"] = str(variables["node"]).removeprefix("nodes/")
     try:

@@ -8,10 +8,11 @@ it, never out of one call.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import volume_pb2, watch_pb2
@@ -41,7 +42,9 @@ class Attachments:
         self._places = places
         self._claims = claims
         self._granting = asyncio.Lock()
-        self._turns: Counter[str] = Counter()
+        self.turns: dict[str, int] = {}
+        """Who has the turn on a volume, by its uid: while somebody attaches or releases it."""
+        self._numbers = itertools.count(1)
         self._forgetting: set[asyncio.Task[None]] = set()
 
     async def attach(
@@ -67,22 +70,21 @@ class Attachments:
             run_as_uid=request.run_as_uid,
             time_ns=time.time_ns(),
         )
-        self._turns[volume.uid] += 1
-        turn = self._turns[volume.uid]
-        first: tuple[int, int, int] | None = None
-        if attachment.exclusive and catalog.get_owner(self._store, volume.uid) is None:
-            # Recorded with the attachment: one commit instead of two.
-            first = await granting(place.open).present(catalog.key_of(volume))
+        with self.turn(volume.uid) as turn:
+            first: tuple[int, int, int] | None = None
+            if attachment.exclusive and catalog.get_owner(self._store, volume.uid) is None:
+                # Recorded with the attachment: one commit instead of two.
+                first = await granting(place.open).present(catalog.key_of(volume))
 
-        def record(tx: Transaction) -> bool:
-            recorded = self._record(tx, volume, attachment, links)
-            # Whoever began to attach or release since the look may have changed what was seen.
-            alone = self._turns[volume.uid] == turn and catalog.get_owner(tx, volume.uid) is None
-            if recorded and first is not None and alone:
-                catalog.put_owner(tx, volume.uid, first)
-            return recorded
+            def record(tx: Transaction) -> bool:
+                recorded = self._record(tx, volume, attachment, links)
+                # Whoever began to attach or release since the look may have changed what was seen.
+                alone = self.has_turn(volume.uid, turn) and catalog.get_owner(tx, volume.uid) is None
+                if recorded and first is not None and alone:
+                    catalog.put_owner(tx, volume.uid, first)
+                return recorded
 
-        fresh = await self._store.write(record)
+            fresh = await self._store.write(record)
         failpoints.reach("storage.attach.recorded")
         try:
             await self._grant([volume.name, *(link.volume.name for link in links)])
@@ -91,6 +93,20 @@ class Attachments:
                 await asyncio.shield(asyncio.ensure_future(self._take_back(volume, attachment, links)))
             raise
         return _response(attachment, volume, facts, links)
+
+    @contextmanager
+    def turn(self, uid: str) -> Iterator[int]:
+        """Have the turn on a volume, until somebody else begins; the number of a turn is never that of another."""
+        turn = self.turns[uid] = next(self._numbers)
+        try:
+            yield turn
+        finally:
+            if self.has_turn(uid, turn):
+                del self.turns[uid]
+
+    def has_turn(self, uid: str, turn: int) -> bool:
+        """Tell whether nobody else has begun since."""
+        return self.turns.get(uid) == turn
 
     async def _take_back(self, volume: volume_pb2.Volume, attachment: Attachment, links: list[Link]) -> None:
         await self._store.write(lambda tx: self._forget(tx, volume.uid, attachment.attachment_id))
@@ -122,8 +138,8 @@ class Attachments:
         """End an attachment. Succeeds if there is none."""
         volume = catalog.get_volume(self._store, request.name)
         if volume is not None:
-            self._turns[volume.uid] += 1
-            await self._store.write(lambda tx: self._forget(tx, volume.uid, request.attachment_id))
+            with self.turn(volume.uid):
+                await self._store.write(lambda tx: self._forget(tx, volume.uid, request.attachment_id))
             failpoints.reach("storage.release.recorded")
             node = volume.name.split("/pools/", 1)[0]
             await self._grant([volume.name, *(f"{node}/{link.volume}" for link in volume.status.backing_chain)])

@@ -58,14 +58,7 @@ def fake() -> Iterator[Fake]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", RUN)
 def test_a_page_runs_as_it_is_written(fake: Fake, page: str, tmp_path: Path) -> None:
-    ready = fake.ready
-    variables = {
-        "VIRTFLEET_ADDRESS": ready["address"],
-        "VIRTFLEET_CA_FILE": ready["ca_file"],
-        "VIRTFLEET_CERT_FILE": ready["cert_file"],
-        "VIRTFLEET_KEY_FILE": ready["key_file"],
-    }
-    said = doc_blocks.run(ROOT / "docs" / f"{page}.md", tmp_path, variables)
+    said = doc_blocks.run(ROOT / "docs" / f"{page}.md", tmp_path, fake.variables)
     assert "Traceback" not in said
     # A list of the fleet may be a second behind.
     ends_at = time.monotonic() + 1

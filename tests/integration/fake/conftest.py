@@ -21,9 +21,8 @@ def shared() -> Iterator[Fake]:
 
 @pytest.fixture
 def fake(shared: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
-    monkeypatch.setenv("VIRTFLEET_ADDRESS", shared.ready["address"])
-    for name, key in (("CA", "ca_file"), ("CERT", "cert_file"), ("KEY", "key_file")):
-        monkeypatch.setenv(f"VIRTFLEET_{name}_FILE", shared.ready[key])
+    for name, value in shared.variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("VIRTFLEET_COMMAND", str(Path(sys.executable).with_name("virtfleet")))
     monkeypatch.setenv("VIRTFLEET_CONTEXTS_FILE", str(tmp_path / "contexts.json"))
     yield shared

@@ -32,6 +32,17 @@ class Fake:
     fleet: Fleet
     control: fake_pb2_grpc.FakeServiceStub
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that points clients to it."""
+        ready = self.ready
+        return {
+            "VIRTFLEET_ADDRESS": ready["address"],
+            "VIRTFLEET_CA_FILE": ready["ca_file"],
+            "VIRTFLEET_CERT_FILE": ready["cert_file"],
+            "VIRTFLEET_KEY_FILE": ready["key_file"],
+        }
+
     def names(self) -> list[str]:
         answer = self.fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-", page_size=1000))
         return [domain.name for domain in answer.domains]

@@ -1,10 +1,8 @@
 """A development fleet: an authority, a gateway and nodes, every process real and its own, mutual TLS on every hop.
 
 The gateway stays in the caller's network namespace and listens on 127.0.0.1; each node is a namespace of its own, in
-which
-its launcher and its compute, storage and network services run. Everything else is kept in one folder below /tmp, which
-other
-users (the guests' numeric ones) may pass through but not read.
+which its launcher and its compute, storage and network services run. Everything else is kept in one folder below /tmp,
+which other users (the guests' numeric ones) may pass through but not read.
 
     async with Fleet.running(Plan(nodes=1)) as fleet:
         …

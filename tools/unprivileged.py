@@ -1,9 +1,8 @@
 """A development fleet for an ordinary user: inside a user namespace, where the system allows one.
 
 Root goes straight on. For anybody else the program begins again as root of a user, mount, network and pid-sharing
-namespace of its
-own (`unshare`): namespaces, bridges, taps and nftables then work, but guests cannot get users or control groups of
-their own.
+namespace of its own (`unshare`): namespaces, bridges, taps and nftables then work, but guests cannot get users or
+control groups of their own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The gateway's connections to the services of nodes.
 
 Each service of a node has two lanes: one for calls and watches, one for volume data, each a connection of its own, so
-that
-an upload never holds up a watch. A lane connects when it is first needed, notices a dead or frozen peer by HTTP/2
-pings within
-five seconds, and says at once that a service is away instead of letting a caller wait for its deadline.
+that an upload never holds up a watch. A lane connects when it is first needed, notices a dead or frozen peer by HTTP/2
+pings within five seconds, and says at once that a service is away instead of letting a caller wait for its deadline.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The data plane: node calls pass as bytes, undecoded, unaltered, never repeated.
 
 For each method of the routing table there is one handler of the method's own kind. It authenticates the caller, reads
-the one
-string that says where the call goes, checks the caller's permission for the method and the node, and then pumps:
-messages,
-half close, deadline, cancellation and metadata one way, messages, status, details, initial and trailing metadata the
-other way.
-How a call that is under way is carried, and how it ends, is in `relay.py`.
+the one string that says where the call goes, checks the caller's permission for the method and the node, and then
+pumps: messages, half close, deadline, cancellation and metadata one way, messages, status, details, initial and
+trailing metadata the other way. How a call that is under way is carried, and how it ends, is in `relay.py`.
 """
 
 from __future__ import annotations

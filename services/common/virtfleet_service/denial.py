@@ -1,11 +1,10 @@
 """The denial list: which certificates a process no longer believes.
 
-The authority signs a numbered list (`virtfleet.fleet.v1.SignedDenialList`); gateways hand it out with the trust
-bundle, and every
-process keeps the newest one that it has seen in a file. A list is taken only if a CA of the trust bundle signed it, its
-number is higher than that of the one in force, and it denies all that the one in force does, so neither a stranger nor
-an old gateway nor one whose store was put back from a copy can set a certificate free again. A member that holds more
-than a gateway hands its list over (`missing_in`), and the gateway takes in what is missing.
+The authority signs a numbered list (`virtfleet.fleet.v1.SignedDenialList`); gateways hand it out with the trust bundle,
+and every process keeps the newest one that it has seen in a file. A list is taken only if a CA of the trust bundle
+signed it, its number is higher than that of the one in force, and it denies all that the one in force does, so neither
+a stranger nor an old gateway nor one whose store was put back from a copy can set a certificate free again. A member
+that holds more than a gateway hands its list over (`missing_in`), and the gateway takes in what is missing.
 """
 
 from __future__ import annotations

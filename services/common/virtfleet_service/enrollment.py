@@ -1,9 +1,8 @@
 """How a node joins its fleet and stays a member of it.
 
-`join` trades a token for certificates, once. `Membership` then renews one service's certificate at half of its life
-and fetches the
-trust bundle every two seconds, so that a revocation is known everywhere within five. Everything is kept in one
-directory:
+`join` trades a token for certificates, once. `Membership` then renews one service's certificate at half of its life and
+fetches the trust bundle every two seconds, so that a revocation is known everywhere within five. Everything is kept in
+one directory:
 
     ca.crt            the certificates of the fleet's authorities
     {service}.crt     the certificate of the service, then what stands between it and the authority

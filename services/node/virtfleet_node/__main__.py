@@ -1,8 +1,8 @@
 """The process of a whole node: `virtfleet-node` or `python -m virtfleet_node`.
 
 What stands at the top of the settings file holds for all services; a table `[compute]` holds for that one alone: each
-has a
-listener, a certificate and a store of its own. `--services storage,compute` (or `VIRTFLEET_SERVICES`) runs some only.
+has a listener, a certificate and a store of its own. `--services storage,compute` (or `VIRTFLEET_SERVICES`) runs some
+only.
 """
 
 from __future__ import annotations

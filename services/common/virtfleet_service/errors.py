@@ -27,7 +27,9 @@ A class fixes code and reason. The variables of the message are given by keyword
 from __future__ import annotations
 
 import copy
+import string
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -43,7 +45,16 @@ DOMAIN = "virtfleet.dev"
 """The `ErrorInfo.domain` of every error of virtfleet."""
 
 METADATA_VALUE_LIMIT_CHARACTERS = 1000
-"""A longer variable is cut, so that no caller's input can make the trailers larger than clients accept (8 KiB)."""
+"""A longer variable is cut."""
+
+TRAILERS_LIMIT_BYTES = 7_600
+"""No caller's input can make the trailers larger than clients accept: 8 KiB, names and sizes of the fields included."""
+
+_PLAIN = string.printable.strip().replace("%", "") + " "
+"""What gRPC leaves as it is in the message of a status."""
+
+_SHORTER = ((32, 1000), (16, 500), (8, 250), (4, 120), (1, 60))
+"""What is kept of an error until its trailers are small enough: how many violations, how many characters of a text."""
 
 
 class VirtfleetError(Exception):
@@ -93,30 +104,39 @@ class VirtfleetError(Exception):
         moved.violations = tuple(one for one in found if one[0])
         return moved
 
-    def details(self) -> list[Message]:
-        """Return the `google.rpc` details, `ErrorInfo` first."""
-        metadata = dict(self.metadata)
+    def details(self, violations: int = 32, characters: int = METADATA_VALUE_LIMIT_CHARACTERS) -> list[Message]:
+        """Return the `google.rpc` details, `ErrorInfo` first.
+
+        Args:
+            violations: So many of them at most.
+            characters: So long may a text be.
+        """
+
+        def cut(text: str) -> str:
+            return _cut(text, characters)
+
+        metadata = {key: cut(value) for key, value in self.metadata.items()}
         if self.field:
-            metadata.setdefault("field", _cut(self.field))
+            metadata.setdefault("field", cut(self.field))
         if self.resource:
-            metadata.setdefault("resource", _cut(self.resource))
+            metadata.setdefault("resource", cut(self.resource))
         details: list[Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=metadata)]
         if self.violations and self.code is grpc.StatusCode.INVALID_ARGUMENT:
             bad = error_details_pb2.BadRequest()
-            for path, description in self.violations[:32]:
-                bad.field_violations.add(field=_cut(path), description=_cut(description), reason=self.reason)
+            for path, description in self.violations[:violations]:
+                bad.field_violations.add(field=cut(path), description=cut(description), reason=self.reason)
             details.append(bad)
         if self.code is grpc.StatusCode.FAILED_PRECONDITION:
             failure = error_details_pb2.PreconditionFailure()
-            for path, description in self.violations[:32] or ((self.resource, self.message),):
-                failure.violations.add(type=self.reason, subject=_cut(path), description=_cut(description))
+            for path, description in self.violations[:violations] or ((self.resource, self.message),):
+                failure.violations.add(type=self.reason, subject=cut(path), description=cut(description))
             details.append(failure)
         if self.resource:
             details.append(
                 error_details_pb2.ResourceInfo(
                     resource_type=_kind(self.resource),
-                    resource_name=_cut(self.resource),
-                    description=_cut(self.message),
+                    resource_name=cut(self.resource),
+                    description=cut(self.message),
                 )
             )
         if self.retry_delay_seconds is not None:
@@ -127,19 +147,29 @@ class VirtfleetError(Exception):
 
     def to_status(self) -> status_pb2.Status:
         """Return the error as `google.rpc.Status`, as it stands in operations and in the trailers of a call."""
+        for violations, characters in _SHORTER:
+            status = self._status(violations, characters)
+            if _in_trailers(status) <= TRAILERS_LIMIT_BYTES:
+                break
+        return status
+
+    def _status(self, violations: int, characters: int) -> status_pb2.Status:
         number: int = self.code.value[0]
-        status = status_pb2.Status(code=number, message=_cut(self.message))
-        for detail in self.details():
+        status = status_pb2.Status(code=number, message=_cut(self.message, characters))
+        for detail in self.details(violations, characters):
             packed = any_pb2.Any()
             packed.Pack(detail)
             status.details.append(packed)
         return status
 
 
-def _cut(text: str) -> str:
-    if len(text) <= METADATA_VALUE_LIMIT_CHARACTERS:
-        return text
-    return text[: METADATA_VALUE_LIMIT_CHARACTERS - 1] + "…"
+def _in_trailers(status: status_pb2.Status) -> int:
+    """Return how many bytes a status takes there: its message in percent-encoding, all of it in base64."""
+    return len(quote(status.message, safe=_PLAIN)) + -(-status.ByteSize() // 3) * 4
+
+
+def _cut(text: str, characters: int = METADATA_VALUE_LIMIT_CHARACTERS) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def _kind(name: str) -> str:

@@ -40,8 +40,11 @@ class Feed(Protocol):
     def shows(self, entry: Entry) -> bytes | None:
         """Return an entry in the form in which the watcher gets it; None: he does not."""
 
-    def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str]:
-        """Return a part of the snapshot, and the name after which it goes on; an empty name ends the kind."""
+    def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str, str]:
+        """Return a part of the snapshot, the name after which it goes on, and the last name that the watcher may know.
+
+        An empty first name ends the kind.
+        """
 
     def response(self, parts: Sequence[bytes], token: str) -> bytes:
         """Encode a message with news."""
@@ -182,10 +185,11 @@ class ResourceFeed:
             return self._saw_unknown and entry.uid not in self._dismissed
         return self._matches(self._codec.resource_types[row.kind].FromString(row.body))
 
-    def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str]:
-        """Return a part of the snapshot, and the name after which it goes on; an empty name ends the kind.
+    def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str, str]:
+        """Return a part of the snapshot, the name after which it goes on, and the last name that the watcher may know.
 
-        Rows that are newer than the place at which changes begin are left out: the log tells them.
+        An empty first name ends the kind. Rows that are newer than the place at which changes begin are left
+        out: the log tells them.
         """
         sql = (
             "SELECT name, uid, time_ns, body FROM resources WHERE kind = ? AND name > ? AND seq <= ?"
@@ -193,7 +197,7 @@ class ResourceFeed:
         )
         found: list[bytes] = []
         used = count = 0
-        last = after
+        last = seen = after
         of = self._codec.resource_types[kind]
         with closing(self._store.reader.execute(sql, (kind, after, newest_seq, _SNAPSHOT_ROWS))) as rows:
             for name, uid, time_ns, body in rows:
@@ -201,6 +205,7 @@ class ResourceFeed:
                 last = name
                 if self._sees is not None and not self._sees(name):
                     continue
+                seen = name
                 shown = body
                 if self._basic or self._matches is not None:
                     message = of.FromString(body)
@@ -213,8 +218,8 @@ class ResourceFeed:
                 found.append(self._codec.put(time_ns, kind, shown, cause=SNAPSHOT_CAUSE))
                 used += len(shown)
                 if used >= _SNAPSHOT_BYTES:
-                    return found, last
-        return found, last if count == _SNAPSHOT_ROWS else ""
+                    return found, last, seen
+        return found, last if count == _SNAPSHOT_ROWS else "", seen
 
     def response(self, parts: Sequence[bytes], token: str) -> bytes:
         """Encode a message with changes."""
@@ -258,8 +263,8 @@ class OperationFeed:
         """Return the operation as it was stored; None: the watcher does not get it."""
         return entry.body if entry.sort == transaction.OPERATION and self.wants(entry.uid) else None
 
-    def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str]:
-        """Return a part of the snapshot, and the name after which it goes on; an empty name ends it."""
+    def page(self, kind: str, after: str, newest_seq: int) -> tuple[list[bytes], str, str]:
+        """Return a part of the snapshot, and twice the id after which it goes on; an empty first one ends it."""
         del kind
         sql = "SELECT id, target, body FROM operations WHERE id > ? AND seq <= ? ORDER BY id LIMIT ?"
         found: list[bytes] = []
@@ -273,8 +278,8 @@ class OperationFeed:
                     found.append(body)
                     used += len(body)
                     if used >= _SNAPSHOT_BYTES:
-                        return found, last
-        return found, last if count == _SNAPSHOT_ROWS else ""
+                        return found, last, last
+        return found, last if count == _SNAPSHOT_ROWS else "", last
 
     def response(self, parts: Sequence[bytes], token: str) -> bytes:
         """Encode a message with operations."""

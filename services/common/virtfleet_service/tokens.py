@@ -1,8 +1,8 @@
 """Opaque tokens: where a list goes on, and where a watch goes on.
 
-A page token is authenticated with a key of the store and bound to the list that made it. A resume token names the
-store and the place in its log by number and time, so that a store put back from a copy, which counts the same
-numbers again, is seen.
+A page token is encrypted and authenticated with a key of the store and bound to the list that made it: the name at
+which a list goes on may be one that its caller must not see. A resume token names the store and the place in its log by
+number and time, so that a store put back from a copy, which counts the same numbers again, is seen.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def binding_of(*parts: object) -> bytes:
 
 
 def seal(key: bytes, binding: bytes, payload: bytes) -> str:
-    """Make a page token that only the holder of the key can make."""
-    return _encode(_mac(key, binding, payload) + payload)
+    """Make a page token that only the holder of the key can make, or read."""
+    mac = _mac(key, binding, payload)
+    return _encode(mac + _covered(key, mac, payload))
 
 
 def unseal(key: bytes, binding: bytes, token: str, *, field: str = "page_token") -> bytes:
@@ -44,8 +45,9 @@ def unseal(key: bytes, binding: bytes, token: str, *, field: str = "page_token")
         PageTokenInvalid: It was made for another list or by another store, or not by a server at all.
     """
     raw = _decode(token, field)
-    payload = raw[_MAC_BYTES:]
-    if not hmac.compare_digest(raw[:_MAC_BYTES], _mac(key, binding, payload)):
+    mac = raw[:_MAC_BYTES]
+    payload = _covered(key, mac, raw[_MAC_BYTES:])
+    if not hmac.compare_digest(mac, _mac(key, binding, payload)):
         raise _invalid(field)
     return payload
 
@@ -97,6 +99,13 @@ class ResumeToken:
 
 def _mac(key: bytes, binding: bytes, payload: bytes) -> bytes:
     return hmac.digest(key, binding + payload, "sha256")[:_MAC_BYTES]
+
+
+def _covered(key: bytes, mac: bytes, payload: bytes) -> bytes:
+    """Encrypt a payload, or decrypt it: with a stream that the key and the payload's own code give (RFC 5297's way)."""
+    size = len(payload)
+    stream = hashlib.shake_256(hmac.digest(key, b"page token" + mac, "sha256")).digest(size)
+    return (int.from_bytes(payload) ^ int.from_bytes(stream)).to_bytes(size)
 
 
 def _checksum(raw: bytes) -> bytes:

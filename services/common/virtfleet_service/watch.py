@@ -184,12 +184,12 @@ class WatchHub:
             after = start.name
         for kind in kinds:
             while True:
-                parts, last = feed.page(kind, after, place.seq)
-                after = last
+                parts, after, seen = feed.page(kind, after, place.seq)
                 if parts:
-                    token = self._token(feed, place, kind, last or "\uffff")
+                    # A token is no secret to its holder: it names nothing that he may not see.
+                    token = self._token(feed, place, kind, seen if after else "\uffff")
                     yield feed.response(parts, token), place
-                if not last:
+                if not after:
                     break
                 await asyncio.sleep(0)
         until = self._head.seq

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -124,6 +125,18 @@ async def test_callers_see_their_own_names_only(store: Store) -> None:
         "nodes/n1/domains/b-1",
         "nodes/n1/domains/b-2",
     ]
+
+
+async def test_a_token_tells_its_holder_no_names(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put(store, *(domain(f"secret-{index:03}") for index in range(80)), domain("z-1"))
+    limited = call("virtfleet.compute.v1.DomainService.ListDomains", roles=("viewer@nodes/n1/domains/z",))
+    limited._authorizer.register(limited.method)
+    monkeypatch.setattr(paging, "SCAN_SECONDS", 0.0)
+    token = read_page(store, "domain", "nodes/n1", ask(), call=limited).next_page_token
+    assert token
+    raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    assert b"secret" not in raw
+    assert b"nodes" not in raw
 
 
 async def test_tokens_fit_their_own_list_only(store: Store, tmp_path: Path) -> None:

@@ -156,6 +156,23 @@ async def test_changes_during_a_snapshot_come_once_and_in_order_before_its_end(s
     assert values["nodes/n1/domains/new"] == [""]
 
 
+async def test_a_token_within_a_snapshot_names_nothing_that_its_holder_may_not_see(store: Store) -> None:
+    hub = WatchHub(store)
+    await put(store, *(domain(f"b-{index}") for index in range(3)), *(domain(f"c-{index:04}") for index in range(1200)))
+    await put(store, domain("d-1"))
+    limited = call("virtfleet.compute.v1.WatchService.WatchResources", roles=("viewer@nodes/n1/domains/b",))
+    limited._authorizer.register(limited.method)
+    stream = hub.stream(ask(), limited)
+    first = watch_pb2.WatchResourcesResponse.FromString(await anext(stream))
+    await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+    assert names(list(first.changes)) == ["+b-0", "+b-1", "+b-2"]
+    assert ResumeToken.decode(first.resume_token).name == "nodes/n1/domains/b-2"
+    resumed = hub.stream(ask(resume_token=first.resume_token), limited)
+    rest = watch_pb2.WatchResourcesResponse.FromString(await anext(resumed))
+    assert (len(rest.changes), rest.HasField("snapshot_end")) == (0, True)
+    await resumed.aclose()  # type: ignore[attr-defined]  # as above
+
+
 async def test_kinds_events_and_views_are_chosen(store: Store) -> None:
     hub = WatchHub(store)
     one = domain("a", state="RUNNING")

@@ -357,12 +357,15 @@ class Operations:
 
     async def _write(self, work: Callable[[Transaction], None]) -> None:
         """Write what has happened; while the disk refuses, try again: the effect stands and must not be forgotten."""
+        said = ""
         while True:
             try:
                 await self.store.write(work)
                 return
             except StoreUnwritable as error:
-                _log.warning("the end of an operation waits for the store: %s", error)
+                if said != error.message:
+                    said = error.message
+                    _log.warning("the end of an operation waits for the store: %s", error)
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
 
     def show_progress(self, job: Job) -> None:

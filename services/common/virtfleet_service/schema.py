@@ -121,7 +121,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise _corrupt(path, error) from error
+        raise damaged(path, error) from error
     return connection
 
 
@@ -182,7 +182,7 @@ def prepare(
             copy(connection, path.with_name(f"{path.name}.before-{missing[0].number}"))
         _migrate(connection, missing, release, fresh=version == 0)
     except sqlite3.DatabaseError as error:
-        raise _corrupt(path, error) from error
+        raise damaged(path, error) from error
 
 
 def check(connection: sqlite3.Connection, path: Path, release: str = RELEASE) -> int:
@@ -207,7 +207,7 @@ def check(connection: sqlite3.Connection, path: Path, release: str = RELEASE) ->
     if path.stat().st_size <= QUICK_CHECK_LIMIT_BYTES:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise _corrupt(path, verdict)
+            raise damaged(path, verdict)
     return version
 
 
@@ -260,7 +260,8 @@ def _parts(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release.split("."))
 
 
-def _corrupt(path: Path, cause: object) -> StoreCorrupt:
+def damaged(path: Path, cause: object) -> StoreCorrupt:
+    """Return the error for a file that is damaged, which says what to do."""
     return StoreCorrupt(
         f"{path} is damaged or no store ({cause}): restore it from a copy, or move it away to start empty"
     )

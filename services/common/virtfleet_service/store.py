@@ -70,6 +70,9 @@ BATCH_LIMIT = 256
 MAINTENANCE_SECONDS = 60.0
 _EXPIRY_SLICE_ROWS = 2000
 
+_FAULTS_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
+"""What SQLite says of a statement, not of the disk: to try the same again would be in vain."""
+
 T = TypeVar("T")
 
 
@@ -120,17 +123,13 @@ class Store:
         else:
             self._writer, self.reader = _connect_twice(path)
         # `reader` is the connection for reads on the event loop; for the modules of this package.
-        meta = dict(self.reader.execute("SELECT key, value FROM meta"))
-        self.store_id: str = bytes(meta["store_id"]).hex()
-        """Names this store; random, made with the file."""
-        self.token_key: bytes = bytes(meta["token_key"])
-        """Authenticates the page tokens of this store."""
-        self._served_before = float(bytes(meta["served_seconds"]))
+        try:
+            self._recall()
+        except BaseException:
+            self.reader.close()
+            self._writer.close()
+            raise
         self._opened = time.monotonic()
-        newest = self.reader.execute("SELECT seq, time_ns FROM changes ORDER BY seq DESC LIMIT 1").fetchone()
-        self.last_seq, self.last_ns = (int(newest[0]), int(newest[1])) if newest else (0, 0)
-        lowest = self.reader.execute("SELECT min(seq) FROM changes").fetchone()[0]
-        self.lowest_seq = int(lowest) if lowest is not None else self.last_seq + 1
         self._cache = RowCache(limits.cache_bytes)
         self._listeners: list[Callable[[Sequence[Entry]], None]] = []
         self._progress_listeners: list[Callable[[str, bytes], None]] = []
@@ -139,9 +138,24 @@ class Store:
         self._written_seq, self._written_ns = self.last_seq, self.last_ns
         self._closed = False
         self._crowded = asyncio.Event()
+        # What the disk said last: told once, however many works it refuses.
+        self._trouble = ""
         self._thread: threading.Thread | None = None
         if not in_memory:
             self._thread = threading.Thread(target=self._write_all, name=f"store {path.name}", daemon=True)
+
+    def _recall(self) -> None:
+        """Read what the file says of itself, and where its log begins and ends."""
+        meta = dict(self.reader.execute("SELECT key, value FROM meta"))
+        self.store_id: str = bytes(meta["store_id"]).hex()
+        """Names this store; random, made with the file."""
+        self.token_key: bytes = bytes(meta["token_key"])
+        """Authenticates the page tokens of this store."""
+        self._served_before = float(bytes(meta["served_seconds"]))
+        newest = self.reader.execute("SELECT seq, time_ns FROM changes ORDER BY seq DESC LIMIT 1").fetchone()
+        self.last_seq, self.last_ns = (int(newest[0]), int(newest[1])) if newest else (0, 0)
+        lowest = self.reader.execute("SELECT min(seq) FROM changes").fetchone()[0]
+        self.lowest_seq = int(lowest) if lowest is not None else self.last_seq + 1
 
     @classmethod
     @asynccontextmanager
@@ -170,7 +184,11 @@ class Store:
         codec = ChangeCodec(package, resource_types)
         schema.create_file(path)
         with locked(path):
-            store = cls(path, codec, limits or Limits())
+            try:
+                store = cls(path, codec, limits or Limits())
+            except sqlite3.DatabaseError as error:
+                # Of a file that is too large to be looked at whole, the first reads find what is damaged.
+                raise schema.damaged(path, error) from error
             async with store._running():
                 yield store
 
@@ -386,6 +404,8 @@ class Store:
             served_seconds=self.served_seconds,
         )
         try:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
             self._writer.execute("BEGIN IMMEDIATE")
             for work in batch:
                 self._run(work, transaction)
@@ -393,19 +413,28 @@ class Store:
                 self._writer.execute("COMMIT")
         except sqlite3.Error as error:
             # The disk: all of the batch is undone, and the service goes on with what the file holds.
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            self._undo()
             for work in batch:
                 work.error = work.error or self._unwritable(error)
             return []
         except Exception as error:  # noqa: BLE001  # the boundary of the thread: whoever waits must hear of it
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            self._undo()
             for work in batch:
                 work.error = work.error or error
             return []
         self._written_seq, self._written_ns = transaction.last_seq, transaction.last_ns
+        if self._trouble and not any(isinstance(work.error, StoreUnwritable) for work in batch):
+            self._trouble = ""
+            _log.info("the store %s can be written again", self.path)
         return transaction.entries
+
+    def _undo(self) -> None:
+        """Undo a batch. If that fails too, the next one does it: the thread must live, or all that write would hang."""
+        try:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+        except sqlite3.Error:
+            _log.exception("a batch of the store %s could not be undone yet", self.path)
 
     def _run(self, work: _Work, transaction: Transaction) -> None:
         try:
@@ -413,14 +442,20 @@ class Store:
         except sqlite3.Error as error:
             if not self._writer.in_transaction:
                 raise
-            work.error = self._unwritable(error)
+            work.error = error if isinstance(error, _FAULTS_OF_THE_WORK) else self._unwritable(error)
         except Exception as error:  # noqa: BLE001  # the boundary: it is raised where the work was given
             work.error = error
 
     def _unwritable(self, error: sqlite3.Error) -> StoreUnwritable:
-        _log.error("the store %s cannot be written: %s", self.path, error)
+        # Of its own class for what is damaged or no database; a full or broken disk has one below it.
+        damaged = type(error) is sqlite3.DatabaseError
+        if self._trouble != str(error):
+            self._trouble = str(error)
+            advice = "; stop the service and put a copy back (`virtfleet store restore`)" if damaged else ""
+            _log.error("the store %s cannot be written: %s%s", self.path, error, advice)
+        what = "is damaged" if damaged else "cannot be written"
         return StoreUnwritable(
-            f"the store {self.path.name} cannot be written ({error}); nothing was done",
+            f"the store {self.path.name} {what} ({error}); nothing was done",
             retry_delay_seconds=1.0,
             store=self.path.name,
             cause=error,
@@ -432,7 +467,10 @@ class Store:
             if self.last_seq - self.lowest_seq > self.limits.log_entries * 1.1:
                 self._crowded.set()
             for listener in self._listeners:
-                listener(entries)
+                try:
+                    listener(entries)
+                except Exception:  # noqa: BLE001  # the boundary to who listens: what is committed must be acknowledged
+                    _log.exception("a listener of the store %s failed", self.path)
         for work in batch:
             if work.future.done():
                 continue
@@ -455,6 +493,8 @@ class Store:
                 await self.compact()
             except StoreUnwritable as error:
                 _log.warning("maintenance of the store is put off: %s", error)
+            except Exception:  # noqa: BLE001  # the boundary of the maintenance: without it the log would grow for ever
+                _log.exception("maintenance of the store %s failed", self.path)
 
     async def compact(self) -> None:
         """Drop what is older than the limits: log, request ids, ended operations. In slices, so that writers go on."""
@@ -482,13 +522,20 @@ class Store:
 
     def _expire_log(self, tx: Transaction) -> bool:
         oldest_ns = time.time_ns() - int(self.limits.log_seconds * 1e9)
+        surplus = tx.last_seq - self.limits.log_entries
+        end = count = 0
+        # From the old end up to the first that stays: none may go from the middle, and no look may read all of them.
         # The newest entry stays: a token that names it can still be held against its time.
-        removed = tx.connection.execute(
-            "DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE seq < ? AND (seq <= ? OR time_ns < ?)"
-            " ORDER BY seq LIMIT ?)",
-            (tx.last_seq, tx.last_seq - self.limits.log_entries, oldest_ns, _EXPIRY_SLICE_ROWS),
+        rows = tx.connection.execute(
+            "SELECT seq, time_ns FROM changes WHERE seq < ? ORDER BY seq LIMIT ?", (tx.last_seq, _EXPIRY_SLICE_ROWS)
         )
-        return removed.rowcount == _EXPIRY_SLICE_ROWS
+        with closing(rows):
+            for seq, time_ns in rows:
+                if seq > surplus and time_ns >= oldest_ns:
+                    break
+                end, count = seq, count + 1
+        tx.connection.execute("DELETE FROM changes WHERE seq <= ?", (end,))
+        return count == _EXPIRY_SLICE_ROWS
 
     def _expire_requests(self, tx: Transaction) -> bool:
         removed = tx.connection.execute(

@@ -25,6 +25,10 @@ OPERATION: Final = "operation"
 
 _ROW_COLUMNS = "kind, name, uid, generation, body"
 
+CLOCK_FAULT_NS: Final = 86_400 * 10**9
+"""An entry that lies so far in the future was written by a clock that was wrong then; a clock that is set back by less
+is not believed before it has caught up."""
+
 T = TypeVar("T")
 
 Records: TypeAlias = list[tuple[str, bytes]]
@@ -54,7 +58,7 @@ class Entry(NamedTuple):
 
     Attributes:
         seq: Its number: without gaps, in the order of commits.
-        time_ns: When it was written; never less than the one before.
+        time_ns: When it was written; never less than the one before, unless the clock had been a day and more ahead.
         sort: PUT, DELETE, EVENT, MOVED_OUT, MOVED_IN or OPERATION.
         kind: The kind of the resource that it is about; empty: none of the package.
         name: The name of that resource or operation.
@@ -284,7 +288,7 @@ class Transaction:
         changes: list[Entry] = []
         rows: list[tuple[Any, ...]] = []
         # They are put at once: at one time.
-        self._ns = max(time.time_ns(), self._ns)
+        self._ns = self._now_ns()
         for message in messages:
             name: str = message.name  # type: ignore[attr-defined]  # every resource has a head
             uid: str = message.uid  # type: ignore[attr-defined]  # every resource has a head
@@ -411,11 +415,18 @@ class Transaction:
         self.connection.execute("DELETE FROM resources WHERE name = ?", (name,))
         self.touched.add(name)
 
+    def _now_ns(self) -> int:
+        """Return the time of the next entry: a clock that is set back must not turn the order of the log.
+
+        But one that was far ahead, once, must not stamp all that happens in the years after.
+        """
+        now = time.time_ns()
+        return self._ns if now < self._ns <= now + CLOCK_FAULT_NS else now
+
     def _append(
         self, sort: str, kind: str, name: str, uid: str, encode: Callable[[int], bytes], number: int = 0
     ) -> Entry:
-        # A clock that is set back must not turn the order of the log.
-        ns = max(time.time_ns(), self._ns)
+        ns = self._now_ns()
         entry = Entry(self._seq + 1, ns, sort, kind, name, uid, number, encode(ns))
         self.connection.execute(
             "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from virtfleet_service.call import CURRENT
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from virtfleet_service.call import Call
 
 _log = logging.getLogger(__name__)
+
+UNWRITTEN_LIMIT_LINES: Final = 1024
+"""How many lines are kept while the file takes none: what was under way when it began, and refusals since."""
 
 # What a LogRecord has of its own; anything else was given by `extra`.
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -69,9 +73,9 @@ def configure(service: str, node: str, level: str = "INFO", stream: TextIO = sys
 class AuditLog:
     """Is the file in which every mutation and refusal stands before it is acknowledged.
 
-    One JSON object a line, appended with one write, so that lines of several threads never mix. It is not synced: it
-    survives the death of the process, as much as an acknowledged answer on its way does, and a power cut may take its
-    last seconds.
+    One JSON object a line, whole or not at all; for the event loop alone. It is not synced: it survives the death of the
+    process, as much as an acknowledged answer on its way does, and a power cut may take its last seconds. Lines that the
+    file does not take are kept, and written before any other.
 
     Args:
         path: The file; None: entries go to the log of the process only.
@@ -83,7 +87,11 @@ class AuditLog:
         self._limit_bytes = limit_bytes
         self._descriptor = -1
         self._size_bytes = 0
+        self._in_use = False
         self._broken: OSError | None = None
+        # Lines that the file has not taken: written first when it takes some again.
+        self._unwritten: deque[bytes] = deque()
+        self._lost_count = 0
 
     def open(self) -> None:
         """Open the file for appending.
@@ -94,11 +102,22 @@ class AuditLog:
         if self._path is None or self._descriptor >= 0:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size_bytes = os.fstat(self._descriptor).st_size
+        self._open(self._path)
+        self._in_use = True
 
     def close(self) -> None:
         """Close the file; succeeds if it is closed."""
+        self._flush()
+        if self._in_use and self._unwritten:
+            _log.critical("the audit log lacks its last lines", extra={"lost_count": len(self._unwritten)})
+        self._in_use = False
+        self._let_go()
+
+    def _open(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._size_bytes = os.fstat(self._descriptor).st_size
+
+    def _let_go(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -107,11 +126,11 @@ class AuditLog:
         """Refuse a mutation that could not be recorded.
 
         Raises:
-            BackendUnreachable: The last entry could not be written, and still cannot.
+            BackendUnreachable: An entry could not be written, and still cannot.
         """
         if self._broken is None:
             return
-        self._append({"event": "audit_resumed"})
+        self._flush()
         if self._broken is not None:
             raise BackendUnreachable(
                 f"the audit log cannot be written, so nothing may be changed: {self._broken.strerror}",
@@ -155,24 +174,57 @@ class AuditLog:
     def _append(self, entry: dict[str, object]) -> None:
         kept = {key: value for key, value in entry.items() if value not in ("", [])}
         kept = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="microseconds"), **kept}
-        if self._descriptor < 0:
+        if self._path is None or not self._in_use:
             _log.info("audit", extra={"audit": kept})
             return
-        line = (json.dumps(kept, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        if len(self._unwritten) >= UNWRITTEN_LIMIT_LINES:
+            self._lost_count += 1
+        else:
+            self._unwritten.append((json.dumps(kept, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what is unwritten, in order; that it went well again is an entry of its own."""
+        if self._path is None or not self._in_use:
+            return
         try:
-            self._rotate(len(line))
-            os.write(self._descriptor, line)
+            while self._unwritten:
+                line = self._unwritten[0]
+                self._make_room(self._path, len(line))
+                self._write(line)
+                self._size_bytes += len(line)
+                self._unwritten.popleft()
         except OSError as error:
             if self._broken is None:
                 _log.critical("the audit log cannot be written: mutations are refused until it can", exc_info=error)
             self._broken = error
-        else:
-            self._broken = None
-            self._size_bytes += len(line)
-
-    def _rotate(self, more_bytes: int) -> None:
-        if self._path is None or self._size_bytes + more_bytes <= self._limit_bytes:
             return
-        self.close()
-        self._path.replace(self._path.with_name(self._path.name + ".1"))
-        self.open()
+        if self._broken is not None:
+            lost, self._lost_count, self._broken = self._lost_count, 0, None
+            self._append({"event": "audit_resumed", "lost_count": lost or ""})
+
+    def _write(self, line: bytes) -> None:
+        """Append a line, whole or not at all.
+
+        Raises:
+            OSError: It cannot be written whole; what was is taken back.
+        """
+        written = os.write(self._descriptor, line)
+        if written == len(line):
+            return
+        # A disk that is full in the middle of a line takes its beginning and says nothing.
+        try:
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError:
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise
+
+    def _make_room(self, path: Path, more_bytes: int) -> None:
+        """Have the file open and small enough; what failed at the last line is tried again."""
+        if self._descriptor < 0:
+            self._open(path)
+        if self._size_bytes + more_bytes > self._limit_bytes and self._size_bytes:
+            path.replace(path.with_name(path.name + ".1"))
+            self._let_go()
+            self._open(path)

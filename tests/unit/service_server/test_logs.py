@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tests.unit.service_server.test_call import Transport, call_of
 from virtfleet_service import errors
 from virtfleet_service.call import CURRENT
-from virtfleet_service.logs import AuditLog, JsonFormatter
+from virtfleet_service.logs import UNWRITTEN_LIMIT_LINES, AuditLog, JsonFormatter
 
 
 def entry_of(record: logging.LogRecord) -> dict[str, object]:
@@ -104,4 +106,75 @@ def test_mutations_wait_until_the_log_can_be_written_again(tmp_path: Path) -> No
     os.close(full)
     log.check()
     log.close()
-    assert [line["event"] for line in lines(path)] == ["audit_resumed"]
+    # What could not be written then is there now.
+    assert [line["event"] for line in lines(path)] == ["call", "audit_resumed"]
+
+
+def test_a_log_that_could_not_make_room_goes_on_when_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    in_the_way = tmp_path / "audit.log.1" / "something"
+    in_the_way.mkdir(parents=True)
+    measured = AuditLog(tmp_path / "one.log")
+    measured.open()
+    measured.record(call_of(None), code="OK")
+    measured.close()
+    log = AuditLog(path, limit_bytes=int((tmp_path / "one.log").stat().st_size * 2.5))
+    log.open()
+    for _ in range(4):
+        log.record(call_of(None), code="OK")
+    with pytest.raises(errors.BackendUnreachable):
+        log.check()
+    in_the_way.rmdir()
+    in_the_way.parent.rmdir()
+    log.check()
+    log.close()
+    assert [line["event"] for line in lines(tmp_path / "audit.log.1")] == ["call", "call"]
+    assert [line["event"] for line in lines(path)] == ["call", "call", "audit_resumed"]
+
+
+def test_refusals_without_end_cost_no_memory_while_the_log_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.open()
+    good, log._descriptor = log._descriptor, os.open("/dev/full", os.O_WRONLY)
+    for _ in range(UNWRITTEN_LIMIT_LINES + 5):
+        log.refused("m", peer="p", subject="s", code="X", reason="", message="")
+    os.close(log._descriptor)
+    log._descriptor = good
+    log.close()
+    written = lines(path)
+    assert len(written) == UNWRITTEN_LIMIT_LINES + 1
+    assert written[-1]["lost_count"] == 5
+
+
+FULL_IN_THE_MIDDLE = """
+import resource, sys
+from pathlib import Path
+from tests.unit.service_server.test_call import call_of
+from virtfleet_service.errors import BackendUnreachable
+from virtfleet_service.logs import AuditLog
+
+path = Path(sys.argv[1])
+log = AuditLog(path)
+log.open()
+log.record(call_of(None), code="OK")
+size = path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
+log.record(call_of(None), code="OK")
+try:
+    log.check()
+except BackendUnreachable:
+    print("refused", path.stat().st_size - size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.check()
+log.close()
+"""
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_half_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_IN_THE_MIDDLE, str(path)], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert ran.stdout.split() == ["refused", "0"]
+    assert [line["event"] for line in lines(path)] == ["call", "call", "audit_resumed"]

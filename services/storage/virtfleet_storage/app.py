@@ -75,7 +75,6 @@ async def running(settings: StorageSettings) -> AsyncIterator[App]:
             Operations(store, SERVICE, settings.node).running(drain_seconds=settings.drain_seconds)
         )
         parts = _Parts(settings, store, operations, places)
-        await parts.kinds.probe()
         await parts.restore()
         server = Server(settings, service=SERVICE, store_id=lambda: store.store_id)
         parts.serve(server, hub)

@@ -15,30 +15,30 @@ _UIDS = uuid.UUID("5b1d3a0e-63a1-4b7f-9c0e-2f4f0e2f8a11")
 
 
 class Kinds:
-    """Keeps the kinds of pools; looked at once, when the service starts."""
+    """Shows the kinds of pools as they are now."""
 
     def __init__(self, places: Places, node: str) -> None:
         self._places = places
         self._node = node
-        self._known: list[pool_pb2.PoolBackend] = []
 
-    async def probe(self) -> None:
-        """Look which kinds can run here."""
+    async def _look(self) -> list[pool_pb2.PoolBackend]:
+        """Look which kinds can run here, and what each can do today."""
+        found = []
         for kind, backend in sorted(self._places.backends.items()):
             probe = await backend.probe()
-            self._places.mark(kind, probe.reason)
             name = f"nodes/{self._node}/poolBackends/{names.check_id(kind, 'kind')}"
             known = pool_pb2.PoolBackend(display_name=backend.display_name)
             resources.create_head(known, name, uid=str(uuid.uuid5(_UIDS, name)))
             known.status.available = not probe.reason
             known.status.unavailable_reason = probe.reason
             known.status.version = probe.version
-            known.status.volume_formats.extend(format_word(format).upper() for format in backend.formats)
-            for id_, meaning in sorted(capabilities(backend.pool_class, backend.formats).items()):
+            known.status.volume_formats.extend(format_word(format).upper() for format in probe.formats)
+            for id_, meaning in sorted(capabilities(backend.pool_class, probe.formats).items()):
                 known.status.capabilities.add(id=id_, description=meaning)
-            self._known.append(known)
+            found.append(known)
+        return found
 
-    def list(self, request: pool_pb2.ListPoolBackendsRequest, call: Call) -> pool_pb2.ListPoolBackendsResponse:
+    async def list(self, request: pool_pb2.ListPoolBackendsRequest, call: Call) -> pool_pb2.ListPoolBackendsResponse:
         """Return the kinds; they are few enough for one page.
 
         Raises:
@@ -46,7 +46,7 @@ class Kinds:
         """
         matches = filters.compile_filter(request.filter, pool_pb2.PoolBackend) if request.filter else None
         answer = pool_pb2.ListPoolBackendsResponse()
-        for known in self._known:
+        for known in await self._look():
             if call.may_see(known.name) and (matches is None or matches(known)):
                 answer.pool_backends.append(apply_view(known, request.view))
         return answer

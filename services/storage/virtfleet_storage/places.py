@@ -46,7 +46,6 @@ class Places:
     def __init__(self, backends: Mapping[str, PoolBackend]) -> None:
         self.backends = backends
         self._open: dict[str, Place] = {}
-        self._broken: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
         self.changed = asyncio.Event()
         """Set when a pool is opened or closed."""
@@ -101,7 +100,6 @@ class Places:
 
         Raises:
             CapabilityMissing: It is not one of this service.
-            DriverBroken: It cannot run here.
         """
         kind = spec.WhichOneof("backend") or "dir"
         backend = self.backends.get(kind)
@@ -111,11 +109,17 @@ class Places:
                 field=f"pool.spec.{kind}",
                 capability=f"pool.{kind}",
             )
-        reason = self._broken.get(kind)
-        if reason:
-            raise DriverBroken(f"pools of kind {kind} cannot run here: {reason}", cause=reason)
         return backend
 
-    def mark(self, kind: str, reason: str) -> None:
-        """Say that a kind cannot run here; an empty reason: it can."""
-        self._broken[kind] = reason
+    async def ready_backend_of(self, spec: pool_pb2.PoolSpec) -> PoolBackend:
+        """Return the backend that a spec asks for, if it can run here now.
+
+        Raises:
+            CapabilityMissing: It is not one of this service.
+            DriverBroken: It cannot run here.
+        """
+        backend = self.backend_of(spec)
+        reason = (await backend.probe()).reason
+        if reason:
+            raise DriverBroken(f"pools of kind {backend.kind} cannot run here: {reason}", cause=reason)
+        return backend

@@ -88,6 +88,7 @@ class Pools:
         path = self._path_of(pool, id_)
         if pool.spec.HasField("target_path"):
             self._authorize_path(call, name, path)
+        await self._places.ready_backend_of(pool.spec)
         refresh.describe(pool, self._places, path)
         pool.status.state = lifecycle.INACTIVE
 
@@ -333,7 +334,7 @@ class Pools:
             await self._refresher.refresh(place, exact=True)
             return
         pool = self.find(name)
-        backend = self._places.backend_of(pool.spec)
+        backend = await self._places.ready_backend_of(pool.spec)
         path = pool.status.target_path
         if build:
             self._make_root(path)

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -306,11 +306,27 @@ async def rig() -> AsyncIterator[Rig]:
 
 
 class Process:
-    """Is the service as a process of its own, to be killed."""
+    """Is the service as a process of its own, to be killed.
 
-    def __init__(self, rig_: Rig, **environment: str) -> None:
+    Args:
+        rig_: The folder and the clients.
+        prefix: What runs it: `unshare` with what is to be different for it.
+        settings: More of its settings.
+        environment: Added to its environment.
+    """
+
+    def __init__(
+        self,
+        rig_: Rig,
+        *,
+        prefix: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.rig = rig_
-        self.environment = environment
+        self.prefix = prefix
+        self.settings = settings or {}
+        self.environment = environment or {}
         self.process: asyncio.subprocess.Process
 
     async def start(self) -> None:
@@ -318,8 +334,10 @@ class Process:
         settings.write_text(
             f'node = "{NODE}"\nstate_dir = "{self.rig.base}/state"\nrun_dir = "{self.rig.base}/run"\n'
             "drain_seconds = 2.0\n[storage]\nrescan_seconds = 1.0\n"
+            + "".join(f"{name} = {json.dumps(value)}\n" for name, value in self.settings.items())
         )
         self.process = await asyncio.create_subprocess_exec(
+            *self.prefix,
             sys.executable,
             "-m",
             "virtfleet_storage",

@@ -41,7 +41,7 @@ async def prepare(base: Rig) -> None:
 
 async def killed_at(base: Rig, failpoint: str, act: object) -> None:
     """Start the service with an armed failpoint and have it die in a call."""
-    process = Process(base, **{VARIABLE: failpoint})
+    process = Process(base, environment={VARIABLE: failpoint})
     await process.start()
     try:
         async with base.clients():
@@ -218,7 +218,7 @@ async def test_access_to_files_follows_the_records(base: Rig, failpoint: str) ->
         answer = await base.attach(DISK, domain_uid=domain, uid=23456)
         await base.release(DISK, answer.attachment_id)
 
-    process = Process(base, **{VARIABLE: failpoint})
+    process = Process(base, environment={VARIABLE: failpoint})
     await process.start()
     try:
         async with base.clients():

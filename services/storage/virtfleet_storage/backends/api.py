@@ -35,10 +35,12 @@ class Probe:
     Attributes:
         reason: Why not, for people; empty: it can.
         version: The version of the tool behind it.
+        formats: Those of its formats that it can make and change now.
     """
 
     reason: str = ""
     version: str = ""
+    formats: tuple[Format, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +345,7 @@ class PoolBackend(Protocol):
     pool_class: type[OpenPool]
 
     async def probe(self) -> Probe:
-        """Say whether it can run here."""
+        """Say whether it can run here, as things are now: asked again whenever it matters, and quick. Never raises."""
 
     async def build(self, path: str) -> bool:
         """Make the place if it is missing; returns whether it was. Nothing that exists is touched.

@@ -58,4 +58,4 @@ class PoolServicer:
         self, request: pool_pb2.ListPoolBackendsRequest, call: Call
     ) -> pool_pb2.ListPoolBackendsResponse:
         """List the kinds of pools."""
-        return self._kinds.list(request, call)
+        return await self._kinds.list(request, call)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from virtfleet_service.errors import BackendFailed, BackingMissing
+from virtfleet_service.errors import BackingMissing, VirtfleetError
 from virtfleet_storage.backends.api import QCOW2, RAW, Format, OpenPool, Probe
 from virtfleet_storage.backends.dir import images, paths
 from virtfleet_storage.backends.dir.failures import translated
 from virtfleet_storage.backends.dir.pool import DirPool
 from virtfleet_storage.backends.dir.staging import StagingArea
+
+_log = logging.getLogger(__name__)
 
 THREADS = 8
 """How many file operations run at a time; further ones wait."""
@@ -35,13 +38,28 @@ class DirBackend:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="dir")
+        self._tool: tuple[str, int, int] | None = None
+        self._version = ""
 
     async def probe(self) -> Probe:
-        """Say whether it can run here: it needs qemu-img for qcow2."""
+        """Say what can be done here: a directory serves everywhere, and qcow2 needs qemu-img."""
         try:
-            return Probe(version=f"qemu-img {await images.version()}")
-        except BackendFailed as error:
-            return Probe(reason=error.message)
+            await self._look_at_tool()
+        except VirtfleetError as error:
+            _log.info("no qcow2 volumes can be made: %s", error)
+            return Probe(formats=(RAW,))
+        return Probe(version=f"qemu-img {self._version}", formats=self.formats)
+
+    async def _look_at_tool(self) -> None:
+        """Ask the tool what it is, unless it is the one that was asked before."""
+        path = images.tool()
+        try:
+            facts = os.stat(path)  # noqa: PTH116  # the text that is run
+            found = (path, facts.st_mtime_ns, facts.st_size)
+        except FileNotFoundError:
+            found = None
+        if found is None or found != self._tool:
+            self._version, self._tool = await images.version(), found
 
     async def build(self, path: str) -> bool:
         """Make the directory if it is missing; its parent must be there.

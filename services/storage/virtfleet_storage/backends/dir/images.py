@@ -11,13 +11,15 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 
 from virtfleet.storage.v1 import volume_pb2
 from virtfleet_service import process
-from virtfleet_service.errors import BackendFailed, PoolFull
+from virtfleet_service.errors import BackendFailed, DriverBroken, PoolFull
 from virtfleet_storage.backends.api import Format, Plan, format_word
+
+VERSION_SECONDS = 5.0
+"""How long the tool may take to say what it is."""
 
 SHORT_SECONDS = 120.0
 """How long the tool may take for what does not depend on the size of a volume."""
@@ -54,9 +56,8 @@ class OpenImage:
     format: Format
 
 
-@lru_cache(maxsize=1)
 def tool() -> str:
-    """Return the path of `qemu-img`; empty: it is not installed."""
+    """Return the path of `qemu-img`; empty: it is not installed. Looked for each time: it may be installed any day."""
     return shutil.which("qemu-img", path="/usr/local/bin:/usr/bin:/bin:/usr/libexec") or ""
 
 
@@ -64,10 +65,12 @@ async def version() -> str:
     """Return what the tool says of its version.
 
     Raises:
-        BackendFailed: It is missing or does not run.
+        DriverBroken: It is missing.
+        BackendFailed: It does not run.
+        OperationTimedOut: It does not end.
     """
-    done = (await process.run([_tool(), "--version"], timeout_seconds=SHORT_SECONDS)).check()
-    return done.stdout.decode("utf-8", "replace").splitlines()[0].removeprefix("qemu-img version ").strip()
+    done = (await process.run([_tool(), "--version"], timeout_seconds=VERSION_SECONDS)).check()
+    return done.stdout.decode("utf-8", "replace").partition("\n")[0].removeprefix("qemu-img version ").strip()
 
 
 async def create(descriptor: int, plan: Plan) -> None:
@@ -75,6 +78,7 @@ async def create(descriptor: int, plan: Plan) -> None:
 
     Raises:
         PoolFull: There is no room.
+        DriverBroken: The tool is missing.
         BackendFailed: The tool refused.
     """
     options = [
@@ -95,6 +99,7 @@ async def convert(chain: Sequence[OpenImage], target: int, plan: Plan, expected_
 
     Raises:
         PoolFull: There is no room.
+        DriverBroken: The tool is missing.
         BackendFailed: The tool refused.
     """
     arguments = ["convert", "-q", "-O", format_word(plan.format)]
@@ -117,6 +122,7 @@ async def resize(chain: Sequence[OpenImage], capacity_bytes: int, *, shrink: boo
 
     Raises:
         PoolFull: There is no room.
+        DriverBroken: The tool is missing.
         BackendFailed: The tool refused.
     """
     arguments = ["resize", "-q"]
@@ -151,7 +157,11 @@ def _path(descriptor: int) -> str:
 def _tool() -> str:
     path = tool()
     if not path:
-        raise BackendFailed("qemu-img is not installed (Debian: qemu-utils)", tool="qemu-img")
+        raise DriverBroken(
+            "qemu-img is not installed (Debian: qemu-utils): it is needed for qcow2 volumes",
+            tool="qemu-img",
+            cause="QEMU_IMG_MISSING",
+        )
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from virtfleet.common.v1 import operations_pb2
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2, watch_pb2
 from virtfleet_service.admin import boot_id
-from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.errors import BackendUnreachable, VirtfleetError
 from virtfleet_service.longrunning import OperationsService
 from virtfleet_service.operations import Operations
 from virtfleet_service.server import Server
@@ -38,6 +39,8 @@ from virtfleet_storage.servicers.volumes import VolumeServicer
 from virtfleet_storage.settings import StorageSettings
 from virtfleet_storage.uploads import Uploads
 from virtfleet_storage.volumes import Volumes
+
+_log = logging.getLogger(__name__)
 
 SERVICE = "storage"
 PACKAGE = "virtfleet.storage.v1"
@@ -124,9 +127,11 @@ class _Parts:
         for place in self.places.all():
             try:
                 await self.refresher.refresh(place, exact=True)
-            except VirtfleetError:
+            except BackendUnreachable:
                 # Recorded as inaccessible; the keeper tries again.
                 await self.places.remove(place.pool)
+            except VirtfleetError as error:
+                _log.warning("%s is looked at again: %s", place.pool, error)
 
     def serve(self, server: Server, hub: WatchHub) -> None:
         """Put the services on a server."""

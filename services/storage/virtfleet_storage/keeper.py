@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.errors import BackendUnreachable, VirtfleetError
 from virtfleet_service.store import Store
 from virtfleet_storage import catalog, lifecycle
 from virtfleet_storage.places import Place, Places
@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 0.2
 """After a first change, how long further ones are waited for: a copy makes hundreds."""
+
+LISTEN_AGAIN_SECONDS = 60.0
+"""When the kernel does not tell of changes in a place, how long until it is asked again."""
 
 EXPIRY_SECONDS = 60.0
 
@@ -74,32 +77,42 @@ class Keeper:
 
     async def _keep(self, place: Place) -> None:
         """Look at one place whenever it stirs, and now and then; ends when the place is gone."""
+        listening = asyncio.create_task(self._listen(place), name=f"listen to {place.pool}")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                listening = tasks.create_task(self._listen(place))
-                try:
-                    while self._places.get(place.pool) is place:
-                        await self._look(place)
-                        await _signal(place.stir, self._rescan_seconds)
-                        if place.stir.is_set():
-                            await _signal(asyncio.Event(), SETTLE_SECONDS)
-                            place.stir.clear()
-                finally:
-                    listening.cancel()
-        except* VirtfleetError as group:
-            for error in group.exceptions:
-                _log.warning("%s: %s", place.pool, error)
-            await self._places.remove(place.pool)
+            while self._places.get(place.pool) is place and await self._look(place):
+                await _signal(place.stir, self._rescan_seconds)
+                if place.stir.is_set():
+                    await _signal(asyncio.Event(), SETTLE_SECONDS)
+                    place.stir.clear()
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
 
-    async def _look(self, place: Place) -> None:
-        if self._places.get(place.pool) is place:
+    async def _look(self, place: Place) -> bool:
+        """Look at a place; returns whether it is there. A look that could not be recorded is repeated."""
+        try:
             await self._refresher.refresh(place)
+        except BackendUnreachable as error:
+            _log.warning("%s: %s", place.pool, error)
+            await self._places.remove(place.pool)
+            return False
+        except VirtfleetError as error:
+            _log.warning("%s is looked at again: %s", place.pool, error)
+        except Exception:  # noqa: BLE001  # the boundary of one look: the next one must come
+            _log.exception("%s could not be looked at", place.pool)
+        return True
 
     @staticmethod
     async def _listen(place: Place) -> None:
-        async with place.open.changes() as changes:
-            async for _ in changes:
-                place.stir.set()
+        """Hear of changes. Where the kernel tells of none, the looks now and then find them."""
+        while True:
+            try:
+                async with place.open.changes() as changes:
+                    async for _ in changes:
+                        place.stir.set()
+            except VirtfleetError as error:
+                _log.warning("changes of %s are only seen now and then: %s", place.pool, error)
+            await _signal(asyncio.Event(), LISTEN_AGAIN_SECONDS)
 
     async def _reopen(self) -> None:
         """Try again to open what should run and does not."""
@@ -111,7 +124,12 @@ class Keeper:
     async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await _signal(asyncio.Event(), seconds)
-            await work()
+            try:
+                await work()
+            except VirtfleetError as error:
+                _log.warning("what is done now and then waits: %s", error)
+            except Exception:  # noqa: BLE001  # the boundary of one turn: the next one must come
+                _log.exception("what is done now and then failed")
 
 
 async def _signal(event: asyncio.Event, seconds: float) -> None:

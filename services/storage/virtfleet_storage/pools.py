@@ -25,6 +25,7 @@ from virtfleet_service.errors import (
     ResourceExists,
     ResourceInUse,
     VirtfleetError,
+    WrongState,
 )
 from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, plan
 from virtfleet_service.store import Store
@@ -318,16 +319,18 @@ class Pools:
 
         return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
 
-    async def open(self, name: str, *, build: bool = False, look: bool = True) -> None:
+    async def open(self, name: str, *, build: bool = False, look: bool = True, wanted: bool = True) -> None:
         """Open a pool's place, record that it runs, and find its volumes. Succeeds if it is open.
 
         Args:
             name: The pool.
             build: Make what is missing, and take the place whatever it remembers.
             look: Find its volumes. Not at start, before what a crash left is settled.
+            wanted: Whether somebody asks for it; else it is opened only if it should run.
 
         Raises:
             BackingMissing: The place is gone, or is another one.
+            WrongState: It is not wanted, and was stopped meanwhile.
         """
         place = self._places.get(name)
         if place is not None:
@@ -352,6 +355,8 @@ class Pools:
             def running(tx: Transaction) -> None:
                 current = catalog.need_pool(tx, name)
                 fresh = current.status.state == lifecycle.INACTIVE
+                if fresh and not wanted:
+                    raise WrongState(f"{name} was stopped", resource=name, state="INACTIVE")
                 refresh.found(tx, current, usage)
                 catalog.put_pool(tx, current, cause=f"{SERVICE}.StartPool")
                 if fresh:
@@ -461,18 +466,18 @@ class Pools:
             if booted and pool.spec.autostart == resource_pb2.AUTOSTART_ONCE:
                 await self._store.write(partial(_start_no_more, name=pool.name))
             if wanted:
-                await self.try_open(pool.name, look=False)
+                await self.try_open(pool.name, look=False, wanted=True)
             elif ran:
                 await self._store.write(partial(_rest, name=pool.name))
 
-    async def try_open(self, name: str, *, look: bool = True) -> bool:
+    async def try_open(self, name: str, *, look: bool = True, wanted: bool = False) -> bool:
         """Open a pool that should run; record why not if that fails."""
         try:
-            await self.open(name, look=look)
+            await self.open(name, look=look, wanted=wanted)
         except VirtfleetError as error:
             failure = error
             if self._places.get(name) is None:
-                await self._store.write(lambda tx: _inaccessible(tx, name, failure))
+                await self._store.write(lambda tx: _inaccessible(tx, name, failure, wanted=wanted))
             return False
         return True
 
@@ -490,12 +495,14 @@ def _no_uid(check: Callable[[Transaction], None]) -> Callable[[Transaction], str
     return intent
 
 
-def _inaccessible(tx: Transaction, name: str, error: VirtfleetError) -> None:
+def _inaccessible(tx: Transaction, name: str, error: VirtfleetError, *, wanted: bool) -> None:
     row = tx.get(name)
     if row is None:
         return
     pool = pool_pb2.Pool.FromString(row.body)
     if pool.status.state == lifecycle.INACTIVE:
+        if not wanted:
+            return
         pool.status.state = lifecycle.INACCESSIBLE
         catalog.put_pool(tx, pool, cause=catalog.OBSERVED)
     refresh.lost(tx, name, error)

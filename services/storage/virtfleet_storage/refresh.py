@@ -53,11 +53,19 @@ class Refresher:
             try:
                 usage = await place.open.usage()
                 found = await place.open.scan(place.formats)
-            except BackendUnreachable as error:
-                await self.store.write(partial(lost, name=place.pool, error=error))
+            except VirtfleetError as error:
+                # Whatever it is: who cannot look at a place cannot use it.
+                failure = error
+                await self.store.write(lambda tx: lost(tx, place.pool, failure))
+                raise BackendUnreachable(f"{place.pool}: {error.message}", resource=place.pool) from error
+            before = place.facts
+            try:
+                await self._record(place, {facts.key: facts for facts in found}, since)
+                await self.store.write(lambda tx: self._record_pool(tx, place, usage, exact=exact))
+            except BaseException:
+                # What was not recorded has not been seen: the next look must find it again.
+                place.facts = before
                 raise
-            await self._record(place, {facts.key: facts for facts in found}, since)
-            await self.store.write(lambda tx: self._record_pool(tx, place, usage, exact=exact))
 
     async def _record(self, place: Place, found: dict[str, Facts], since: int) -> None:
         before, place.facts = place.facts, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from virtfleet_service.errors import PathOutsidePool, ResourceNotFound
+from virtfleet_service.errors import PathOutsidePool, ResourceNotFound, VirtfleetError
 from virtfleet_storage.backends.api import QCOW2, RAW, Facts, Format, Header
 from virtfleet_storage.backends.dir import paths, qcow2, staging
 
@@ -25,13 +25,18 @@ def look(directory: int, name: str, format: Format | None) -> Facts | None:
     try:
         file = paths.open_file(directory, name)
     except PathOutsidePool as error:
-        if format is None:
-            return None
-        return Facts(name, format, 0, 0, 0, "", "", refusal=error.reason, refusal_message=error.message)
+        return unreadable(name, format, error)
     try:
         return facts_of(file, name, detect(file) if format is None else format)
     finally:
         os.close(file)
+
+
+def unreadable(name: str, format: Format | None, error: VirtfleetError) -> Facts | None:
+    """Tell of an entry that cannot be read: of a known volume as one that is refused, of others nothing."""
+    if format is None:
+        return None
+    return Facts(name, format, 0, 0, 0, "", "", refusal=error.reason, refusal_message=error.message)
 
 
 def detect(file: int) -> Format:

@@ -40,7 +40,7 @@ from virtfleet_storage.backends.api import (
     format_word,
 )
 from virtfleet_storage.backends.dir import access, content, images, inspection, paths, staging
-from virtfleet_storage.backends.dir.failures import translated
+from virtfleet_storage.backends.dir.failures import translate, translated
 from virtfleet_storage.backends.dir.staged import DirStaged, DirUpload
 from virtfleet_storage.backends.dir.staging import StagingArea
 
@@ -93,12 +93,19 @@ class DirPool:
             for name in sorted(os.listdir(self.area.pool)):  # noqa: PTH208  # a descriptor has no Path
                 # In a thread, where its absence between the listing and the look is nobody's error.
                 with contextlib.suppress(ResourceNotFound):
-                    facts = inspection.look(self.area.pool, name, known.get(name))
+                    facts = self._look_at(name, known.get(name))
                     if facts is not None:
                         found.append(facts)
             return found
 
         return await self.run(f"reading {self.path}", look)
+
+    def _look_at(self, name: str, format: Format | None) -> Facts | None:
+        try:
+            return inspection.look(self.area.pool, name, format)
+        except OSError as error:
+            # One bad file is no reason to give up the others.
+            return inspection.unreadable(name, format, translate(error, f"looking at {name}"))
 
     async def inspect(self, key: str, format: Format) -> Facts:
         """Look at one file."""
@@ -158,7 +165,7 @@ class DirPool:
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[AsyncIterator[None]]:
         """Watch the directory by inotify."""
-        with Inotify() as inotify, translated(f"watching {self.path}"):
+        with translated(f"watching {self.path}"), Inotify() as inotify:
             inotify.add_watch(f"/proc/self/fd/{self.area.pool}", _CHANGES | Mask.ONLYDIR)
 
             async def told() -> AsyncIterator[None]:

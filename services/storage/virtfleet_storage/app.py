@@ -30,6 +30,7 @@ from virtfleet_storage.downloads import Downloads
 from virtfleet_storage.keeper import EXPIRY_SECONDS, Keeper
 from virtfleet_storage.kinds import Kinds
 from virtfleet_storage.lists import Lists
+from virtfleet_storage.openings import Openings
 from virtfleet_storage.places import Places
 from virtfleet_storage.pools import Pools
 from virtfleet_storage.refresh import Refresher
@@ -102,7 +103,8 @@ class _Parts:
         self.refresher = Refresher(store, places, claims)
         self.kinds = Kinds(places, node)
         self.lists = Lists(store)
-        self.pools = Pools(store, operations, places, self.refresher, node=node, root=settings.root)
+        self.openings = Openings(store, places, self.refresher, root=settings.root)
+        self.pools = Pools(store, operations, places, self.openings, self.refresher, node=node, root=settings.root)
         self.volumes = Volumes(store, operations, places, claims, node=node)
         self.uploads = Uploads(store, places, claims, node=node, retention_seconds=settings.upload_retention_seconds)
         self.downloads = Downloads(store, places)
@@ -110,9 +112,10 @@ class _Parts:
         self.keeper = Keeper(
             store,
             places,
-            self.pools,
+            self.openings,
             self.refresher,
             self.uploads,
+            self.attachments,
             rescan_seconds=settings.rescan_seconds,
             expiry_seconds=min(EXPIRY_SECONDS, settings.upload_retention_seconds),
         )
@@ -120,7 +123,7 @@ class _Parts:
     async def restore(self) -> None:
         """Bring back what ran, end what a crash has left, and only then look what else is in the pools."""
         booted = await self.store.write(_note_boot)
-        await self.pools.resume(booted=booted)
+        await self.openings.resume(booted=booted)
         await self.uploads.settle()
         await self.operations.settle({**self.pools.settlers(), **self.volumes.settlers()})
         await self.attachments.settle()

@@ -12,13 +12,14 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from weakref import WeakValueDictionary
 
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import volume_pb2, watch_pb2
 from virtfleet_service import failpoints
 from virtfleet_service.call import Call
-from virtfleet_service.errors import ResourceInUse
+from virtfleet_service.errors import OperationConflict, ResourceInUse
 from virtfleet_service.store import Store, StoreUnwritable
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, chains, lifecycle
@@ -41,7 +42,7 @@ class Attachments:
         self._store = store
         self._places = places
         self._claims = claims
-        self._granting = asyncio.Lock()
+        self._granting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.turns: dict[str, int] = {}
         """Who has the turn on a volume, by its uid: while somebody attaches or releases it."""
         self._numbers = itertools.count(1)
@@ -124,8 +125,10 @@ class Attachments:
                 raise _in_use(current, other)
         if attachment.writes:
             catalog.refuse_children(tx, current)
+        self._claims.refuse(catalog.pool_of(current.name), writing=False)
         self._claims.refuse(current.name, writing=attachment.writes)
         for link in links:
+            self._claims.refuse(catalog.pool_of(link.volume.name), writing=False)
             self._claims.refuse(link.volume.name, writing=False)
         catalog.put_attachment(tx, current.uid, attachment)
         if attachment.writes:
@@ -138,11 +141,24 @@ class Attachments:
         """End an attachment. Succeeds if there is none."""
         volume = catalog.get_volume(self._store, request.name)
         if volume is not None:
-            with self.turn(volume.uid):
-                await self._store.write(lambda tx: self._forget(tx, volume.uid, request.attachment_id))
-            failpoints.reach("storage.release.recorded")
             node = volume.name.split("/pools/", 1)[0]
-            await self._grant([volume.name, *(f"{node}/{link.volume}" for link in volume.status.backing_chain)])
+            below = [f"{node}/{link.volume}" for link in volume.status.backing_chain]
+            claim = self._claims.claim(f"ReleaseVolume of {volume.name}")
+
+            def forget(tx: Transaction) -> None:
+                # From the moment at which the record is gone its pools could be closed, with the files still a guest's.
+                for name in (volume.name, *below):
+                    with suppress(OperationConflict):
+                        claim.read(catalog.pool_of(name))
+                self._forget(tx, volume.uid, request.attachment_id)
+
+            try:
+                with self.turn(volume.uid):
+                    await self._store.write(forget)
+                failpoints.reach("storage.release.recorded")
+                await self._grant([volume.name, *below])
+            finally:
+                claim.release()
         return attachment_pb2.ReleaseVolumeResponse()
 
     @staticmethod
@@ -173,9 +189,13 @@ class Attachments:
     # Access to files.
 
     async def _grant(self, volumes: Iterable[str]) -> None:
-        # One at a time: two calls about a common backing file would each give it the access that they saw.
-        async with self._granting:
-            for name in volumes:
+        for name in volumes:
+            # One at a time: two calls about a common backing file would each give it the access that they saw. And no
+            # more than that: a file system that hangs must hold up nobody else.
+            lock = self._granting.get(name)
+            if lock is None:
+                lock = self._granting[name] = asyncio.Lock()
+            async with lock:
                 await self._grant_one(name)
 
     async def _grant_one(self, name: str) -> None:
@@ -212,14 +232,14 @@ class Attachments:
         except StoreUnwritable as error:
             _log.warning("the owner of a volume stays recorded for now: %s", error)
 
-    async def settle(self) -> None:
-        """Bring the access to files in line with the records, after a crash."""
+    async def settle(self, pool: str = "") -> None:
+        """Bring the access to files in line with the records: after a crash, or of a pool that could not be reached."""
         names = {one.volume for one in catalog.attachments(self._store)}
         for uid, _ in self._store.list_records(catalog.OWNERS):
             row = self._store.get_by_uid(catalog.VOLUME, uid)
             if row is not None:
                 names.add(row.name)
-        await self._grant(sorted(names))
+        await self._grant(sorted(name for name in names if pool in ("", catalog.pool_of(name))))
 
 
 def grants_of(reader: Reader, volume: volume_pb2.Volume) -> list[Grant]:

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from virtfleet_service.errors import BackendUnreachable, VirtfleetError
 from virtfleet_service.store import Store
 from virtfleet_storage import catalog, lifecycle
+from virtfleet_storage.attachments import Attachments
+from virtfleet_storage.openings import Openings
 from virtfleet_storage.places import Place, Places
-from virtfleet_storage.pools import Pools
 from virtfleet_storage.refresh import Refresher
 from virtfleet_storage.uploads import Uploads
 
@@ -31,9 +32,10 @@ class Keeper:
     Args:
         store: The store.
         places: The open pools.
-        pools: Opens those that come back.
+        openings: Opens those that come back.
         refresher: Looks at them.
         uploads: Drops what nobody goes on with.
+        attachments: Sets right who may use the files of a pool that was away.
         rescan_seconds: How often each is looked at without a sign.
         expiry_seconds: How often uploads are looked through.
     """
@@ -42,18 +44,20 @@ class Keeper:
         self,
         store: Store,
         places: Places,
-        pools: Pools,
+        openings: Openings,
         refresher: Refresher,
         uploads: Uploads,
+        attachments: Attachments,
         *,
         rescan_seconds: float,
         expiry_seconds: float = EXPIRY_SECONDS,
     ) -> None:
         self._store = store
         self._places = places
-        self._pools = pools
+        self._openings = openings
         self._refresher = refresher
         self._uploads = uploads
+        self._attachments = attachments
         self._rescan_seconds = rescan_seconds
         self._expiry_seconds = expiry_seconds
 
@@ -79,6 +83,8 @@ class Keeper:
         """Look at one place whenever it stirs, and now and then; ends when the place is gone."""
         listening = asyncio.create_task(self._listen(place), name=f"listen to {place.pool}")
         try:
+            # While the pool could not be reached guests may have ended.
+            await _tried(self._attachments.settle(place.pool))
             while self._places.get(place.pool) is place and await self._look(place):
                 await _signal(place.stir, self._rescan_seconds)
                 if place.stir.is_set():
@@ -118,18 +124,23 @@ class Keeper:
         """Try again to open what should run and does not."""
         for pool in catalog.pools(self._store.list(catalog.POOL)):
             if pool.status.state == lifecycle.INACCESSIBLE and self._places.get(pool.name) is None:
-                await self._pools.try_open(pool.name)
+                await self._openings.try_open(pool.name)
 
     @staticmethod
     async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await _signal(asyncio.Event(), seconds)
-            try:
-                await work()
-            except VirtfleetError as error:
-                _log.warning("what is done now and then waits: %s", error)
-            except Exception:  # noqa: BLE001  # the boundary of one turn: the next one must come
-                _log.exception("what is done now and then failed")
+            await _tried(work())
+
+
+async def _tried(work: Awaitable[None]) -> None:
+    """Do something that is done again if it fails."""
+    try:
+        await work
+    except VirtfleetError as error:
+        _log.warning("what is done now and then waits: %s", error)
+    except Exception:  # noqa: BLE001  # the boundary of one turn: the next one must come
+        _log.exception("what is done now and then failed")
 
 
 async def _signal(event: asyncio.Event, seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 
 from google.longrunning import operations_pb2
@@ -14,7 +13,7 @@ from google.protobuf.message import Message
 
 from virtfleet.storage.v1 import pool_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
-from virtfleet_service import failpoints, masks, names, resources
+from virtfleet_service import failpoints, masks, names, requests, resources
 from virtfleet_service.authorization import HOST_PATHS
 from virtfleet_service.call import Call
 from virtfleet_service.errors import (
@@ -25,20 +24,21 @@ from virtfleet_service.errors import (
     ResourceExists,
     ResourceInUse,
     VirtfleetError,
-    WrongState,
 )
-from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, plan
+from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, Work, plan
 from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, lifecycle, refresh
 from virtfleet_storage.backends.api import OpenPool
+from virtfleet_storage.openings import Openings
 from virtfleet_storage.places import Place, Places
 from virtfleet_storage.refresh import Refresher
-from virtfleet_storage.work import metadata_of
+from virtfleet_storage.work import metadata_of, run_claimed
 
 SERVICE = "virtfleet.storage.v1.PoolService"
 IMMUTABLE = ("spec.dir", "spec.target_path")
 
+_NamedRequest = pool_pb2.StopPoolRequest | pool_pb2.DeletePoolRequest
 _NONE = pool_pb2.POOL_BUILD_MODE_NONE
 _UNSPECIFIED = pool_pb2.POOL_BUILD_MODE_UNSPECIFIED
 
@@ -50,14 +50,25 @@ class Pools:
         store: Where they are recorded.
         operations: Runs the work.
         places: The open ones.
+        openings: Opens the others.
         refresher: Compares them with what is there.
         node: The id of the node.
         root: Where pools lie whose spec names no path.
     """
 
-    def __init__(
-        self, store: Store, operations: Operations, places: Places, refresher: Refresher, *, node: str, root: Path
+    def __init__(  # it is where all parts of a pool's life meet
+        self,
+        store: Store,
+        operations: Operations,
+        places: Places,
+        openings: Openings,
+        refresher: Refresher,
+        *,
+        node: str,
+        root: Path,
     ) -> None:
+        self._claims = refresher.claims
+        self._openings = openings
         self._store = store
         self._operations = operations
         self._places = places
@@ -140,7 +151,7 @@ class Pools:
             job.progress(phase="making the place")
             await job.journal("build", path.encode())
             if build:
-                self._make_root(path)
+                await self._openings.make_root(path)
                 if await backend.build(path):
                     undo.push_async_callback(backend.unbuild, path)
             failpoints.reach("storage.pool.create.built")
@@ -164,12 +175,6 @@ class Pools:
 
         failpoints.reach("storage.pool.create.done")
         return commit
-
-    def _make_root(self, path: str) -> None:
-        if Path(path).parent == self._root:
-            # Guests reach their files through it, and list nothing.
-            self._root.mkdir(parents=True, exist_ok=True)
-            self._root.chmod(0o711)
 
     async def _retire(self, opened: OpenPool) -> None:
         await opened.retire()
@@ -247,7 +252,24 @@ class Pools:
         async def work(_job: Job) -> Commit:
             return await self._delete(name)
 
-        return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
+        return await self._alone(call, request, check, work)
+
+    async def _alone(
+        self, call: Call, request: _NamedRequest, check: Callable[[Transaction], str], work: Work
+    ) -> operations_pb2.Operation:
+        """Run what nobody may be at work in the pool for: its directory is closed."""
+        name = request.name
+        claim = self._claims.claim(f"{requests.method_name(call).rpartition('.')[2]} of {name}")
+
+        def intent(tx: Transaction) -> str:
+            uid = check(tx)
+            if uid:
+                claim.write(name)
+            return uid
+
+        return await run_claimed(
+            self._operations, call, request, target=name, claim=claim, intent=intent, work=work, cancellable=False
+        )
 
     async def _delete(self, name: str) -> Commit:
         row = self._store.get(name)
@@ -293,9 +315,22 @@ class Pools:
         for row in tx.list(catalog.VOLUME, parent=name):
             volume = catalog.need_volume(tx, row.name)
             catalog.refuse_held(tx, volume)
-            for child in catalog.children(tx, volume.uid) if backing else ():
+            for child in catalog.children(tx, volume.uid):
                 if catalog.pool_of(child) != name:
-                    raise ResourceInUse(f"{volume.name} backs {child}", resource=volume.name, holder=child)
+                    if backing:
+                        raise ResourceInUse(f"{volume.name} backs {child}", resource=volume.name, holder=child)
+                    self._refuse_held_above(tx, child)
+
+    def _refuse_held_above(self, tx: Transaction, name: str) -> None:
+        """Refuse to close a pool whose volumes a guest reads through others on top of them, in other pools."""
+        seen: set[str] = set()
+        above = [name]
+        while above:
+            volume = catalog.get_volume(tx, above.pop())
+            if volume is not None and volume.uid not in seen:
+                seen.add(volume.uid)
+                catalog.refuse_held(tx, volume)
+                above += catalog.children(tx, volume.uid)
 
     # Start and stop.
 
@@ -310,7 +345,7 @@ class Pools:
 
         async def work(job: Job) -> Commit:
             job.progress(phase="opening")
-            await self.open(name, build=build)
+            await self._openings.open(name, build=build)
 
             def commit(tx: Transaction) -> Message:
                 return catalog.need_pool(tx, name)
@@ -318,55 +353,6 @@ class Pools:
             return commit
 
         return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
-
-    async def open(self, name: str, *, build: bool = False, look: bool = True, wanted: bool = True) -> None:
-        """Open a pool's place, record that it runs, and find its volumes. Succeeds if it is open.
-
-        Args:
-            name: The pool.
-            build: Make what is missing, and take the place whatever it remembers.
-            look: Find its volumes. Not at start, before what a crash left is settled.
-            wanted: Whether somebody asks for it; else it is opened only if it should run.
-
-        Raises:
-            BackingMissing: The place is gone, or is another one.
-            WrongState: It is not wanted, and was stopped meanwhile.
-        """
-        place = self._places.get(name)
-        if place is not None:
-            await self._refresher.refresh(place, exact=True)
-            return
-        pool = self.find(name)
-        backend = await self._places.ready_backend_of(pool.spec)
-        path = pool.status.target_path
-        if build:
-            self._make_root(path)
-            await backend.build(path)
-        opened = await backend.open(path, pool.uid, claim=build)
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(opened.close)
-            usage = await opened.usage()
-            await opened.sweep(catalog.staged_tokens(self._store))
-            place = Place(name, opened)
-            for row in self._store.list(catalog.VOLUME, parent=name):
-                volume = catalog.need_volume(self._store, row.name)
-                place.formats[catalog.key_of(volume)] = volume.spec.format
-
-            def running(tx: Transaction) -> None:
-                current = catalog.need_pool(tx, name)
-                fresh = current.status.state == lifecycle.INACTIVE
-                if fresh and not wanted:
-                    raise WrongState(f"{name} was stopped", resource=name, state="INACTIVE")
-                refresh.found(tx, current, usage)
-                catalog.put_pool(tx, current, cause=f"{SERVICE}.StartPool")
-                if fresh:
-                    catalog.tell(tx, current, watch_pb2.EVENT_TYPE_POOL_STARTED)
-
-            await self._store.write(running)
-            undo.pop_all()
-        self._places.add(place)
-        if look:
-            await self._refresher.refresh(place, exact=True)
 
     async def stop(self, request: pool_pb2.StopPoolRequest, call: Call) -> operations_pb2.Operation:
         """End the use of a pool."""
@@ -398,7 +384,7 @@ class Pools:
             await self._places.remove(name)
             return commit
 
-        return await self._operations.run(call, request, target=name, intent=check, work=work, cancellable=False)
+        return await self._alone(call, request, check, work)
 
     async def refresh(self, request: pool_pb2.RefreshPoolRequest, call: Call) -> operations_pb2.Operation:
         """Look at a pool's place again."""
@@ -457,30 +443,6 @@ class Pools:
         metadata = metadata_of(operation)
         return await self._delete(metadata.target)
 
-    async def resume(self, *, booted: bool) -> None:
-        """Open at start what should run: all that ran, or, after a boot of the node, what starts by itself."""
-        for pool in catalog.pools(self._store.list(catalog.POOL)):
-            ran = pool.status.state not in (lifecycle.INACTIVE, pool_pb2.POOL_STATE_UNSPECIFIED)
-            auto = pool.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE)
-            wanted = auto if booted else ran
-            if booted and pool.spec.autostart == resource_pb2.AUTOSTART_ONCE:
-                await self._store.write(partial(_start_no_more, name=pool.name))
-            if wanted:
-                await self.try_open(pool.name, look=False, wanted=True)
-            elif ran:
-                await self._store.write(partial(_rest, name=pool.name))
-
-    async def try_open(self, name: str, *, look: bool = True, wanted: bool = False) -> bool:
-        """Open a pool that should run; record why not if that fails."""
-        try:
-            await self.open(name, look=look, wanted=wanted)
-        except VirtfleetError as error:
-            failure = error
-            if self._places.get(name) is None:
-                await self._store.write(lambda tx: _inaccessible(tx, name, failure, wanted=wanted))
-            return False
-        return True
-
 
 def _use(pool: pool_pb2.Pool, capacity: int, allocation: int, available: int) -> None:
     status = pool.status
@@ -493,31 +455,3 @@ def _no_uid(check: Callable[[Transaction], None]) -> Callable[[Transaction], str
         check(tx)
 
     return intent
-
-
-def _inaccessible(tx: Transaction, name: str, error: VirtfleetError, *, wanted: bool) -> None:
-    row = tx.get(name)
-    if row is None:
-        return
-    pool = pool_pb2.Pool.FromString(row.body)
-    if pool.status.state == lifecycle.INACTIVE:
-        if not wanted:
-            return
-        pool.status.state = lifecycle.INACCESSIBLE
-        catalog.put_pool(tx, pool, cause=catalog.OBSERVED)
-    refresh.lost(tx, name, error)
-
-
-def _rest(tx: Transaction, name: str) -> None:
-    pool = catalog.need_pool(tx, name)
-    pool.status.state, pool.status.state_reason = lifecycle.INACTIVE, "NODE_BOOTED"
-    resources.clear_condition(pool.status.conditions, refresh.INACCESSIBLE)
-    catalog.put_pool(tx, pool, cause=catalog.OBSERVED)
-    catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_STOPPED, reason="NODE_BOOTED")
-
-
-def _start_no_more(tx: Transaction, name: str) -> None:
-    pool = catalog.need_pool(tx, name)
-    pool.spec.autostart = resource_pb2.AUTOSTART_NEVER
-    catalog.touched(pool)
-    catalog.put_pool(tx, pool, cause=catalog.OBSERVED)

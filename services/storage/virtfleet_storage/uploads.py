@@ -100,6 +100,7 @@ class Uploads:
         # Of the upload, not of the volume: until the content is replaced the volume can be used as it is.
         claim.write(f"{first.name}#upload")
         try:
+            claim.read(catalog.pool_of(first.name))
             session = await self._session(volume, first.start)
             token = session.token if session is not None else f"upload-{secrets.token_hex(16)}"
             async with AsyncExitStack() as leave:
@@ -185,8 +186,10 @@ class Uploads:
             # Wrong, or the volume is gone: it cannot be gone on with.
             await staged.discard()
         else:
-            received = await staged.flush() if stream.begun else stream.received
-            await staged.close()
+            try:
+                received = await staged.flush() if stream.begun else stream.received
+            finally:
+                await staged.close()
             await self._record(stream.volume, self._renewed(session, received))
 
     async def _pause(self, stream: _Stream) -> volume_pb2.UploadVolumeResponse:

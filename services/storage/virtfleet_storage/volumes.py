@@ -114,8 +114,10 @@ class Volumes:
 
         def intent(tx: Transaction) -> str:
             _refuse_taken(tx, volume, origins)
+            claim.read(request.parent)
             for origin in origins:
                 for name in origin.names:
+                    claim.read(catalog.pool_of(name))
                     claim.read(name)
             claim.write(volume.name)
             return volume.uid
@@ -221,6 +223,7 @@ class Volumes:
             uid = check(tx)
             if uid:
                 self._places.need(catalog.pool_of(request.name))
+                claim.read(catalog.pool_of(request.name))
                 claim.write(request.name)
             return uid
 
@@ -291,6 +294,7 @@ class Volumes:
         def intent(tx: Transaction) -> str:
             volume = check(tx)
             self._places.need(catalog.pool_of(name))
+            claim.read(catalog.pool_of(name))
             claim.write(name)
             return volume.uid
 
@@ -376,6 +380,7 @@ class Volumes:
         def intent(tx: Transaction) -> str:
             volume = check(tx)
             self._places.need(catalog.pool_of(name))
+            claim.read(catalog.pool_of(name))
             claim.write(name)
             return volume.uid
 

@@ -20,7 +20,7 @@ from virtfleet_storage.backends.dir.staging import StagingArea
 _log = logging.getLogger(__name__)
 
 THREADS = 8
-"""How many file operations run at a time; further ones wait."""
+"""How many file operations run at a time in one pool; further ones wait."""
 
 POOL_MODE = 0o711
 """Guests reach their files by path, and list nothing."""
@@ -81,8 +81,15 @@ class DirBackend:
             BackingMissing: It is missing, or does not know this pool and is not to be claimed.
             PathOutsidePool: A link is on the way, or others may write where the service keeps its own files.
         """
-        area = await self._run(lambda: _open(path, pool_uid, claim=claim))
-        return DirPool(path, area, self._executor)
+        # Of its own: a pool on a file system that hangs must not take the threads of the others.
+        executor = ThreadPoolExecutor(THREADS, thread_name_prefix="pool")
+        work = asyncio.get_running_loop().run_in_executor(executor, lambda: _open(path, pool_uid, claim=claim))
+        try:
+            return DirPool(path, await asyncio.shield(work), executor)
+        except BaseException:
+            work.add_done_callback(_close_area)
+            executor.shutdown(wait=False)
+            raise
 
     def close(self) -> None:
         """Let go of the threads."""
@@ -148,6 +155,14 @@ def _open(path: str, pool_uid: str, *, claim: bool) -> StagingArea:
             os.close(directory)
             raise
         return area
+
+
+def _close_area(work: asyncio.Future[StagingArea]) -> None:
+    """Close what was opened for somebody who had gone."""
+    if not work.cancelled() and work.exception() is None:
+        area = work.result()
+        area.close()
+        os.close(area.pool)
 
 
 def _strange(path: str) -> BackingMissing:

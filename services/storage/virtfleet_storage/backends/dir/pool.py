@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager
 from typing import TypeVar
 
 from asyncinotify import Inotify, Mask
@@ -66,10 +66,13 @@ class DirPool:
     kind = "dir"
 
     def __init__(self, path: str, area: StagingArea, executor: ThreadPoolExecutor) -> None:
+        """Take over an open directory, and the threads that work in it."""
         self.path = path
         self.area = area
         self._executor = executor
         self._closed = False
+        self._users = 0
+        """How many are at work. The directory is closed behind the last: its number may mean another one then."""
 
     # The required set.
 
@@ -180,11 +183,17 @@ class DirPool:
         await self.run("removing the service's own folder", self.area.retire)
 
     async def close(self) -> None:
-        """Close the directory."""
+        """Close the directory; what is at work in it comes to its end first."""
         if not self._closed:
             self._closed = True
+            self._leave(0)
+
+    def _leave(self, count: int = 1) -> None:
+        self._users -= count
+        if self._closed and not self._users:
             self.area.close()
             os.close(self.area.pool)
+            self._executor.shutdown(wait=False)
 
     # Copying.
 
@@ -309,6 +318,7 @@ class DirPool:
             return descriptor, os.fstat(descriptor).st_size
 
         file, size = await self.obtain(f"opening {key}", opened, lambda pair: os.close(pair[0]))
+        self._users += 1
         try:
             if offset > size:
                 raise RangeBeyondEnd(
@@ -318,11 +328,13 @@ class DirPool:
                     physical_bytes=size,
                 )
             length = min(length or size, size - offset)
-            yield Download(offset, length, size, self._pieces(file, offset, length))
+            async with aclosing(self._pieces(file, offset, length)) as pieces:
+                yield Download(offset, length, size, pieces)
         finally:
-            await self.run(f"closing {key}", lambda: os.close(file))
+            os.close(file)
+            self._leave()
 
-    async def _pieces(self, file: int, offset: int, length: int) -> AsyncIterator[Piece]:
+    async def _pieces(self, file: int, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         source: Iterator[Piece] = content.pieces(file, offset, length)
         # Read one ahead of the sender: the disk and the network work at the same time, in bounded memory.
         reading: asyncio.Future[list[Piece]] = asyncio.ensure_future(self.run("reading", lambda: _some(source)))
@@ -380,7 +392,9 @@ class DirPool:
     async def _staged(self) -> AsyncIterator[staging.StagedFile]:
         """Make a staged file that goes away unless the block ends well."""
         file = await self.obtain("making a staged file", self.area.make, _throw_away)
-        with ExitStack() as undo:
+        self._users += 1
+        with ExitStack() as using, ExitStack() as undo:
+            using.callback(self._leave)
             undo.callback(file.close)
             undo.callback(file.discard)
             yield file
@@ -425,6 +439,8 @@ class DirPool:
         if self._closed:
             raise BackendUnreachable(f"{self.path} is not open", path=self.path)
         future = asyncio.get_running_loop().run_in_executor(self._executor, guarded)
+        self._users += 1
+        future.add_done_callback(lambda _: self._leave())
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

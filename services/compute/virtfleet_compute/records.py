@@ -164,6 +164,19 @@ def take_macs(tx: Transaction, domain: domain_pb2.Domain) -> None:
         tx.put_record(MAC, mac, owner.encode())
 
 
+def macs_of(tx: Transaction, uid: str) -> list[str]:
+    """Return the MACs that are taken for a domain; reads those of all domains."""
+    return [mac for mac, owner in tx.list_records(MAC) if owner.decode().startswith(f"{uid}:")]
+
+
+def free_macs_beside(tx: Transaction, domain: domain_pb2.Domain, macs: Iterable[str]) -> None:
+    """Give up those of some MACs that neither the definition of a domain nor its running guest has."""
+    kept = {mac for mac, _ in specs.macs(domain.status.resolved_spec)}
+    if statuses.is_active(domain):
+        kept |= {mac for mac, _ in specs.macs(domain.status.active_spec)}
+    free_macs(tx, sorted(set(macs) - kept), domain.uid)
+
+
 def free_macs(tx: Transaction, macs: Iterable[str], uid: str) -> None:
     """Give MACs up."""
     for mac in macs:

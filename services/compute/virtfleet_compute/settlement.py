@@ -16,9 +16,11 @@ from virtfleet.compute.v1 import domain_pb2
 from virtfleet.type.v1 import operation_pb2
 from virtfleet_compute import batch_results, records, statuses
 from virtfleet_compute.batch_results import Results
-from virtfleet_compute.context import Context
+from virtfleet_compute.context import Context, ref
 from virtfleet_compute.domains import Domains
-from virtfleet_service.errors import ChangeRolledBack, ResourceNotFound, VirtfleetError
+from virtfleet_compute.drivers.facets import LiveUpdate
+from virtfleet_compute.updates import LIVE_STEP
+from virtfleet_service.errors import ChangeRolledBack, HypervisorFailed, ResourceNotFound, VirtfleetError
 from virtfleet_service.operations import Commit, Handler, JournalEntry
 from virtfleet_service.store import Transaction
 
@@ -43,6 +45,9 @@ class Settlement:
             f"{SERVICE}.StopDomain": self._stop,
             f"{SERVICE}.SuspendDomain": self._suspend,
             f"{SERVICE}.ResumeDomain": self._resume,
+            f"{SERVICE}.RebootDomain": self._boot_again,
+            f"{SERVICE}.ResetDomain": self._boot_again,
+            f"{SERVICE}.UpdateDomain": self._update,
             f"{SERVICE}.DeleteDomain": self._delete,
             f"{SERVICE}.BatchCreateDomains": self._batch_create,
             f"{SERVICE}.BatchStartDomains": self._batch_start,
@@ -84,6 +89,29 @@ class Settlement:
         if domain is None or domain.status.state != wanted:
             raise _rolled_back(operation, "the guest is as before")
         return _answer(domain)
+
+    async def _boot_again(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
+        # Nothing that could be seen now tells whether the guest has been told.
+        domain = self._target(operation)
+        raise HypervisorFailed(
+            f"the service stopped while {operation.name} ran; whether the guest was told to boot again is not known",
+            resource=domain.name if domain is not None else "",
+            operation=operation.name,
+        )
+
+    async def _update(self, operation: operations_pb2.Operation, entries: Sequence[JournalEntry]) -> Commit:
+        """Undo a change: nothing of it is recorded, but the guest may have changed, and MACs are taken for it."""
+        domain = self._target(operation)
+        if domain is not None:
+            await self._context.store.write(
+                lambda tx: records.free_macs_beside(tx, domain, records.macs_of(tx, domain.uid))
+            )
+            recorded = domain.status.active_spec
+            for entry in entries:
+                if entry.step == LIVE_STEP and statuses.is_active(domain):
+                    facet = self._context.facet(domain, LiveUpdate)  # type: ignore[type-abstract]  # a protocol names the facet
+                    await facet.update_live(ref(domain), recorded, recorded, entry.payload.decode().split("\n"))
+        raise _rolled_back(operation, "the domain is as it was before")
 
     async def _delete(self, operation: operations_pb2.Operation, _: Sequence[JournalEntry]) -> Commit:
         domain = self._target(operation)

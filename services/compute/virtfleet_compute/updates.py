@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 IMMUTABLE = ("spec.driver",)
 SCOPE_CONFIG = ("SCOPE_CONFIG", "the definition alone was changed")
+LIVE_STEP = "live"
+"""Of the journal: the paths, one a line, in which the running guest is about to change."""
 _ATTEMPTS = 5
 
 DomainSpec = domain_spec_pb2.DomainSpec
@@ -243,9 +245,12 @@ class Updates:
         def intent(tx: Transaction) -> str:
             domain = read_checked(tx, context, name, request.domain.etag, request.domain.uid)
             _refuse_stale(domain, change)
+            # Taken before anything changes, so that a running guest is not changed for a definition that cannot be.
+            records.take_macs(tx, change.after)
             return domain.uid
 
         async def work(job: Job) -> Commit:
+            job.on_failure(lambda tx, _error: records.free_macs_beside(tx, change.before, _macs(change.after)))
             await context.occupation.hold(job, change.before.uid)
             if change.empty:
                 return lambda tx: read(tx, name)
@@ -261,8 +266,7 @@ class Updates:
                 _merge(stored, change)
                 if reservations is not None:
                     statuses.reserved(stored, reservations)
-                records.take_macs(tx, stored)
-                _free_old_macs(tx, change)
+                records.free_macs_beside(tx, stored, _macs(change.before))
                 records.save(tx, stored, method)
                 return stored
 
@@ -285,6 +289,7 @@ class Updates:
                 job.progress(phase="changing the running guest")
                 facet = context.facet(domain, LiveUpdate)  # type: ignore[type-abstract]  # a protocol names the facet
                 current = change.after.status.active_spec
+                await job.journal(LIVE_STEP, "\n".join(change.live).encode())
                 await facet.update_live(ref(domain), current, change.live_spec, change.live)
             failpoints.reach("compute.update.live")
             undo.pop_all()
@@ -357,9 +362,5 @@ def _cards_changed(change: Change) -> bool:
     return any(path.startswith("spec.interfaces") for path in change.changed)
 
 
-def _free_old_macs(tx: Transaction, change: Change) -> None:
-    kept = {mac for mac, _ in specs.macs(change.after.status.resolved_spec)}
-    if statuses.is_active(change.before):
-        kept |= {mac for mac, _ in specs.macs(change.before.status.active_spec)}
-    old = {mac for mac, _ in specs.macs(change.before.status.resolved_spec)}
-    records.free_macs(tx, sorted(old - kept), change.before.uid)
+def _macs(domain: domain_pb2.Domain) -> list[str]:
+    return [mac for mac, _ in specs.macs(domain.status.resolved_spec)]

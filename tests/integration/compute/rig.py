@@ -282,8 +282,12 @@ class Process:
             sys.executable, "-m", "virtfleet_compute", "--config", str(self._config), env=environment
         )
         client = Client(self.path / "r" / "compute" / "admin.sock")
-        async with asyncio.timeout(seconds):
-            await client.channel.channel_ready()
+        try:
+            async with asyncio.timeout(seconds):
+                await client.channel.channel_ready()
+        except TimeoutError:
+            await client.close()
+            raise
         return client
 
     async def died(self) -> int:

@@ -27,6 +27,9 @@ from tests.integration.compute.rig import (
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
 
+GUEST_MEMORY = 5
+"""Where a line of the driver's file says how many bytes of memory a guest has."""
+
 
 @pytest.fixture
 async def process(place: Path) -> AsyncIterator[Process]:
@@ -94,6 +97,97 @@ async def test_a_creation_that_is_cut(process: Process, place: Path, failpoint: 
     assert running(place) == set()
     assert all(operation.done for operation in await operations(client))
     await client.create("web", spec=spec, start=True)
+    await client.close()
+
+
+def memory(place: Path, uid: str) -> int:
+    """Read from outside how much memory a guest of the driver has."""
+    lines = [json.loads(line) for line in (place / "guests").read_text().splitlines()]
+    *_, last = (line for line in lines if line[0] == uid)
+    return int(last[GUEST_MEMORY])
+
+
+async def test_a_change_of_a_running_guest_that_is_cut_is_undone(process: Process, place: Path) -> None:
+    """The guest had changed, and nothing is recorded of it: it gets back what is."""
+    spec = domain_spec_pb2.DomainSpec()
+    spec.memory.current_bytes, spec.memory.maximum_bytes = 1 << 30, 2 << 30
+    client = await process.start("compute.update.live")
+    before = await client.create("web", spec=spec, start=True)
+    wanted = domain_pb2.Domain(name=name("web"))
+    wanted.spec.memory.current_bytes = 1 << 29
+    # The MAC of a card that waits for the next start is taken from the change on.
+    wanted.spec.interfaces["net9"].mac_address = "52:54:00:00:00:09"
+    await cut(process, client, client.update(wanted, "spec.memory.current_bytes", "spec.interfaces.net9"))
+    assert memory(place, before.uid) == 1 << 29, "the effect was there"
+    client = await process.start()
+    after = await client.get("web")
+    assert (after.generation, after.spec) == (before.generation, before.spec)
+    assert after.status.active_spec == before.status.active_spec
+    assert memory(place, before.uid) == 1 << 30, "what is recorded is what the guest has"
+    [failed] = [one for one in await operations(client) if one.HasField("error")]
+    assert Refused(failed.error).reason == "CHANGE_ROLLED_BACK"
+    other = domain_spec_pb2.DomainSpec()
+    other.interfaces["net0"].mac_address = "52:54:00:00:00:09"
+    await client.create("other", spec=other)
+    del wanted.spec.interfaces["net9"]
+    assert (await client.update(wanted, "spec.memory.current_bytes")).generation == before.generation + 1
+    assert memory(place, before.uid) == 1 << 29
+    await client.close()
+
+
+@pytest.mark.parametrize("verb", ["Reboot", "Reset", "Suspend", "Resume"])
+async def test_a_verb_that_is_cut_tells_what_is(process: Process, place: Path, verb: str) -> None:
+    client = await process.start("operations.worked:2" if verb != "Resume" else "operations.worked:3")
+    domain = await client.create("web", start=True)
+    if verb == "Resume":
+        await client.verb("Suspend", "web")
+    await cut(process, client, client.verb(verb, "web"))
+    client = await process.start()
+    assert running(place) == {domain.uid}
+    after = await client.get("web")
+    assert after.status.runtime_id == domain.status.runtime_id
+    [last] = [one for one in await operations(client) if _method(one).endswith(f".{verb}Domain")][-1:]
+    assert last.done
+    if verb in ("Suspend", "Resume"):
+        # What came out can be seen, and stands.
+        assert not last.HasField("error"), last
+        assert after.status.state == (State.DOMAIN_STATE_PAUSED if verb == "Suspend" else State.DOMAIN_STATE_RUNNING)
+    else:
+        # Whether the guest has booted again cannot be seen: nobody claims that it has not.
+        assert Refused(last.error).reason == "HYPERVISOR_FAILED"
+        assert "not known" in last.error.message
+    await client.close()
+
+
+@pytest.mark.parametrize("failpoint", ["compute.reconcile.compared", "operations.recorded"])
+async def test_a_death_on_the_way_back_costs_nothing(process: Process, place: Path, failpoint: str) -> None:
+    """The service dies again while it holds what it had recorded against what runs, or right behind a commit."""
+    client = await process.start("operations.worked:3")
+    domain = await client.create("web", start=True)
+    await client.create("idle")
+    await cut(process, client, client.stop("web"))
+    if failpoint == "compute.reconcile.compared":
+        with pytest.raises((TimeoutError, grpc.aio.AioRpcError)):
+            await process.start(failpoint, seconds=3)
+        assert await process.died() == -9
+        client = await process.start()
+    else:
+        client = await process.start(failpoint)
+        request = domain_pb2.StartDomainRequest(name=name("idle"), request_id="once")
+        await cut(process, client, client.call(client.domains.StartDomain, request))
+        client = await process.start()
+        # It was recorded, and not answered: whoever asks again is told so, and it is not done again.
+        run = (await client.get("idle")).status.runtime_id
+        assert run
+        operation = await client.call(client.domains.StartDomain, request)
+        assert operation.done
+        assert not operation.HasField("error")
+        assert (await client.get("idle")).status.runtime_id == run
+        await client.stop("idle")
+    assert running(place) == set()
+    assert (await client.get("web")).status.state == State.DOMAIN_STATE_SHUT_OFF
+    assert all(operation.done for operation in await operations(client))
+    assert (await client.start("web")).uid == domain.uid
     await client.close()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import grpc
 import pytest
 from google.longrunning import operations_pb2
 
-from tests.integration.compute.rig import PARENT, Refused, Service, name
+from tests.integration.compute.rig import PARENT, Refused, Service, name, service
 from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
 
@@ -98,6 +101,36 @@ async def test_what_cannot_go_live_is_refused_as_a_whole(node: Service, scope: i
     assert refused.value.reason == "NOT_LIVE_UPDATABLE"
     assert refused.value.subjects == ["domain.spec.memory.maximum_bytes"]
     assert await node.get("web") == before
+
+
+async def test_a_running_guest_does_not_change_for_a_definition_that_cannot_be(place: Path) -> None:
+    """A card with a MAC that another domain has, and less memory for the guest that runs: neither."""
+    file = place / "guests"
+    async with service(place, drivers={"test": {"state_file": str(file)}}) as node:
+        spec = domain_spec_pb2.DomainSpec()
+        spec.interfaces["net0"].mac_address = "52:54:00:00:00:01"
+        await node.create("holder", spec=spec)
+        before = await node.create("web", spec=sized(), start=True)
+        lines = file.read_bytes()
+        change = wanted(current_bytes=GIB // 2)
+        change.spec.interfaces["net9"].mac_address = "52:54:00:00:00:01"
+        with pytest.raises(Refused) as refused:
+            await node.update(change, "spec.memory.current_bytes", "spec.interfaces.net9")
+        assert (refused.value.code, refused.value.reason) == (
+            grpc.StatusCode.ALREADY_EXISTS.value[0],
+            "IDENTITY_IN_USE",
+        )
+        assert refused.value.metadata["holder"] == name("holder")
+        assert file.read_bytes() == lines, "the guest was not touched"
+        assert await node.get("web") == before
+        # A change that fails later on gives the MAC up that it had taken.
+        change.spec.interfaces["net9"].mac_address = "52:54:00:00:00:02"
+        node.faults({"method": "update_live", "reason": "HYPERVISOR_FAILED", "count": 1})
+        with pytest.raises(Refused) as failed:
+            await node.update(change, "spec.memory.current_bytes", "spec.interfaces.net9")
+        assert failed.value.reason == "HYPERVISOR_FAILED"
+        spec.interfaces["net0"].mac_address = "52:54:00:00:00:02"
+        await node.create("other", spec=spec)
 
 
 async def test_a_pending_change_is_not_made_live_by_the_next_call(node: Service) -> None:

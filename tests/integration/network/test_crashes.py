@@ -143,6 +143,66 @@ def test_death_in_a_delete_ends_with_the_network_gone(node: Node, failpoint: str
     assert list((node.folder / "state" / "dnsmasq").iterdir()) == []
 
 
+def only_operation(node: Node, method: str) -> operations_pb2.Operation:
+    request = operations_pb2.ListOperationsRequest(name=f"{NODE}/services/network")
+    found = [one for one in node.operations.ListOperations(request).operations if method in str(one.metadata.value)]
+    assert len(found) == 1
+    assert found[0].done
+    return found[0]
+
+
+def test_death_in_an_update_of_a_running_network_finishes_it(node: Node) -> None:
+    """What was recorded before the death is what DHCP then serves."""
+    network = node.create("demo", nat())
+    guest = node.guest(network.status.bridge_name)
+    node.end("service")
+    node.start_service(failpoint="network.update.recorded")
+    change = network_pb2.Network(name=network.name)
+    host = change.spec.subnets["lan"].dhcp.hosts["web"]
+    host.mac_address, host.address = guest.mac_address, "192.168.177.77"
+    with pytest.raises(grpc.RpcError):
+        node.update(change, "spec.subnets.lan.dhcp.hosts.web")
+    node.died()
+    restart(node)
+    after = node.get("demo")
+    assert after.generation == after.status.observed_generation == network.generation + 1
+    assert not only_operation(node, "UpdateNetwork").HasField("error")
+    assert guest.dhcp()["ip"] == "192.168.177.77"
+
+
+def test_death_in_the_making_of_a_port_finishes_it(node: Node) -> None:
+    network = node.create("demo", nat())
+    node.end("service")
+    node.start_service(failpoint="port.create.recorded")
+    with pytest.raises(grpc.RpcError):
+        node.create_port("demo", "p1", mac_address="52:54:00:00:00:01")
+    node.died()
+    restart(node)
+    assert not only_operation(node, "CreatePort").HasField("error")
+    port = node.get_port(f"{NODE}/networks/demo/ports/p1")
+    assert port.status.mac_address == "52:54:00:00:00:01"
+    # DHCP had not been told of it before the death.
+    assert node.guest(network.status.bridge_name, port.status.mac_address).dhcp()["ip"] == port.status.addresses[0]
+
+
+def test_death_in_the_deletion_of_a_port_finishes_it(node: Node) -> None:
+    network = node.create("demo", nat())
+    port = node.create_port("demo", "p1", mac_address="52:54:00:00:00:01")
+    node.end("service")
+    node.start_service(failpoint="operations.accepted")
+    with pytest.raises(grpc.RpcError):
+        node.ports.DeletePort(port_pb2.DeletePortRequest(name=port.name), timeout=10)
+    node.died()
+    restart(node)
+    assert not only_operation(node, "DeletePort").HasField("error")
+    assert not node.ports.ListPorts(port_pb2.ListPortsRequest(parent=network.name)).ports
+    # Neither address nor MAC is kept for it: DHCP gives the address to nobody in particular, and another has the MAC.
+    lease = node.guest(network.status.bridge_name, "52:54:00:00:00:01").dhcp()
+    other = node.create_port("demo", "p2", mac_address="52:54:00:00:00:01")
+    assert other.uid != port.uid
+    assert lease["ip"].startswith("192.168.177.")
+
+
 @pytest.mark.parametrize("failpoint", ["port.plug.begun", "port.plug.done"])
 def test_death_in_a_plug_leaves_no_link(node: Node, failpoint: str) -> None:
     network = node.create("demo", nat())

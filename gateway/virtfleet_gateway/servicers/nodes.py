@@ -92,6 +92,9 @@ class NodeServicer:
 
     async def delete_node(self, request: node_pb2.DeleteNodeRequest, call: Call) -> operations_pb2.Operation:
         """Remove a node from the fleet."""
+        repeated = await self._operations.repeated(call, request)
+        if repeated is not None:
+            return repeated
         row = self._store.get(request.name)
         if row is None and request.allow_missing:
             return plan(node_pb2.Node(name=request.name))

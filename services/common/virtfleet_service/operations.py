@@ -236,6 +236,27 @@ class Operations:
         operation = await asyncio.shield(start)
         return await self._wait(operation, _inline_wait_seconds(call, request))
 
+    async def repeated(self, call: Call, request: Message) -> operations_pb2.Operation | None:
+        """Return the operation that the same call has begun before, as `run` would; None: it is new.
+
+        For what must be looked at before `run`: what the first call has changed must not refuse its repetition.
+
+        Args:
+            call: The call.
+            request: Its request.
+
+        Raises:
+            RequestIdReused: The request_id belongs to another request of the caller.
+            VirtfleetError: What the first call was refused with.
+        """
+        key = requests.key_of(call, request)
+        if key is None or getattr(request, "validate_only", False):
+            return None
+        answer = requests.recall(self.store.reader, key)
+        if answer is None:
+            return None
+        return await self._wait(self.get(answer.operation), _inline_wait_seconds(call, request))
+
     async def _start(
         self,
         key: requests.RequestKey | None,
@@ -261,7 +282,7 @@ class Operations:
                 requests.remember_operation(tx, key, operation.name)
 
         def accept(tx: Transaction) -> tuple[str, errors.VirtfleetError | None]:
-            answer = requests.recall(tx, key) if key is not None else None
+            answer = requests.recall(tx.connection, key) if key is not None else None
             if answer is not None:
                 return answer.operation, None
             _, error = requests.guarded(tx, key, prepare)

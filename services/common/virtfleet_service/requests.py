@@ -20,6 +20,8 @@ from virtfleet_service import errors
 from virtfleet_service.transaction import Transaction
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from virtfleet_service.call import Call
     from virtfleet_service.store import Store
 
@@ -82,14 +84,18 @@ def digest_of(request: Message) -> bytes:
     return hashlib.sha256(compared.SerializeToString(deterministic=True)).digest()
 
 
-def recall(tx: Transaction, key: RequestKey) -> Answer | None:
+def recall(connection: sqlite3.Connection, key: RequestKey) -> Answer | None:
     """Return the remembered answer to a request; None if it is new.
+
+    Args:
+        connection: That of a transaction, or one that reads what is on the disk.
+        key: Names the request.
 
     Raises:
         RequestIdReused: The same caller has used the id for another request.
         VirtfleetError: The remembered answer is this error.
     """
-    found = tx.connection.execute(
+    found = connection.execute(
         "SELECT digest, sort, answer FROM requests WHERE subject = ? AND method = ? AND request_id = ?",
         (key.subject, key.method, key.request_id),
     ).fetchone()
@@ -162,7 +168,7 @@ async def once(store: Store, call: Call, request: Message, work: Callable[[Trans
     def run(tx: Transaction) -> tuple[M | None, errors.VirtfleetError | None]:
         if key is None:
             return work(tx), None
-        answer = recall(tx, key)
+        answer = recall(tx.connection, key)
         if answer is not None:
             return _unpack(answer), None
         response, error = guarded(tx, key, work)

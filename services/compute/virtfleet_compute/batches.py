@@ -95,6 +95,9 @@ class Batches:
 
     async def create(self, request: domain_pb2.BatchCreateDomainsRequest, call: Call) -> operations_pb2.Operation:
         """Make many domains: see `BatchCreateDomains`."""
+        repeated = await self._context.operations.repeated(call, request)
+        if repeated is not None:
+            return repeated
         for index, item in enumerate(request.requests):
             _check_item(item, index)
             if item.parent not in ("", request.parent):

@@ -77,6 +77,9 @@ class Domains:
 
     async def create(self, request: domain_pb2.CreateDomainRequest, call: Call) -> operations_pb2.Operation:
         """Make a domain: see `CreateDomain`."""
+        repeated = await self._context.operations.repeated(call, request)
+        if repeated is not None:
+            return repeated
         draft = await self._creation.draft(request, call)
         if request.validate_only:
             if self._context.store.get(draft.domain.name) is not None:

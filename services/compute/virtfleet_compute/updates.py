@@ -86,6 +86,9 @@ class Updates:
 
     async def update(self, request: domain_pb2.UpdateDomainRequest, call: Call) -> operations_pb2.Operation:
         """Change a domain: see `UpdateDomain`."""
+        repeated = await self._context.operations.repeated(call, request)
+        if repeated is not None:
+            return repeated
         try:
             self._context.store.need(request.domain.name)
         except ResourceNotFound:

@@ -86,8 +86,16 @@ class Pools:
 
     # Define.
 
-    async def create(self, request: pool_pb2.CreatePoolRequest, call: Call) -> operations_pb2.Operation:
-        """Define a pool, make its place, and start it if asked."""
+    async def create(
+        self, request: pool_pb2.CreatePoolRequest, call: Call, *, sent: Message | None = None
+    ) -> operations_pb2.Operation:
+        """Define a pool, make its place, and start it if asked.
+
+        Args:
+            request: What to make.
+            call: The call.
+            sent: The request as the client sent it, by which its repetition is known; None: it is this one.
+        """
         pool = pool_pb2.Pool()
         pool.CopyFrom(request.pool)
         pool.ClearField("status")
@@ -114,7 +122,9 @@ class Pools:
         async def work(job: Job) -> Commit:
             return await self._create(job, pool, build=request.build != _NONE, start=request.start)
 
-        return await self._operations.run(call, request, target=name, target_uid=uid, intent=_no_uid(check), work=work)
+        return await self._operations.run(
+            call, sent or request, target=name, target_uid=uid, intent=_no_uid(check), work=work
+        )
 
     def _path_of(self, pool: pool_pb2.Pool, id_: str) -> str:
         if not pool.spec.HasField("target_path"):
@@ -189,15 +199,9 @@ class Pools:
             call.authorize(name, "pools.create")
             parent, id_ = names.parent_of(name), names.id_of(name)
             create = pool_pb2.CreatePoolRequest(
-                parent=parent,
-                pool=request.pool,
-                pool_id=id_,
-                request_id=request.request_id,
-                validate_only=request.validate_only,
+                parent=parent, pool=request.pool, pool_id=id_, validate_only=request.validate_only
             )
-            if request.HasField("inline_wait"):
-                create.inline_wait.CopyFrom(request.inline_wait)
-            return await self.create(create, call)
+            return await self.create(create, call, sent=request)
         changed = pool_pb2.Pool()
 
         def change(tx: Transaction) -> str:
@@ -419,7 +423,11 @@ class Pools:
 
     def settlers(self) -> Mapping[str, Callable[[operations_pb2.Operation, Sequence[JournalEntry]], Awaitable[Commit]]]:
         """Return what ends the operations that a crash has left, by method."""
-        return {f"{SERVICE}.CreatePool": self._settle_create, f"{SERVICE}.DeletePool": self._settle_delete}
+        return {
+            f"{SERVICE}.CreatePool": self._settle_create,
+            f"{SERVICE}.UpdatePool": self._settle_update,
+            f"{SERVICE}.DeletePool": self._settle_delete,
+        }
 
     async def _settle_create(self, operation: operations_pb2.Operation, journal: Sequence[JournalEntry]) -> Commit:
         metadata = metadata_of(operation)
@@ -438,6 +446,13 @@ class Pools:
         raise ChangeRolledBack(
             f"the service stopped while {metadata.target} was made; nothing of it is left", resource=metadata.target
         )
+
+    async def _settle_update(self, operation: operations_pb2.Operation, journal: Sequence[JournalEntry]) -> Commit:
+        if journal:
+            # It was to make a pool that did not exist.
+            return await self._settle_create(operation, journal)
+        target = metadata_of(operation).target
+        raise ChangeRolledBack(f"the service stopped before {target} was changed; it is as it was", resource=target)
 
     async def _settle_delete(self, operation: operations_pb2.Operation, _journal: Sequence[JournalEntry]) -> Commit:
         metadata = metadata_of(operation)

@@ -123,7 +123,7 @@ class Uploads:
         key = requests.key_of(call, first)
         if key is None:
             return None
-        answer = await self._store.write(lambda tx: requests.recall(tx, key))
+        answer = await self._store.write(lambda tx: requests.recall(tx.connection, key))
         if answer is None or answer.response is None:
             return None
         return volume_pb2.UploadVolumeResponse.FromString(answer.response.value)

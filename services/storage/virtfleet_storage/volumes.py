@@ -86,6 +86,9 @@ class Volumes:
 
     async def create(self, request: volume_pb2.CreateVolumeRequest, call: Call) -> operations_pb2.Operation:
         """Make a volume."""
+        repeated = await self._operations.repeated(call, request)
+        if repeated is not None:
+            return repeated
         lifecycle.check_pool(catalog.need_pool(self._store, request.parent), "use")
         place = self._places.need(request.parent)
         volume = volume_pb2.Volume()

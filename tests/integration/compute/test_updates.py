@@ -311,6 +311,36 @@ async def test_a_repeated_request_is_done_once(node: Service) -> None:
     assert refused.value.reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_repeated_update_is_not_refused_for_what_it_has_changed_itself(node: Service) -> None:
+    domain = await node.create("web")
+    request = domain_pb2.UpdateDomainRequest(
+        domain=domain_pb2.Domain(name=domain.name, etag=domain.etag, labels={"a": "b"}), request_id="one"
+    )
+    first = await node.call(node.domains.UpdateDomain, request)
+    again = await node.call(node.domains.UpdateDomain, request)
+    assert again == first
+    assert (await node.get("web")).generation == 2
+    # Also when there is nothing left to look at.
+    await node.delete("web")
+    assert await node.call(node.domains.UpdateDomain, request) == first
+
+
+async def test_a_repeated_creation_needs_nothing_that_the_first_one_needed(node: Service) -> None:
+    request = domain_pb2.CreateDomainRequest(
+        parent=PARENT, domain_id="web", domain=domain_pb2.Domain(), request_id="one"
+    )
+    batch = domain_pb2.BatchCreateDomainsRequest(
+        parent=PARENT,
+        requests=[domain_pb2.CreateDomainRequest(domain_id="other", domain=domain_pb2.Domain())],
+        request_id="one",
+    )
+    first = await node.call(node.domains.CreateDomain, request)
+    batched = await node.call(node.domains.BatchCreateDomains, batch)
+    node.faults({"method": "resolve", "reason": "DRIVER_BROKEN"})
+    assert await node.call(node.domains.CreateDomain, request) == first
+    assert await node.call(node.domains.BatchCreateDomains, batch) == batched
+
+
 async def test_a_driver_without_a_facet(node: Service) -> None:
     settings = node.driver._settings
     object.__setattr__(settings, "without", frozenset({"Suspend", "LiveUpdate"}))

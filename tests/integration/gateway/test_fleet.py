@@ -153,7 +153,8 @@ async def test_a_deleted_node_is_gone_and_its_certificates_too(fleet: RealFleet)
     node = await fleet.node("n1")
     error = await failure(nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", expected_uid=node.uid[::-1])))
     assert details_of(error)["reason"] == "UID_MISMATCH"
-    operation = await nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", expected_uid=node.uid))
+    request = node_pb2.DeleteNodeRequest(name="nodes/n1", expected_uid=node.uid, request_id="once")
+    operation = await nodes.DeleteNode(request)
     assert operation.done
     last = node_pb2.Node()
     assert operation.response.Unpack(last)
@@ -180,6 +181,7 @@ async def test_a_deleted_node_is_gone_and_its_certificates_too(fleet: RealFleet)
             if removed:
                 break
     own.cancel()
+    assert await nodes.DeleteNode(request) == operation, "a repetition has the same answer"
     again = await nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", allow_missing=True))
     assert again.done
     await watcher.stop()

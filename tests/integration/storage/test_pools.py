@@ -125,6 +125,19 @@ async def test_the_same_id_twice_and_one_request_id(node: Rig) -> None:
     assert refused.value.reason == "RESOURCE_EXISTS"
 
 
+async def test_a_pool_that_is_applied_is_made_once_for_a_request_id(node: Rig) -> None:
+    client = node.client
+    request = pool_pb2.UpdatePoolRequest(
+        pool=pool_pb2.Pool(name=f"{PARENT}/pools/one", labels={"a": "b"}), allow_missing=True, request_id="r1"
+    )
+    first = await client.call(client.pools.UpdatePool, request)
+    assert await client.call(client.pools.UpdatePool, request) == first
+    made = await get(client, "one")
+    assert made.generation == 1
+    await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=made.name), empty_pb2.Empty)
+    assert await client.call(client.pools.UpdatePool, request) == first, "also when it is gone again"
+
+
 async def test_validate_only_answers_the_plan_and_does_nothing(node: Rig) -> None:
     client = node.client
     request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="plan", pool=pool_pb2.Pool(), validate_only=True)

@@ -197,6 +197,23 @@ async def test_a_copy_has_the_content_of_what_the_guest_sees(
     assert (pool / "copy").stat().st_blocks * 512 <= 5 * MIB
 
 
+async def test_a_repeated_creation_needs_its_source_no_more(node: Rig, pool: Path) -> None:
+    client = node.client
+    await client.volume("images", "source", capacity_bytes=MIB)
+    request = volume_pb2.CreateVolumeRequest(
+        parent=f"{PARENT}/pools/images",
+        volume_id="copy",
+        volume=volume_pb2.Volume(),
+        source_volume="pools/images/volumes/source",
+        request_id="once",
+    )
+    first = await client.call(client.volumes.CreateVolume, request)
+    assert first.done
+    await client.delete("pools/images/volumes/source")
+    assert not (pool / "source").exists()
+    assert await client.call(client.volumes.CreateVolume, request) == first
+
+
 async def test_a_file_that_is_in_the_way_is_not_overwritten(node: Rig, pool: Path) -> None:
     (pool / "disk").symlink_to("/etc/passwd")
     with pytest.raises(Refused) as refused:

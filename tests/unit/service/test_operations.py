@@ -240,6 +240,19 @@ async def test_a_repeated_request_gets_the_same_operation_and_no_second_effect(o
     assert runs == 1
 
 
+async def test_a_repetition_is_known_before_anything_is_looked_at(operations: Operations) -> None:
+    assert await operations.repeated(call(), start()) is None
+    assert await operations.repeated(call(), start("id")) is None
+    first = await operations.run(call(), start("id"), target=TARGET, work=quick)
+    assert await operations.repeated(call(), start("id", inline_seconds=1)) == first
+    assert await operations.repeated(call(subject="spiffe://virtfleet.dev/user/b"), start("id")) is None
+    with pytest.raises(errors.RequestIdReused):
+        await operations.repeated(call(), start("id", etag="x"))
+    plan = start("id")
+    plan.validate_only = True
+    assert await operations.repeated(call(), plan) is None, "a plan is never remembered"
+
+
 async def test_a_duplicate_in_flight_waits_for_the_same_operation(operations: Operations) -> None:
     gate = asyncio.Event()
     both = [asyncio.create_task(operations.run(call(), start("id"), target=TARGET, work=gated(gate))) for _ in range(2)]

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 
 from virtfleet.fleet.v1 import enrollment_pb2, watch_pb2
 from virtfleet_gateway.authority import USER_LIFETIME_LIMIT
-from virtfleet_service import identity, requests, resources
+from virtfleet_service import failpoints, identity, requests, resources
 from virtfleet_service.errors import CredentialsInvalid, DocumentInvalid, FieldConflict, NameMalformed, ResourceNotFound
 
 if TYPE_CHECKING:
@@ -243,6 +243,7 @@ class Certificates:
             out.denials = self.deny(transaction, self.of_node(transaction, node), "node removed", principal)
 
         await self._store.write(work)
+        failpoints.reach("certificates.expelled")
         self._denial_list.publish(out.denials)
 
     async def take_in(self, signed: enrollment_pb2.SignedDenialList, principal: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from virtfleet.fleet.v1 import enrollment_pb2, node_pb2, watch_pb2
 from virtfleet_gateway.authority import NODE_SERVICES, Authority, Certificate
 from virtfleet_gateway.join_tokens import NODE_PREFIX, JoinTokens, node_id, secret_hash
-from virtfleet_service import names, resources
+from virtfleet_service import failpoints, names, resources
 from virtfleet_service.errors import (
     FieldConflict,
     FieldOutOfRange,
@@ -140,6 +140,7 @@ class Enrollment:
             return answer
 
         answer = await self._store.write(work)
+        failpoints.reach("enrollment.recorded")
         self._denial_list.publish(out.denials)
         return answer
 

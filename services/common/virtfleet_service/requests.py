@@ -16,7 +16,7 @@ from google.protobuf import any_pb2, symbol_database
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from virtfleet_service import errors
+from virtfleet_service import errors, failpoints
 from virtfleet_service.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ async def once(store: Store, call: Call, request: Message, work: Callable[[Trans
         return response, error
 
     response, error = await store.write(run)
+    failpoints.reach("requests.recorded")
     if error is not None:
         raise error
     assert response is not None  # noqa: S101  # one of the two is set

@@ -194,6 +194,9 @@ class Pools:
 
     async def update(self, request: pool_pb2.UpdatePoolRequest, call: Call) -> operations_pb2.Operation:
         """Change what may change of a pool's definition."""
+        repeated = await self._operations.repeated(call, request)
+        if repeated is not None:
+            return repeated
         name = request.pool.name
         if self._store.get(name) is None and request.allow_missing:
             call.authorize(name, "pools.create")

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.longrunning import operations_pb2
+from google.protobuf import field_mask_pb2
 
 from tests.integration.storage.rig import MIB, PARENT, Process, Rig, chunks, first_message, info, sha256
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
@@ -118,15 +119,32 @@ async def test_a_resize_that_happened_is_recorded(base: Rig) -> None:
         assert volume.spec.capacity_bytes == volume.status.capacity_bytes == 2 * MIB
 
 
+@pytest.mark.parametrize("method", ["CreatePool", "UpdatePool"])
 @pytest.mark.parametrize("failpoint", ["storage.pool.create.built", "storage.pool.create.done"])
-async def test_a_pool_is_not_half_made(base: Rig, failpoint: str) -> None:
+async def test_a_pool_is_not_half_made(base: Rig, failpoint: str, method: str) -> None:
     await prepare(base)
-    request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="fresh", pool=pool_pb2.Pool(), start=True)
-    await killed_at(base, failpoint, lambda: base.client.pools.CreatePool(request, timeout=10))
+    request: object = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="fresh", pool=pool_pb2.Pool(), start=True)
+    if method == "UpdatePool":
+        pool = pool_pb2.Pool(name=f"{PARENT}/pools/fresh")
+        pool.spec.dir.SetInParent()
+        request = pool_pb2.UpdatePoolRequest(pool=pool, allow_missing=True)
+    await killed_at(base, failpoint, lambda: getattr(base.client.pools, method)(request, timeout=10))
     async with base.running():
         assert [operation.error.code for operation in await ended(base) if operation.HasField("error")] == [10]
         assert sorted(path.name for path in base.root.iterdir()) == ["images"]
         await base.client.pool("fresh")
+
+
+async def test_a_change_of_a_pool_that_is_cut_has_no_effect(base: Rig) -> None:
+    await prepare(base)
+    pool = pool_pb2.Pool(name=f"{PARENT}/pools/images", labels={"a": "b"})
+    request = pool_pb2.UpdatePoolRequest(pool=pool, update_mask=field_mask_pb2.FieldMask(paths=["labels"]))
+    await killed_at(base, "operations.worked", lambda: base.client.pools.UpdatePool(request, timeout=10))
+    async with base.running():
+        assert [operation.error.code for operation in await ended(base) if operation.HasField("error")] == [10]
+        [after] = (await base.client.call(base.client.pools.ListPools, pool_pb2.ListPoolsRequest(parent=PARENT))).pools
+        assert (after.generation, dict(after.labels)) == (1, {})
+        assert files(base) == [".virtfleet", "disk"]
 
 
 async def test_a_pool_is_forgotten_in_the_end(base: Rig) -> None:

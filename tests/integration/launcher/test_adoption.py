@@ -7,12 +7,14 @@ import json
 import os
 import select
 import signal
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.integration.launcher.running import PYTHON, UID, Launcher, console_guest, sleeper
+from tests.integration.launcher.running import PYTHON, SLEEP, UID, Launcher, console_guest, sleeper
 from virtfleet_service.launcher import (
     Connected,
     ConsoleData,
@@ -234,3 +236,57 @@ async def test_kill_during_a_start_loses_and_doubles_nothing(launcher: Launcher,
         await compute.kill("turn")
         await compute.wait("turn")
         await compute.forget("turn")
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_child_that_its_launcher_left_before_it_said_who_it_is(
+    launcher: Launcher, compute: LauncherClient, *, again: bool
+) -> None:
+    """Between the fork and its record a child is known to its parent alone; held up there, it must not run unknown."""
+    orphan = Spawn("orphan", "t", [SLEEP, "1717"], uid=UID)
+    await compute.capabilities()
+    everybody, cgroup = launcher.cgroup / "cgroup.freeze", launcher.cgroup / "orphan.guest"
+    procs = cgroup / "cgroup.procs"
+    everybody.write_text("1")
+    try:
+        lost = asyncio.create_task(compute.spawn(orphan))
+        [first] = await asyncio.to_thread(members, procs, 1)
+        # From here on the child alone: the next launcher tries its children out.
+        (cgroup / "cgroup.freeze").write_text("1")
+        everybody.write_text("0")
+        assert not (launcher.guest_dir("orphan") / "pid").exists()
+        # The child has copies of the connections and of the listener: whoever holds on to those is not told of the death.
+        door = launcher.run / "compute.sock"
+        before = door.stat().st_ino
+        restart(launcher)
+        while not door.exists() or door.stat().st_ino == before:
+            await asyncio.sleep(0.02)
+        fresh = launcher.client()
+        await fresh.list_processes()
+        if again:
+            # Whoever is in the way is killed; while that lasts, the answer says so.
+            with pytest.raises(LauncherError) as busy:
+                await fresh.spawn(replace(orphan, token="another"))
+            assert (busy.value.reason, busy.value.details["errno"]) == ("SPAWN_FAILED", "EBUSY")
+    finally:
+        everybody.write_text("0")
+        if cgroup.exists():
+            (cgroup / "cgroup.freeze").write_text("0")
+    # The client asks again at the next launcher, with the same token.
+    process = await lost
+    assert await asyncio.to_thread(members, procs, 1) == {process.pid}
+    assert process.pid != first
+    assert json.loads((launcher.guest_dir("orphan") / "pid").read_text())["pid"] == process.pid
+    assert [one.pid for one in await fresh.list_processes()] == [process.pid]
+
+
+def members(procs: Path, count: int) -> set[int]:
+    """Return the processes of a cgroup once there are so many and they stay."""
+    ends_at = time.monotonic() + 10
+    found: list[set[int]] = []
+    while time.monotonic() < ends_at:
+        found.append({int(pid) for pid in procs.read_text().split()} if procs.exists() else set())
+        if [len(one) for one in found[-5:]] == [count] * 5:
+            return found[-1]
+        time.sleep(0.02)
+    raise AssertionError(found[-1])

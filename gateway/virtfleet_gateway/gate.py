@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from virtfleet_gateway.relay import Passport
+from virtfleet_service.authorization import lookup_scope
 from virtfleet_service.errors import Unauthenticated, VirtfleetError
 from virtfleet_service.identity import encode_caller
 
@@ -58,8 +59,8 @@ class CallerPassport:
         if prefixes is None:
             raise self._authorizer.refusal(self.caller, permission, name)
         if prefixes and not name.startswith(prefixes):
-            # A parent, of which the caller may use a part: the node judges each thing below it.
-            self._authorizer.authorize_within(self.caller, permission, name)
+            # A parent, of which the caller may use a part, or a uid: the node judges each thing that it finds.
+            self._authorizer.authorize_within(self.caller, permission, lookup_scope(name))
 
     def still_good(self) -> Unauthenticated | None:
         """Return why the caller's certificate is no longer believed; None: it is."""

@@ -62,12 +62,13 @@ class NodeServicer:
                 answer.unreachable.append(_failure(found))
         return answer
 
-    async def get_node(self, request: node_pb2.GetNodeRequest, _call: Call) -> node_pb2.Node:
+    async def get_node(self, request: node_pb2.GetNodeRequest, call: Call) -> node_pb2.Node:
         """Get a node."""
         try:
             row = self._store.find(KIND, request.name)
         except ResourceNotFound as error:
             raise _unknown(request.name) from error
+        call.authorize(row.name)
         node = self._registry.describe(node_pb2.Node.FromString(row.body))
         if request.view == resource_pb2.RESOURCE_VIEW_BASIC:
             node.ClearField("spec")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from virtfleet.type.v1 import method_pb2
+from virtfleet_service import names
 from virtfleet_service.errors import PermissionMissing, ReadOnlySocket
 
 if TYPE_CHECKING:
@@ -183,6 +184,22 @@ class Authorizer:
         if prefixes is None or (prefixes and not any(_meet(parent, prefix) for prefix in prefixes)):
             raise self.refusal(caller, permission, parent)
 
+    def authorize_lookup(self, caller: Caller, permission: str, name: str) -> None:
+        """Check that a caller may hold a permission on what a name leads to, which may be called otherwise.
+
+        The node of the name may be `-`, and its last segment a uid; what is found is judged by the handler, by its
+        own name.
+
+        Raises:
+            PermissionMissing: No role of the caller gives it for anything there.
+            ReadOnlySocket: The same on the local socket of viewers.
+        """
+        within = lookup_scope(name)
+        if within != name or "-" in name.split("/"):
+            self.authorize_within(caller, permission, within)
+        else:
+            self.authorize(caller, permission, name)
+
     def refusal(self, caller: Caller, permission: str, resource_name: str) -> PermissionMissing | ReadOnlySocket:
         """Return the error that says what is missing."""
         where = f" on `{resource_name}`" if resource_name else ""
@@ -233,6 +250,11 @@ RECORD: Final = method_pb2.EFFECT_RECORD
 
 def _everything(_permission: str) -> bool:
     return True
+
+
+def lookup_scope(name: str) -> str:
+    """Return what a name says of where the resource is that it leads to: a uid says nothing of the name."""
+    return names.parent_of(name) if names.is_uid(names.id_of(name)) else name
 
 
 def _meet(parent: str, prefix: str) -> bool:

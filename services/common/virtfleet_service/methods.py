@@ -165,6 +165,8 @@ class MethodFacts:
         routing: The attribute path of the routing field; empty: none.
         routing_required: Whether that field must be set.
         is_parent: Whether it names the parent of what the call is about.
+        finds: Whether it reads one resource, whose name may be told otherwise than it is (by uid, `-` as node): the
+            handler judges what it finds.
         id_field: The field that holds the id of a resource to be made; empty: none.
         patterns: The forms of the name in the routing field; empty: any name.
         template: The same for people.
@@ -192,6 +194,7 @@ class MethodFacts:
     routing: tuple[str, ...]
     routing_required: bool
     is_parent: bool
+    finds: bool
     id_field: str
     patterns: tuple[re.Pattern[str], ...]
     template: str
@@ -292,7 +295,8 @@ def _reference(field: FieldDescriptor) -> Reference | None:
     if not templates:
         return Reference(collection, None, None, "")
     full = templates[0]
-    inner = full.removeprefix("nodes/{node}/")
+    # What a batch or a list of counters is asked for has full names, as its answer has them; specs are node-relative.
+    inner = full if field.name == "names" else full.removeprefix("nodes/{node}/")
     return Reference(
         collection,
         names.pattern_of(full, uid=True, wildcard=False),
@@ -448,6 +452,7 @@ def _read_facts(method: MethodDescriptor, rules: Mapping[str, method_pb2.MethodR
         routing=routing,
         routing_required=ours and bool(routing) and not rule.gateway_only,
         is_parent=routing[-1:] == ("parent",),
+        finds=uid and routing == ("name",) and bool(templates),
         id_field=_id_field(method),
         patterns=patterns,
         template=" or ".join(templates),

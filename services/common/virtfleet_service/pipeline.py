@@ -260,6 +260,8 @@ class Pipeline:
         elif facts.is_parent and (not facts.mutation or facts.references or facts.items):
             # Each resource below is judged on its own: by the handler in lists, by its reference in batches.
             authorizer.authorize_within(caller, permission, name)
+        elif facts.finds:
+            authorizer.authorize_lookup(caller, permission, name)
         else:
             authorizer.authorize(caller, permission, name)
 
@@ -274,6 +276,9 @@ class Pipeline:
             raise self._malformed(found.path, value, reference.template)
         collection = reference.collection or names.collection_of(full)
         if collection == facts.noun and facts.name.startswith("Batch"):
+            if not facts.mutation:
+                self._authorizer.authorize_lookup(call.caller, facts.permission, full)
+                return
             permission = facts.permission
         else:
             permission = f"{collection}.use" if facts.mutation else f"{collection}.get"

@@ -33,14 +33,16 @@ class Counters:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def get(self, request: stats_pb2.GetDomainStatsRequest) -> stats_pb2.DomainStats:
+    async def get(self, request: stats_pb2.GetDomainStatsRequest, call: Call) -> stats_pb2.DomainStats:
         """Return the counters of a domain.
 
         Raises:
             ResourceNotFound: There is none.
+            PermissionMissing: The caller may not see it.
             CapabilityMissing: Its driver has no counters.
         """
         domain = self._context.find(request.name)
+        call.authorize(domain.name)
         if statuses.is_active(domain):
             self._context.facet(domain, Stats)  # type: ignore[type-abstract]  # a protocol names the facet
         answer = (await self.collect([domain], request.groups))[0]

@@ -41,13 +41,15 @@ class Domains:
 
     # Reads.
 
-    def get(self, name: str, view: int) -> bytes:
+    def get(self, name: str, view: int, call: Call) -> bytes:
         """Return a serialised domain; FULL is what is stored, byte by byte.
 
         Raises:
             ResourceNotFound: There is none.
+            PermissionMissing: The caller may not see it.
         """
         row = self._context.store.find(KIND, name)
+        call.authorize(row.name)
         if view != views.BASIC:
             return row.body
         return views.apply_view(domain_pb2.Domain.FromString(row.body), view).SerializeToString()
@@ -63,8 +65,7 @@ class Domains:
             result = domain_pb2.DomainResult(name=name)
             body = b""
             try:
-                call.authorize(name)
-                body = self.get(name, request.view)
+                body = self.get(name, request.view, call)
             except VirtfleetError as error:
                 result.status.CopyFrom(error.to_status())
             encoded = result.SerializeToString()

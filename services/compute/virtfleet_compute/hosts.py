@@ -18,7 +18,7 @@ from virtfleet.compute.v1 import capability_pb2, host_pb2, stats_pb2
 from virtfleet_compute import statuses
 from virtfleet_compute.admission import memory_info
 from virtfleet_compute.context import Context
-from virtfleet_service import paging, resources
+from virtfleet_service import paging, resources, views
 from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.store import Store, Transaction
 
@@ -65,25 +65,30 @@ class Hosts:
         if not all(self._is_stored(driver) for driver in drivers):
             await self._context.store.write(lambda tx: _put_drivers(tx, drivers))
 
-    def get(self) -> host_pb2.Host:
+    def get(self, view: int = views.FULL) -> host_pb2.Host:
         """Return the host with what is allocated at this moment."""
         host = self._stored()
         if host is None:
             host = host_pb2.Host(name=self._name)
         host.status.CopyFrom(self._status())
-        return host
+        return views.apply_view(host, view)
 
     def drivers(self, request: capability_pb2.ListDriversRequest, call: Call) -> bytes:
         """Return a serialised page of drivers."""
         return paging.list_reply(self._context.store, DRIVER, request, capability_pb2.ListDriversResponse, call=call)
 
-    def driver(self, name: str) -> bytes:
+    def driver(self, request: capability_pb2.GetDriverRequest, call: Call) -> bytes:
         """Return a serialised driver.
 
         Raises:
             ResourceNotFound: There is none.
+            PermissionMissing: The caller may not see it.
         """
-        return self._context.store.find(DRIVER, name).body
+        row = self._context.store.find(DRIVER, request.name)
+        call.authorize(row.name)
+        if request.view != views.BASIC:
+            return row.body
+        return views.apply_view(capability_pb2.Driver.FromString(row.body), request.view).SerializeToString()
 
     def _is_stored(self, driver: capability_pb2.Driver) -> bool:
         row = self._context.store.get(driver.name)

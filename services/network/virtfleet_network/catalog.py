@@ -25,16 +25,18 @@ class Catalog:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def get(self, kind: str, name: str, view: int) -> Any:  # noqa: ANN401  # the message of the kind, or its bytes
+    def get(self, kind: str, name: str, view: int, call: Call) -> Any:  # noqa: ANN401  # the message of the kind, or its bytes
         """Return a resource by its name, or by its uid as the last segment.
 
         Raises:
             ResourceNotFound: There is none.
+            PermissionMissing: The caller may not see it.
         """
-        body = self._store.find(kind, name).body
+        row = self._store.find(kind, name)
+        call.authorize(row.name)
         if view != views.BASIC:
-            return body
-        return views.apply_view(self._store.codec.resource_types[kind].FromString(body), view)
+            return row.body
+        return views.apply_view(self._store.codec.resource_types[kind].FromString(row.body), view)
 
     def list(self, kind: str, request: Message, response_class: type[Message], call: Call) -> bytes:
         """Answer a List request.

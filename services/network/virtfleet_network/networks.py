@@ -344,6 +344,7 @@ class Networks:
         def change(tx: Transaction) -> network_pb2.Network:
             row = tx.get(name)
             if row is None and request.allow_missing:
+                call.authorize(name, "networks.create")
                 network = self._definitions.new(name, request.network, call)
                 self._definitions.check_new(tx, network)
                 return network

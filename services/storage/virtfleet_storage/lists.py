@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from google.rpc import status_pb2
-
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_service.call import Call
-from virtfleet_service.errors import NotFound
+from virtfleet_service.errors import FieldConflict, VirtfleetError
 from virtfleet_service.paging import list_reply
 from virtfleet_service.store import Store
 from virtfleet_service.views import apply_view
 from virtfleet_storage import catalog
-
-REPLY_LIMIT_BYTES = 3 << 20
 
 
 class Lists:
@@ -35,20 +31,26 @@ class Lists:
             catalog.need_pool(self._store, request.parent)
         return list_reply(self._store, catalog.VOLUME, request, volume_pb2.ListVolumesResponse, call=call)
 
-    def batch(self, request: volume_pb2.BatchGetVolumesRequest) -> volume_pb2.BatchGetVolumesResponse:
-        """Return many volumes, each with a status of its own."""
+    def batch(self, request: volume_pb2.BatchGetVolumesRequest, call: Call) -> volume_pb2.BatchGetVolumesResponse:
+        """Return many volumes, each with a status of its own.
+
+        Raises:
+            FieldConflict: One is of another pool than the parent says.
+        """
+        pool = "" if request.parent.endswith("/-") else f"{request.parent}/volumes/"
         answer = volume_pb2.BatchGetVolumesResponse()
-        used = 0
-        for name in request.names:
-            result = volume_pb2.BatchGetVolumesResult(name=name, status=status_pb2.Status())
-            full = name if name.startswith("nodes/") else f"{request.parent.split('/pools/')[0]}/{name}"
+        for index, name in enumerate(request.names):
+            if not name.startswith(pool):
+                raise FieldConflict(
+                    f"{name} is not of {request.parent}", field=f"names[{index}]", name=name, parent=request.parent
+                )
+            result = answer.results.add(name=name)
+            result.status.SetInParent()
             try:
-                volume = volume_pb2.Volume.FromString(self._store.find(catalog.VOLUME, full).body)
-                result.volume.CopyFrom(apply_view(volume, request.view))
-            except NotFound as error:
-                result.status.CopyFrom(error.to_status())
-            used += result.ByteSize()
-            if used > REPLY_LIMIT_BYTES:
-                break
-            answer.results.append(result)
+                row = self._store.find(catalog.VOLUME, name)
+                call.authorize(row.name)
+                result.volume.CopyFrom(apply_view(volume_pb2.Volume.FromString(row.body), request.view))
+            except VirtfleetError as error:
+                # Told by its place in the request, as the gateway tells it.
+                result.status.CopyFrom(error.rebased(lambda _, index=index: f"names[{index}]").to_status())  # type: ignore[misc]  # the round's own
         return answer

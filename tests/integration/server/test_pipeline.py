@@ -347,6 +347,17 @@ async def test_a_reference_that_cannot_be_one_is_refused_with_its_path(
         assert error.fields == ["domain.spec.disks.root.volume"]
 
 
+async def test_a_uid_reaches_the_handler_which_judges_what_it_finds(tmp_path: Path) -> None:
+    async with running(tmp_path) as rig:
+        metadata = restricted("nodes/n1/domains/a-", role="viewer")
+        request = domain_pb2.GetDomainRequest(name="nodes/n1/domains/b0000000-0000-4000-8000-000000000000")
+        await ask(rig.channel(rig.pki.gateway()), rigs.GET_DOMAIN, request, metadata=metadata)
+        (call,) = rig.domains.calls
+        assert call.may_see("nodes/n1/domains/a-1")
+        with pytest.raises(errors.PermissionMissing):
+            call.authorize("nodes/n1/domains/b")
+
+
 async def test_a_caller_with_prefixes_makes_and_sees_what_it_may(tmp_path: Path) -> None:
     async with running(tmp_path) as rig:
         gateway = rig.pki.gateway()

@@ -343,6 +343,16 @@ async def test_volumes_are_found_by_name_uid_path_and_in_batches(node: Rig, pool
             parent=f"{PARENT}/pools/-", names=[volume.name, f"{PARENT}/pools/images/volumes/none"]
         ),
     )
+    for names, reason, field in (
+        (["pools/images/volumes/disk"], "NAME_MALFORMED", "names[0]"),
+        ([volume.name, f"{PARENT}/pools/other/volumes/disk"], "FIELD_CONFLICT", "names[1]"),
+    ):
+        with pytest.raises(Refused) as refused:
+            await client.call(
+                client.volumes.BatchGetVolumes,
+                volume_pb2.BatchGetVolumesRequest(parent=f"{PARENT}/pools/images", names=names),
+            )
+        assert (refused.value.reason, refused.value.metadata["field"]) == (reason, field)
     assert [result.status.code for result in answer.results] == [0, 5]
     assert answer.results[0].volume.uid == volume.uid
     with pytest.raises(Refused) as refused:

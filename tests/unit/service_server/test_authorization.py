@@ -113,6 +113,30 @@ def test_where_a_list_may_find_something(judge: Authorizer, prefix: str, parent:
             judge.authorize_within(caller, "domains.list", parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("nodes/n1/domains/a-1", True),
+        ("nodes/n1/domains/b", False),
+        ("nodes/n1/domains", False),
+        # Which name a uid has, its handler finds out; that it begins like a name says nothing.
+        ("nodes/n1/domains/b0000000-0000-4000-8000-000000000000", True),
+        ("nodes/n2/domains/a0000000-0000-4000-8000-000000000000", False),
+        ("nodes/-/domains/b0000000-0000-4000-8000-000000000000", True),
+        ("nodes/-/domains/a-1", True),
+        ("nodes/-/domains/b", False),
+        ("nodes/-/pools/a-1", False),
+    ],
+)
+def test_what_may_be_looked_up(judge: Authorizer, name: str, found: bool) -> None:  # noqa: FBT001
+    caller = Caller("x", ("viewer",), name_prefixes=("nodes/n1/domains/a-",))
+    if found:
+        judge.authorize_lookup(caller, "domains.get", name)
+    else:
+        with pytest.raises(errors.PermissionMissing):
+            judge.authorize_lookup(caller, "domains.get", name)
+
+
 segments = st.lists(st.sampled_from(["nodes", "n1", "n2", "domains", "a", "ab"]), min_size=1, max_size=4).map("/".join)
 
 

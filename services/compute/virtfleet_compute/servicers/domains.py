@@ -31,9 +31,9 @@ class DomainServicer:
         """Answer ListDomains."""
         return self._domains.page(request, call)
 
-    async def get_domain(self, request: domain_pb2.GetDomainRequest, _call: Call) -> bytes:
+    async def get_domain(self, request: domain_pb2.GetDomainRequest, call: Call) -> bytes:
         """Answer GetDomain."""
-        return self._domains.get(request.name, request.view)
+        return self._domains.get(request.name, request.view, call)
 
     async def batch_get_domains(self, request: domain_pb2.BatchGetDomainsRequest, call: Call) -> bytes:
         """Answer BatchGetDomains."""

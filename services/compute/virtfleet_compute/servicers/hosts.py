@@ -17,9 +17,10 @@ class HostServicer:
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts
 
-    async def get_host(self, _request: host_pb2.GetHostRequest, _call: Call) -> host_pb2.Host:
+    async def get_host(self, request: host_pb2.GetHostRequest, call: Call) -> host_pb2.Host:
         """Answer GetHost."""
-        return self._hosts.get()
+        call.authorize(request.name)
+        return self._hosts.get(request.view)
 
 
 class CapabilityServicer:
@@ -32,6 +33,6 @@ class CapabilityServicer:
         """Answer ListDrivers."""
         return self._hosts.drivers(request, call)
 
-    async def get_driver(self, request: capability_pb2.GetDriverRequest, _call: Call) -> bytes:
+    async def get_driver(self, request: capability_pb2.GetDriverRequest, call: Call) -> bytes:
         """Answer GetDriver."""
-        return self._hosts.driver(request.name)
+        return self._hosts.driver(request, call)

@@ -20,9 +20,9 @@ class StatsServicer:
         self._counters = counters
         self._hosts = hosts
 
-    async def get_domain_stats(self, request: stats_pb2.GetDomainStatsRequest, _call: Call) -> stats_pb2.DomainStats:
+    async def get_domain_stats(self, request: stats_pb2.GetDomainStatsRequest, call: Call) -> stats_pb2.DomainStats:
         """Answer GetDomainStats."""
-        return await self._counters.get(request)
+        return await self._counters.get(request, call)
 
     async def batch_get_domain_stats(
         self, request: stats_pb2.BatchGetDomainStatsRequest, call: Call
@@ -36,6 +36,7 @@ class StatsServicer:
         """Answer StreamDomainStats."""
         return self._counters.stream(request, call)
 
-    async def get_host_stats(self, _request: stats_pb2.GetHostStatsRequest, _call: Call) -> stats_pb2.HostStats:
+    async def get_host_stats(self, request: stats_pb2.GetHostStatsRequest, call: Call) -> stats_pb2.HostStats:
         """Answer GetHostStats."""
+        call.authorize(request.name)
         return self._hosts.stats()

@@ -27,9 +27,9 @@ class NetworkServicer:
         """Answer ListNetworks."""
         return self._catalog.list("network", request, network_pb2.ListNetworksResponse, call)
 
-    async def get_network(self, request: network_pb2.GetNetworkRequest, _call: Call) -> network_pb2.Network | bytes:
+    async def get_network(self, request: network_pb2.GetNetworkRequest, call: Call) -> network_pb2.Network | bytes:
         """Answer GetNetwork."""
-        found: network_pb2.Network | bytes = self._catalog.get("network", request.name, request.view)
+        found: network_pb2.Network | bytes = self._catalog.get("network", request.name, request.view, call)
         return found
 
     async def create_network(self, request: network_pb2.CreateNetworkRequest, call: Call) -> operations_pb2.Operation:

@@ -27,9 +27,9 @@ class PortServicer:
         """Answer ListPorts."""
         return self._catalog.list("port", request, port_pb2.ListPortsResponse, call)
 
-    async def get_port(self, request: port_pb2.GetPortRequest, _call: Call) -> port_pb2.Port | bytes:
+    async def get_port(self, request: port_pb2.GetPortRequest, call: Call) -> port_pb2.Port | bytes:
         """Answer GetPort."""
-        found: port_pb2.Port | bytes = self._catalog.get("port", request.name, request.view)
+        found: port_pb2.Port | bytes = self._catalog.get("port", request.name, request.view, call)
         return found
 
     async def create_port(self, request: port_pb2.CreatePortRequest, call: Call) -> operations_pb2.Operation:

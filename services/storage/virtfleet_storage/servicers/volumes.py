@@ -36,10 +36,10 @@ class VolumeServicer:
         return apply_view(volume, request.view)
 
     async def batch_get_volumes(
-        self, request: volume_pb2.BatchGetVolumesRequest, _call: Call
+        self, request: volume_pb2.BatchGetVolumesRequest, call: Call
     ) -> volume_pb2.BatchGetVolumesResponse:
         """Get many volumes."""
-        return self._lists.batch(request)
+        return self._lists.batch(request, call)
 
     async def lookup_volume(self, request: volume_pb2.LookupVolumeRequest, call: Call) -> volume_pb2.Volume:
         """Find the volume of a path or key."""

@@ -506,7 +506,11 @@ def plan(message: Message) -> operations_pb2.Operation:
     """Return the answer of validate_only: done, recorded nowhere, with what the resource would be."""
     operation = operations_pb2.Operation(done=True)
     operation.response.Pack(message)
-    operation.metadata.Pack(operation_pb2.OperationMetadata(phase="validated"))
+    operation.metadata.Pack(
+        operation_pb2.OperationMetadata(
+            target=getattr(message, "name", ""), target_uid=getattr(message, "uid", ""), phase="validated"
+        )
+    )
     return operation
 
 

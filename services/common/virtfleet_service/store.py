@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -74,6 +74,10 @@ _FAULTS_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3
 """What SQLite says of a statement, not of the disk: to try the same again would be in vain."""
 
 T = TypeVar("T")
+
+
+class _Undone(Exception):  # no error: the way out of a transaction that was a trial
+    """Undoes a trial."""
 
 
 class StoreUnwritable(errors.BackendFailed):
@@ -344,6 +348,22 @@ class Store:
         if self._thread is None and self._due is None:
             self._due = self._loop.call_soon(self._write_waiting)
         return await future
+
+    async def rehearse(self, work: Callable[[Transaction], T]) -> T:
+        """Run a function as `write` does and undo all that it wrote; for plans.
+
+        Raises:
+            StoreUnwritable: The disk refuses.
+        """
+        results: list[T] = []
+
+        def trial(tx: Transaction) -> None:
+            results.append(work(tx))
+            raise _Undone
+
+        with suppress(_Undone):
+            await self.write(trial)
+        return results[0]
 
     async def _close(self) -> None:
         self._closed = True

@@ -105,7 +105,7 @@ class Batches:
                     "an item has another parent than its batch", field=f"requests[{index}].parent", parent=item.parent
                 )
         item_names = [f"{request.parent}/domains/{item.domain_id}" for item in request.requests]
-        _check_twins(item_names)
+        _check_twins(item_names, "domain_id")
         drafts: list[Draft | VirtfleetError] = []
         for item in request.requests:
             try:
@@ -113,7 +113,8 @@ class Batches:
             except VirtfleetError as error:
                 drafts.append(error)
         if request.validate_only:
-            return self._context.operations.plan(self._planned(item_names, drafts))
+            outcomes = await self._context.store.rehearse(lambda tx: self._accepted(tx, drafts))
+            return self._context.operations.plan(self._planned(item_names, outcomes))
         method = requests.method_name(call)
 
         async def work(job: Job) -> Commit:
@@ -130,6 +131,22 @@ class Batches:
             return lambda _tx: results.response(domain_pb2.BatchCreateDomainsResponse)
 
         return await self._run(call, request, item_names, work)
+
+    def _accepted(self, tx: Transaction, drafts: list[Draft | VirtfleetError]) -> list[Draft | VirtfleetError]:
+        """Say what becomes of drafts that are made one after the other."""
+        outcomes: list[Draft | VirtfleetError] = []
+        for draft in drafts:
+            try:
+                if isinstance(draft, Draft):
+                    tx.attempt(partial(self._accept, draft=draft))
+                outcomes.append(draft)
+            except VirtfleetError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _accept(self, tx: Transaction, draft: Draft) -> None:
+        refuse_batched(self._context, draft.domain.name)
+        self._creation.accept(tx, draft)
 
     def _planned(
         self, item_names: list[str], drafts: list[Draft | VirtfleetError]
@@ -255,8 +272,7 @@ class Batches:
         async def one(item: domain_pb2.DeleteDomainRequest, domain: domain_pb2.Domain, hold: Hold, note: _Note) -> None:
             self._domains.check_delete(domain, item)
             if item.delete_volumes:
-                for volume in self._domains.volumes_of(domain.uid):
-                    call.authorize(volume, "volumes.delete")
+                self._authorize_volumes(domain, call)
             store = self._context.store
             await store.write(lambda tx: records.begin_deletion(tx, domain.uid, volumes=item.delete_volumes))
             try:
@@ -292,7 +308,7 @@ class Batches:
                     "an item is of another parent than its batch", field=f"requests[{index}].name", name=item.name
                 )
         item_names = [item.name for item in items]
-        _check_twins(item_names)
+        _check_twins(item_names, "name")
 
         async def one(index: int, operation: str) -> domain_pb2.Domain | None:
             item = items[index]
@@ -307,7 +323,7 @@ class Batches:
                 return await act(item, domain, hold, partial(batch_results.note, operation=operation, index=index))
 
         if request.validate_only:
-            return context.operations.plan(self._judged(items, verb, of))
+            return context.operations.plan(self._judged(items, verb, call, of))
 
         async def work(job: Job) -> Commit:
             results = Results(item_names, job)
@@ -321,21 +337,35 @@ class Batches:
 
         return await self._run(call, request, item_names, work)
 
-    def _judged(self, items: Sequence[_Item], verb: Verb | None, of: type[Response]) -> Response:
+    def _judged(self, items: Sequence[_Item], verb: Verb | None, call: Call, of: type[Response]) -> Response:
         """Say what would become of each item."""
         results = Results([item.name for item in items], None)
         for index, item in enumerate(items):
             try:
-                domain = self._context.domain(item.name)
-                resources.check_preconditions(domain, item.etag, item.expected_uid)
-                if verb is not None:
-                    lifecycle.judge(verb, domain)
-                elif isinstance(item, domain_pb2.DeleteDomainRequest):
-                    self._domains.check_delete(domain, item)
-                results.done(index, domain)
+                results.done(index, self._judge(item, verb, call))
             except VirtfleetError as error:
                 results.failed(index, error)
         return results.response(of)
+
+    def _judge(self, item: _Item, verb: Verb | None, call: Call) -> domain_pb2.Domain | None:
+        """Say what would become of an item; None: there is no domain afterwards."""
+        context = self._context
+        if getattr(item, "allow_missing", False) and context.store.get(item.name) is None:
+            return None
+        domain = context.domain(item.name)
+        resources.check_preconditions(domain, item.etag, item.expected_uid)
+        if verb is not None:
+            lifecycle.judge(verb, domain)
+        if not isinstance(item, domain_pb2.DeleteDomainRequest):
+            return domain
+        self._domains.check_delete(domain, item)
+        if item.delete_volumes:
+            self._authorize_volumes(domain, call)
+        return None
+
+    def _authorize_volumes(self, domain: domain_pb2.Domain, call: Call) -> None:
+        for volume in self._domains.volumes_of(domain.uid):
+            call.authorize(volume, "volumes.delete")
 
     async def _run(
         self,
@@ -426,9 +456,10 @@ def _check_item(item: _Item | domain_pb2.CreateDomainRequest, index: int) -> Non
             raise FieldConflict(f"{name} stands in the batch, not in its items", field=f"requests[{index}].{name}")
 
 
-def _check_twins(item_names: Sequence[str]) -> None:
+def _check_twins(item_names: Sequence[str], field: str) -> None:
+    """Refuse a name that occurs twice; `field` is that of an item which says it."""
     seen: set[str] = set()
     for index, name in enumerate(item_names):
         if name in seen:
-            raise FieldConflict(f"{name} occurs twice", field=f"requests[{index}].name", name=name)
+            raise FieldConflict(f"{name} occurs twice", field=f"requests[{index}].{field}", name=name)
         seen.add(name)

@@ -15,14 +15,12 @@ from google.protobuf import duration_pb2
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.storage.v1 import volume_pb2
-from virtfleet.type.v1 import resource_pb2
 from virtfleet_compute import records, specs, statuses, wiring
 from virtfleet_compute.context import KIND, Context, ref
 from virtfleet_compute.drivers.api import DomainRef
 from virtfleet_compute.guests import Guests
 from virtfleet_service import authorization, failpoints, names, resources
 from virtfleet_service.errors import (
-    FieldConflict,
     FieldOutOfRange,
     IdentityInUse,
     OperationConflict,
@@ -84,7 +82,6 @@ class Creation:
         """
         node = self._context.node
         names.check_id(request.domain_id, "domain_id")
-        check_lifetime(request)
         name = f"nodes/{node}/domains/{request.domain_id}"
         domain = domain_pb2.Domain(display_name=request.domain.display_name)
         domain.labels.MergeFrom(request.domain.labels)
@@ -339,14 +336,3 @@ def authorize_spec(
         call.authorize(name, authorization.HOST_PATHS)
     if specs.without_sandbox(spec) and not specs.without_sandbox(before):
         call.authorize(name, authorization.EXTRA_ARGUMENTS)
-
-
-def check_lifetime(request: domain_pb2.CreateDomainRequest) -> None:
-    """Refuse a transient domain that could never exist.
-
-    Raises:
-        FieldConflict: It is to be started by autostart.
-    """
-    spec = request.domain.spec
-    if spec.lifetime == resource_pb2.LIFETIME_TRANSIENT and spec.autostart > resource_pb2.AUTOSTART_NEVER:
-        raise FieldConflict("a transient domain has no autostart", field="domain.spec.autostart")

@@ -20,7 +20,6 @@ from virtfleet_service import failpoints, names, paging, requests, resources, vi
 from virtfleet_service.changes import field_bytes
 from virtfleet_service.errors import (
     DeletionProtected,
-    ResourceExists,
     ResourceNotFound,
     VirtfleetError,
 )
@@ -83,8 +82,7 @@ class Domains:
             return repeated
         draft = await self._creation.draft(request, call)
         if request.validate_only:
-            if self._context.store.get(draft.domain.name) is not None:
-                raise ResourceExists(f"{draft.domain.name} exists", resource=draft.domain.name, name=draft.domain.name)
+            await self._context.store.rehearse(lambda tx: self._creation.accept(tx, draft))
             return self._context.operations.plan(draft.domain)
         return await self.create_draft(draft, request, call)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from virtfleet.compute.v1 import device_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_service import names
-from virtfleet_service.errors import FieldConflict, FieldRequired
+from virtfleet_service.errors import CapabilityMissing, FieldConflict, FieldRequired
 
 DEFAULT_MEMORY_BYTES = 512 * 1024 * 1024
 DEFAULT_LOG_BYTES = 256 * 1024
@@ -59,10 +59,14 @@ def check(spec: DomainSpec) -> None:
     Raises:
         FieldRequired: Something is missing.
         FieldConflict: Two fields exclude each other.
+        CapabilityMissing: Nobody can give it yet.
     """
     _check_sizes(spec)
     _check_disks(spec)
+    _check_interfaces(spec)
     _check_consoles(spec)
+    if spec.lifetime == resource_pb2.LIFETIME_TRANSIENT and spec.autostart > resource_pb2.AUTOSTART_NEVER:
+        raise FieldConflict("a transient domain has no autostart", field="domain.spec.autostart")
     if spec.os.WhichOneof("boot") == "kernel" and not spec.os.kernel.HasField("kernel_volume"):
         raise FieldRequired("a kernel boot needs a kernel volume", field="domain.spec.os.kernel.kernel_volume")
     options = spec.WhichOneof("driver_options")
@@ -106,6 +110,14 @@ def _check_sizes(spec: DomainSpec) -> None:
             )
     if cpu.mode == domain_spec_pb2.CPU_MODE_CUSTOM and not cpu.HasField("model"):
         raise FieldRequired("the mode CUSTOM needs a model", field="domain.spec.cpu.model")
+    if cpu.HasField("model") and cpu.mode not in (
+        domain_spec_pb2.CPU_MODE_UNSPECIFIED,
+        domain_spec_pb2.CPU_MODE_CUSTOM,
+    ):
+        mode = domain_spec_pb2.CpuMode.Name(cpu.mode).removeprefix("CPU_MODE_")
+        raise FieldConflict(
+            f"a model is of the mode CUSTOM alone, not of {mode}", field="domain.spec.cpu.model", mode=mode
+        )
 
 
 def _check_disks(spec: DomainSpec) -> None:
@@ -123,6 +135,17 @@ def _check_disks(spec: DomainSpec) -> None:
         _take_order(orders, disk, f"disks.{key}")
     for key in sorted(spec.interfaces):
         _take_order(orders, spec.interfaces[key], f"interfaces.{key}")
+
+
+def _check_interfaces(spec: DomainSpec) -> None:
+    for key in sorted(spec.interfaces):
+        if spec.interfaces[key].HasField("bandwidth"):
+            # Whatever the card is joined to: a limit that nobody heeds is worse than none.
+            raise CapabilityMissing(
+                "no back end of networks limits the bandwidth of a card",
+                field=f"domain.spec.interfaces.{key}.bandwidth",
+                capability="port.bandwidth",
+            )
 
 
 def _take_order(orders: dict[int, str], device: device_pb2.Disk | device_pb2.Interface, path: str) -> None:

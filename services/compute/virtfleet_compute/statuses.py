@@ -12,7 +12,7 @@ from virtfleet_compute import lifecycle
 from virtfleet_compute.drivers.api import DomainObservation
 from virtfleet_compute.wiring import Connections, Reservation
 from virtfleet_service import masks, resources, views
-from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.errors import HypervisorFailed, VirtfleetError
 
 State = domain_pb2.DomainState
 Reason = domain_pb2.DomainStateReason
@@ -21,7 +21,7 @@ OBSERVED = "observed"
 """The cause of a change that no call made."""
 
 NEEDS_RESTART = "NEEDS_RESTART"
-LIVE_ONLY = "LIVE_ONLY"
+SCOPE_LIVE = "SCOPE_LIVE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,7 @@ def observed(domain: domain_pb2.Domain, observation: DomainObservation) -> bool:
     else:
         _ended(status)
     if observation.failure:
-        status.last_failure.code = 13
-        status.last_failure.message = observation.failure
+        status.last_failure.CopyFrom(HypervisorFailed(observation.failure, resource=domain.name).to_status())
     return before != status
 
 

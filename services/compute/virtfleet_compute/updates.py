@@ -121,6 +121,7 @@ class Updates:
         )
         draft = await self._creation.draft(create, call)
         if request.validate_only:
+            await self._context.store.rehearse(lambda tx: self._creation.accept(tx, draft))
             return self._context.operations.plan(draft.domain)
         return await self._domains.create_draft(draft, request, call)
 
@@ -193,7 +194,7 @@ class Updates:
         change = Change(domain, after, [])
         paths = masks.diff(domain.status.active_spec, running.spec, prefix="spec.")
         self._sort(change, running.spec, paths, all_or_nothing=True)
-        change.pending = dict.fromkeys(change.live, (statuses.LIVE_ONLY, "the running guest alone was changed"))
+        change.pending = dict.fromkeys(change.live, (statuses.SCOPE_LIVE, "the running guest alone was changed"))
         return change
 
     def _plan_live(self, change: Change, *, all_or_nothing: bool) -> None:

@@ -25,7 +25,7 @@ from virtfleet_compute.drivers.api import (
     TapConnection,
 )
 from virtfleet_service import names
-from virtfleet_service.errors import BackendFailed, VirtfleetError
+from virtfleet_service.errors import BackendFailed, FieldConflict, VirtfleetError
 from virtfleet_service.peers import Peer
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class VolumeUse:
     volume: str
     """In full: `nodes/{node}/pools/{pool}/volumes/{volume}`."""
     mode: attachment_pb2.AttachmentMode.ValueType
+    format: str = ""
+    """The format that it must have, as `FileConnection` names it; empty: any."""
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ def volume_uses(spec: DomainSpec, node: str) -> list[VolumeUse]:
             mode = attachment_pb2.ATTACHMENT_MODE_SHARED
         else:
             mode = attachment_pb2.ATTACHMENT_MODE_EXCLUSIVE
-        uses.append(VolumeUse(key, names.absolute(disk.volume, node), mode))
+        uses.append(VolumeUse(key, names.absolute(disk.volume, node), mode, _FORMATS.get(disk.format, "")))
     if spec.os.WhichOneof("boot") == "kernel":
         kernel = spec.os.kernel
         for device_id, volume in ((KERNEL_DEVICE_ID, kernel.kernel_volume), (INITRD_DEVICE_ID, kernel.initrd_volume)):
@@ -143,6 +145,7 @@ class Wiring:
 
         Raises:
             VirtfleetError: What storage or network answered.
+            FieldConflict: A volume does not have the format that its disk says.
             BackendUnreachable: One of them is away.
         """
         uses = volume_uses(spec, self._node)
@@ -213,6 +216,14 @@ class Wiring:
         )
         if answer.WhichOneof("connection") != "file":
             raise BackendFailed(f"{use.volume} comes with an unknown kind of connection", volume=use.volume)
+        if use.format not in ("", answer.file.format):
+            raise FieldConflict(
+                f"{use.device_id} of {domain.name} is to be {use.format}, and {use.volume} is {answer.file.format}",
+                resource=use.volume,
+                device_id=use.device_id,
+                format=use.format,
+                volume_format=answer.file.format,
+            )
         connection = FileConnection(
             path=answer.file.path,
             format=answer.file.format,

@@ -7,7 +7,6 @@ import json
 import logging
 import secrets
 import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from google.protobuf import empty_pb2
@@ -34,7 +33,7 @@ from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from google.longrunning import operations_pb2
 
@@ -78,7 +77,8 @@ class Ports:
             return port.uid
 
         if request.validate_only:
-            return plan(await self._tried(reserve, port))
+            await self._store.rehearse(reserve)
+            return plan(port)
 
         async def work(_job: Job) -> Commit:
             reach("port.create.recorded")
@@ -86,17 +86,6 @@ class Ports:
             return lambda tx: records.port_of(tx.need(name))
 
         return await self._operations.run(call, request, target=name, intent=reserve, work=work, cancellable=False)
-
-    async def _tried(self, reserve: Callable[[Transaction], str], port: port_pb2.Port) -> port_pb2.Port:
-        """Return the port as it would be; everything that the attempt wrote is undone."""
-
-        def attempt(tx: Transaction) -> None:
-            reserve(tx)
-            raise _Undone
-
-        with suppress(_Undone):
-            await self._store.write(attempt)
-        return port
 
     def _reserve(
         self, tx: Transaction, port: port_pb2.Port, name: str, cause: str, owner: port_pb2.PortHolder | None = None
@@ -413,7 +402,3 @@ class Ports:
 
 def _empty(_tx: Transaction) -> Message:
     return empty_pb2.Empty()
-
-
-class _Undone(Exception):  # no error: the way out of a transaction that was a trial
-    """Undoes a trial."""

@@ -68,6 +68,69 @@ async def test_a_plan_of_a_batch(node: Service) -> None:
     assert not (await node.list()).domains
 
 
+async def test_a_plan_says_what_the_batch_would(node: Service) -> None:
+    await node.create("a")
+    await node.create("on", start=True)
+    mac = "52:54:00:00:00:01"
+    card = domain_spec_pb2.DomainSpec()
+    card.interfaces["net0"].mac_address = mac
+    create = domain_pb2.BatchCreateDomainsRequest(
+        parent=PARENT,
+        requests=[
+            domain_pb2.CreateDomainRequest(domain_id=id_, domain=domain_pb2.Domain(spec=spec))
+            for id_, spec in (("a", None), ("b", card), ("c", card))
+        ],
+    )
+    delete = domain_pb2.BatchDeleteDomainsRequest(
+        parent=PARENT,
+        requests=[
+            domain_pb2.DeleteDomainRequest(name=name("a")),
+            domain_pb2.DeleteDomainRequest(name=name("gone"), allow_missing=True),
+            domain_pb2.DeleteDomainRequest(name=name("gone"[:3])),
+            domain_pb2.DeleteDomainRequest(name=name("on")),
+        ],
+    )
+    for method, batch, kind in (
+        (node.domains.BatchCreateDomains, create, domain_pb2.BatchCreateDomainsResponse),
+        (node.domains.BatchDeleteDomains, delete, domain_pb2.BatchDeleteDomainsResponse),
+    ):
+        plan = type(batch)()
+        plan.CopyFrom(batch)
+        plan.validate_only = True
+        planned = await node.do(method, plan, kind)
+        done = await node.do(method, batch, kind)
+        for one, other in zip(planned.results, done.results, strict=True):
+            assert one.status.code == other.status.code, (one, other)
+            assert one.HasField("domain") == other.HasField("domain"), one
+    assert [domain.name for domain in (await node.list()).domains] == [name("b"), name("on")]
+
+
+async def test_a_plan_of_one_domain_looks_at_what_is_taken(node: Service) -> None:
+    domain = await node.create("a")
+    request = domain_pb2.CreateDomainRequest(
+        parent=PARENT, domain_id="b", domain=domain_pb2.Domain(uid=domain.uid), validate_only=True
+    )
+    apply = domain_pb2.UpdateDomainRequest(
+        domain=domain_pb2.Domain(name=name("b"), uid=domain.uid), allow_missing=True, validate_only=True
+    )
+    for method, plan in ((node.domains.CreateDomain, request), (node.domains.UpdateDomain, apply)):
+        with pytest.raises(Refused) as refused:
+            await node.call(method, plan)
+        assert (refused.value.reason, refused.value.metadata["field"]) == ("IDENTITY_IN_USE", "domain.uid")
+    request.domain.ClearField("uid")
+    operation = await node.call(node.domains.CreateDomain, request)
+    assert metadata(operation).target == name("b")
+    assert [one.name for one in (await node.list()).domains] == [name("a")]
+
+
+async def test_an_item_that_occurs_twice_is_named_by_a_field_that_it_has(node: Service) -> None:
+    twice = [domain_pb2.CreateDomainRequest(domain_id="a", domain=domain_pb2.Domain())] * 2
+    batch = domain_pb2.BatchCreateDomainsRequest(parent=PARENT, requests=twice)
+    with pytest.raises(Refused) as refused:
+        await node.call(node.domains.BatchCreateDomains, batch)
+    assert (refused.value.reason, refused.value.fields) == ("FIELD_CONFLICT", ["requests[1].domain_id"])
+
+
 async def test_a_thousand_at_once(place: Path) -> None:
     spec = domain_spec_pb2.DomainSpec()
     spec.interfaces["net0"].SetInParent()

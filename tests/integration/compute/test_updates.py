@@ -59,7 +59,7 @@ async def test_live_needs_a_guest(node: Service) -> None:
     [
         (UNSPECIFIED, GIB // 2, GIB // 2, {}),
         (CONFIG, GIB // 2, GIB, {"spec.memory.current_bytes": "SCOPE_CONFIG"}),
-        (LIVE, GIB, GIB // 2, {"spec.memory.current_bytes": "LIVE_ONLY"}),
+        (LIVE, GIB, GIB // 2, {"spec.memory.current_bytes": "SCOPE_LIVE"}),
         (BOTH, GIB // 2, GIB // 2, {}),
     ],
 )

@@ -12,7 +12,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
 
 from tests.integration.compute.rig import NODE, PARENT, Client, Process, Refused, Service, State, folder, name, service
-from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import pool_pb2, pool_pb2_grpc, volume_pb2, volume_pb2_grpc
 from virtfleet_service.peers import Peer
@@ -90,6 +90,24 @@ def request(id_: str, *volumes: str, start: bool = True) -> domain_pb2.CreateDom
         new_volumes=made,
         start=domain_pb2.StartOptions() if start else None,
     )
+
+
+async def test_a_disk_of_another_format_than_its_volume_starts_nothing(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    await node.do(node.domains.CreateDomain, request("web", "root", start=False), domain_pb2.Domain)
+    change = domain_pb2.Domain(name=name("web"))
+    change.spec.disks["root"].format = device_pb2.DISK_FORMAT_RAW
+    await node.update(change, "spec.disks.root.format")
+    with pytest.raises(Refused) as refused:
+        await node.start("web")
+    assert refused.value.reason == "FIELD_CONFLICT"
+    assert refused.value.metadata["device_id"] == "root"
+    assert (refused.value.metadata["format"], refused.value.metadata["volume_format"]) == ("raw", "qcow2")
+    assert not (await node.get("web")).status.active
+    assert await provider.held() == set()
+    change.spec.disks["root"].format = device_pb2.DISK_FORMAT_QCOW2
+    await node.update(change, "spec.disks.root.format")
+    assert (await node.start("web")).status.active
 
 
 async def test_a_domain_with_new_volumes(both: tuple[Service, Storage]) -> None:

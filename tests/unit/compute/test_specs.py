@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtfleet.compute.v1 import device_pb2, domain_spec_pb2
+from virtfleet.type.v1 import resource_pb2
 from virtfleet_compute import specs
 from virtfleet_service import names
-from virtfleet_service.errors import FieldConflict, FieldRequired, ReferenceOtherNode, VirtfleetError
+from virtfleet_service.errors import CapabilityMissing, FieldConflict, FieldRequired, ReferenceOtherNode, VirtfleetError
 
 DomainSpec = domain_spec_pb2.DomainSpec
 IDS = st.from_regex(names.ID, fullmatch=True)
@@ -83,9 +84,25 @@ def _options(spec: DomainSpec) -> None:
     spec.test.SetInParent()
 
 
+def _model_beside_a_mode(spec: DomainSpec) -> None:
+    spec.cpu.mode, spec.cpu.model = domain_spec_pb2.CPU_MODE_MAXIMUM, "qemu64-v1"
+
+
+def _limits(spec: DomainSpec) -> None:
+    spec.interfaces["net0"].port = "networks/x/ports/y"
+    spec.interfaces["net0"].bandwidth.inbound.average_bytes_per_second = GIB
+
+
+def _transient(spec: DomainSpec) -> None:
+    spec.lifetime, spec.autostart = resource_pb2.LIFETIME_TRANSIENT, resource_pb2.AUTOSTART_ONCE
+
+
 @pytest.mark.parametrize(
     ("change", "error", "field"),
     [
+        (_model_beside_a_mode, FieldConflict, "cpu.model"),
+        (_limits, CapabilityMissing, "interfaces.net0.bandwidth"),
+        (_transient, FieldConflict, "autostart"),
         (_memory, FieldConflict, "memory.current_bytes"),
         (_processors, FieldConflict, "cpu.vcpu_count"),
         (_topology, FieldConflict, "cpu.topology"),

@@ -146,6 +146,13 @@ REFUSED: list[tuple[Change, type[VirtfleetError], str]] = [
     (disk(slot=1), FieldOutOfRange, "disks.d.slot"),
     (lambda s: setattr(s.interfaces["i"], "queue_count", 4), CapabilityMissing, "interfaces.i.queue_count"),
     (
+        lambda s: s.interfaces["i"].MergeFrom(
+            device_pb2.Interface(mtu_bytes=9000, model=device_pb2.INTERFACE_MODEL_E1000)
+        ),
+        CapabilityMissing,
+        "interfaces.i.mtu_bytes",
+    ),
+    (
         lambda s: setattr(s.interfaces["i"], "model", device_pb2.INTERFACE_MODEL_E1000E),
         FieldConflict,
         "interfaces.i.model",

@@ -325,6 +325,10 @@ def _interface(path: str, uid: str, device_id: str, interface: device_pb2.Interf
     interface.model = interface.model or device_pb2.INTERFACE_MODEL_VIRTIO
     if interface.model == device_pb2.INTERFACE_MODEL_E1000E and family.root_bus != "pcie.0":
         raise FieldConflict(f"an 82574L needs PCI express, which {family.alias} does not have", field=f"{path}.model")
+    if interface.HasField("mtu_bytes") and interface.model != device_pb2.INTERFACE_MODEL_VIRTIO:
+        raise CapabilityMissing(
+            "only a virtio card tells the guest its MTU", field=f"{path}.mtu_bytes", capability="interface.mtu"
+        )
     if not interface.HasField("queue_count"):
         interface.queue_count = 1
     if interface.queue_count != 1:

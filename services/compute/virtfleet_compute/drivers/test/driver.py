@@ -46,7 +46,6 @@ _LIVE_PREFIXES = (
     "spec.test",
     "spec.disks.*.throttle",
     "spec.interfaces.*.link_up",
-    "spec.interfaces.*.bandwidth",
 )
 
 

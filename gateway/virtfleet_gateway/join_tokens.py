@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from virtfleet.fleet.v1 import enrollment_pb2
 from virtfleet_service import names, requests, resources
-from virtfleet_service.errors import JoinTokenInvalid, NameMalformed, ResourceExists, ResourceNotFound
+from virtfleet_service.errors import FieldRequired, JoinTokenInvalid, NameMalformed, ResourceExists, ResourceNotFound
 
 if TYPE_CHECKING:
     from virtfleet_service.call import Call
@@ -147,6 +147,8 @@ class JoinTokens:
 
 def node_id(name: str, path: str) -> str:
     """Return the id in `nodes/{node}`."""
+    if not name:
+        raise FieldRequired(f"`{path}` is required", field=path)
     node = name.removeprefix(NODE_PREFIX)
     if not name.startswith(NODE_PREFIX) or not names.is_id(node):
         raise NameMalformed(f"{path} must be nodes/ and an id", field=path)

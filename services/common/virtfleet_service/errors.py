@@ -327,7 +327,7 @@ class ResourceInUse(FailedPrecondition):
 
 
 class HasChildren(FailedPrecondition):
-    """The target has children that must go first."""
+    """The target has children that must go first: metadata `holder` is one."""
 
     reason = "HAS_CHILDREN"
 

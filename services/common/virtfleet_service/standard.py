@@ -15,7 +15,7 @@ from grpc_channelz.v1.channelz import ChannelzServicer
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from virtfleet_service.errors import InvalidArgument, ResourceNotFound, Unexpected
+from virtfleet_service.errors import FieldOutOfRange, ResourceNotFound, Unexpected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -241,7 +241,7 @@ class Channelz:
         if outcome.code is grpc.StatusCode.NOT_FOUND:
             raise ResourceNotFound(outcome.details)
         if outcome.code is grpc.StatusCode.INVALID_ARGUMENT:
-            raise InvalidArgument(outcome.details)
+            raise FieldOutOfRange(outcome.details)
         if answer is None:
             raise Unexpected(outcome.details)
         return answer

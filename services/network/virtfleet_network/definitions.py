@@ -51,8 +51,9 @@ class Definitions:
         network = network_pb2.Network()
         network.CopyFrom(given)
         network.ClearField("status")
+        check_lifetime(network.spec)
         network.spec.SetInParent()
-        network_spec.normalise(network.spec, name)
+        network_spec.normalise(network.spec)
         self._check_capabilities(network.spec, name)
         resources.create_head(network, name, call=call, uid=uid)
         network.status.resolved_spec.CopyFrom(network_spec.resolve(network.spec, uid, network_spec.new_mac_address()))
@@ -133,7 +134,14 @@ class Definitions:
         changed = masks.apply_update(wanted, request.network, request.update_mask)
         if not changed:
             return
-        network_spec.normalise(wanted.spec, network.name)
+        check_lifetime(wanted.spec)
+        if scope == resource_pb2.CHANGE_SCOPE_CONFIG and wanted.spec.lifetime == resource_pb2.LIFETIME_TRANSIENT and up:
+            raise WrongState(
+                f"{network.name} is transient: it has no definition beside what runs",
+                resource=network.name,
+                state="TRANSIENT",
+            )
+        network_spec.normalise(wanted.spec)
         self._check_capabilities(wanted.spec, network.name)
         wanted.status.resolved_spec.CopyFrom(
             network_spec.resolve(wanted.spec, network.uid, status.resolved_spec.mac_address)
@@ -178,6 +186,16 @@ class Definitions:
                     raise IdentityInUse(
                         f"{text} is that of {port.name}", field="network.spec.subnets", holder=port.name, address=text
                     )
+
+
+def check_lifetime(spec: network_pb2.NetworkSpec) -> None:
+    """Refuse a transient network that starts by itself: when it could, it is gone.
+
+    Raises:
+        FieldConflict: It is to be.
+    """
+    if spec.lifetime == resource_pb2.LIFETIME_TRANSIENT and spec.autostart > resource_pb2.AUTOSTART_NEVER:
+        raise FieldConflict("a transient network has no autostart", field="network.spec.autostart")
 
 
 def _refuse_stuck(

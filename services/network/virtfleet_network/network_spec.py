@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from virtfleet.network.v1 import network_pb2
 from virtfleet_service import masks
-from virtfleet_service.errors import FieldConflict, FieldOutOfRange, FieldRequired, SubnetOverlap
+from virtfleet_service.errors import FieldConflict, FieldOutOfRange, FieldRequired
 
 __all__ = ["differences", "new_mac_address", "normalise", "prefixes", "resolve", "usable", "with_live_changes"]
 
@@ -48,19 +48,17 @@ def usable(address: Address, prefix: Prefix) -> bool:
     return inside and not (prefix.version == 4 and address == prefix.broadcast_address)
 
 
-def normalise(spec: network_pb2.NetworkSpec, name: str = "", field: str = "network.spec") -> None:
+def normalise(spec: network_pb2.NetworkSpec, field: str = "network.spec") -> None:
     """Check a spec and bring its addresses to their canonical form, in place.
 
     Args:
         spec: The spec; the rules in the proto hold already.
-        name: The name of the network, for errors.
         field: The path of the spec in the request.
 
     Raises:
         FieldRequired: Something that the rest needs is unset.
         FieldOutOfRange: A value cannot be used.
-        FieldConflict: Two values exclude each other.
-        SubnetOverlap: Two subnets of the spec overlap.
+        FieldConflict: Two values exclude each other, as two subnets that overlap do.
     """
     if spec.HasField("bridge_name") and (
         not INTERFACE_NAME.fullmatch(spec.bridge_name) or spec.bridge_name in ("lo", "all", "default")
@@ -74,15 +72,15 @@ def normalise(spec: network_pb2.NetworkSpec, name: str = "", field: str = "netwo
     if spec.HasField("mac_address"):
         check_mac_address(spec.mac_address, f"{field}.mac_address")
     _normalise_forward(spec, field)
+    _check_source_addresses(spec, field)
     known: dict[str, Prefix] = {}
     for key, subnet in sorted(spec.subnets.items()):
         prefix = _normalise_subnet(subnet, f"{field}.subnets.{key}")
         for other_key, other in known.items():
             if prefix.version == other.version and prefix.overlaps(other):
-                raise SubnetOverlap(
+                raise FieldConflict(
                     f"subnet {key} ({prefix}) overlaps subnet {other_key} ({other}) of the same network",
-                    resource=name,
-                    holder=f"subnets.{other_key}",
+                    field=f"{field}.subnets.{key}.prefix",
                     prefix=prefix,
                     other_prefix=other,
                 )
@@ -128,6 +126,18 @@ def _normalise_forward(spec: network_pb2.NetworkSpec, field: str) -> None:
     ports = spec.nat.ports
     if spec.nat.HasField("ports") and (not ports.first or (ports.HasField("last") and ports.last < ports.first)):
         raise _bad(f"{field}.nat.ports", "the ports must have a first, and a last that is not less")
+
+
+def _check_source_addresses(spec: network_pb2.NetworkSpec, field: str) -> None:
+    """Refuse addresses of a family in which nobody would ever leave the network under them."""
+    if not spec.nat.HasField("addresses") or not spec.subnets:
+        return
+    version = ipaddress.ip_address(spec.nat.addresses.first).version
+    if not any((":" in subnet.prefix) == (version == 6) for subnet in spec.subnets.values()):
+        raise FieldConflict(
+            f"the network has no IPv{version} subnet whose guests could leave it under these addresses",
+            field=f"{field}.nat.addresses",
+        )
 
 
 def _normalise_range(item: network_pb2.AddressRange, field: str) -> tuple[Address, Address]:
@@ -203,8 +213,15 @@ def _normalise_dhcp(dhcp: network_pb2.Dhcp, prefix: Prefix, field: str) -> None:
             if not usable(address, prefix):
                 raise _bad(f"{place}.address", f"{address} is no address in {prefix}", prefix=prefix, address=address)
             host.address = str(address)
-    if dhcp.HasField("bootp") and prefix.version == 6:
-        raise FieldConflict("bootp is of IPv4 subnets only", field=f"{field}.bootp", prefix=prefix)
+    if dhcp.HasField("bootp"):
+        _check_boot(dhcp.bootp, prefix, f"{field}.bootp")
+
+
+def _check_boot(bootp: network_pb2.Bootp, prefix: Prefix, field: str) -> None:
+    if prefix.version == 6:
+        raise FieldConflict("bootp is of IPv4 subnets only", field=field, prefix=prefix)
+    if not bootp.file_name:
+        raise FieldRequired("a boot over the network needs a file", field=f"{field}.file_name")
 
 
 def _check_announcements(spec: network_pb2.NetworkSpec, field: str) -> None:

@@ -319,7 +319,7 @@ class Networks:
             port = records.port_of(row)
             held = port.status.HasField("owner") or port.status.state == port_pb2.PORT_STATE_PLUGGED
             if held or not force:
-                raise HasChildren(f"{name} has the port {port.name}", resource=name, child=port.name)
+                raise HasChildren(f"{name} has the port {port.name}", resource=name, holder=port.name)
 
     async def _delete(self, name: str) -> Commit:
         network = records.network_of(self._store.need(name))

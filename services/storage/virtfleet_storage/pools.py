@@ -19,8 +19,8 @@ from virtfleet_service.call import Call
 from virtfleet_service.errors import (
     ChangeRolledBack,
     FieldConflict,
+    FieldOutOfRange,
     IdentityInUse,
-    NameMalformed,
     ResourceExists,
     ResourceInUse,
     VirtfleetError,
@@ -105,6 +105,7 @@ class Pools:
         resources.create_head(pool, name, call=call, uid=uid)
         if pool.spec.WhichOneof("backend") is None:
             pool.spec.dir.SetInParent()
+        check_lifetime(pool.spec)
         path = self._path_of(pool, id_)
         if pool.spec.HasField("target_path"):
             self._authorize_path(call, name, path)
@@ -131,7 +132,7 @@ class Pools:
             return str(self._root / id_)
         path = pool.spec.target_path
         if any(part in ("", ".", "..") for part in path.split("/")[1:]):
-            raise NameMalformed(
+            raise FieldOutOfRange(
                 "`pool.spec.target_path` must be absolute, without `.`, `..`, double or final slashes",
                 field="pool.spec.target_path",
                 path=path,
@@ -213,6 +214,7 @@ class Pools:
             lifecycle.check_pool(pool, "update")
             self._refuse_other_kind(pool, request)
             if masks.apply_update(pool, request.pool, request.update_mask, immutable=IMMUTABLE):
+                check_lifetime(pool.spec)
                 catalog.touched(pool)
             changed.CopyFrom(pool)
             return pool.uid
@@ -460,6 +462,16 @@ class Pools:
     async def _settle_delete(self, operation: operations_pb2.Operation, _journal: Sequence[JournalEntry]) -> Commit:
         metadata = metadata_of(operation)
         return await self._delete(metadata.target)
+
+
+def check_lifetime(spec: pool_pb2.PoolSpec) -> None:
+    """Refuse a transient pool that starts by itself: when it could, it is forgotten.
+
+    Raises:
+        FieldConflict: It is to be.
+    """
+    if spec.lifetime == resource_pb2.LIFETIME_TRANSIENT and spec.autostart > resource_pb2.AUTOSTART_NEVER:
+        raise FieldConflict("a transient pool has no autostart", field="pool.spec.autostart")
 
 
 def _use(pool: pool_pb2.Pool, capacity: int, allocation: int, available: int) -> None:

@@ -46,7 +46,7 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("overlap with an address of the node", prefix("198.51.0.0/16"), FAILED, "SUBNET_OVERLAP", ""),
     ("overlap with a route of the node", prefix("203.0.113.0/25"), FAILED, "SUBNET_OVERLAP", ""),
     ("overlap with another network", prefix("192.168.177.128/25"), FAILED, "SUBNET_OVERLAP", ""),
-    ("overlap in itself", lambda s: add_subnet(s, "two", "192.168.9.0/25", None), FAILED, "SUBNET_OVERLAP", ""),
+    ("overlap in itself", lambda s: add_subnet(s, "two", "192.168.9.0/25", None), INVALID, "FIELD_CONFLICT", "network.spec.subnets.two.prefix"),
     ("range outside", a_range("10.0.0.1", "10.0.0.2"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.ranges[0]"),
     ("range backwards", a_range("192.168.9.9", "192.168.9.8"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.ranges[0]"),
     ("host without MAC", host(address="192.168.9.5"), INVALID, "FIELD_REQUIRED", f"{LAN}.dhcp.hosts.h.mac_address"),

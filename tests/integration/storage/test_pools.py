@@ -92,7 +92,7 @@ async def test_a_path_of_the_callers_choice_needs_a_permission(node: Rig, tmp_pa
 async def test_a_path_that_is_not_plain_is_refused(node: Rig, path: str) -> None:
     with pytest.raises(Refused) as refused:
         await node.client.pool("odd", target_path=path)
-    assert refused.value.reason == "NAME_MALFORMED"
+    assert refused.value.reason == "FIELD_OUT_OF_RANGE"
 
 
 async def test_a_link_on_the_way_to_a_pool_is_refused(node: Rig, tmp_path: Path) -> None:
@@ -111,6 +111,20 @@ async def test_a_missing_parent_is_told(node: Rig, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         await node.client.pool("deep", target_path=str(tmp_path / "a" / "b"))
     assert refused.value.reason == "BACKING_MISSING"
+
+
+async def test_a_transient_pool_has_no_autostart(node: Rig) -> None:
+    client = node.client
+    transient, always = resource_pb2.LIFETIME_TRANSIENT, resource_pb2.AUTOSTART_ALWAYS
+    with pytest.raises(Refused) as refused:
+        await client.pool("one", lifetime=transient, autostart=always)
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("FIELD_CONFLICT", "pool.spec.autostart")
+    pool = await client.pool("one", lifetime=transient)
+    change = pool_pb2.Pool(name=pool.name, spec=pool_pb2.PoolSpec(autostart=always))
+    with pytest.raises(Refused) as refused:
+        await client.call(client.pools.UpdatePool, pool_pb2.UpdatePoolRequest(pool=change))
+    assert refused.value.reason == "FIELD_CONFLICT"
+    assert (await get(client, "one")).generation == 1
 
 
 async def test_the_same_id_twice_and_one_request_id(node: Rig) -> None:

@@ -21,7 +21,7 @@ from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller
 from virtfleet_service.denial import Denials, public_key_sha256
 from virtfleet_service.enrollment import take_trust_bundle, unknown_to_gateway
-from virtfleet_service.errors import DocumentInvalid, FieldConflict, JoinTokenInvalid, NameMalformed
+from virtfleet_service.errors import DocumentInvalid, FieldConflict, FieldRequired, JoinTokenInvalid, NameMalformed
 from virtfleet_service.methods import FOREIGN_RULES, facts_of
 from virtfleet_service.store import Store
 
@@ -350,6 +350,9 @@ async def test_services_and_names_are_checked(desk: Desk) -> None:
         bad.join_token.spec.node = name
         with pytest.raises(NameMalformed):
             await desk.tokens.create(bad, CALL)
+    with pytest.raises(FieldRequired) as refused:
+        await desk.tokens.create(enrollment_pb2.CreateJoinTokenRequest(), CALL)
+    assert refused.value.field == "join_token.spec.node"
 
 
 def test_an_authority_is_never_replaced(tmp_path: Path) -> None:

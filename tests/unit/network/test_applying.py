@@ -9,6 +9,7 @@ import pytest
 from google.longrunning import operations_pb2
 
 from virtfleet.network.v1 import network_pb2, port_pb2
+from virtfleet.type.v1 import resource_pb2
 from virtfleet_network.app import PACKAGE, RESOURCE_TYPES
 from virtfleet_network.backends import registry
 from virtfleet_network.catalog import Catalog
@@ -77,3 +78,15 @@ async def test_what_a_uid_leads_to_is_judged_by_its_name(rig: Rig) -> None:
     with pytest.raises(errors.PermissionMissing):
         catalog.get("network", name, 0, call("GetNetwork", "viewer", prefix=f"{PARENT}/networks/a"))
     assert catalog.get("network", name, 0, call("GetNetwork", "viewer", prefix=f"{PARENT}/networks/b"))
+
+
+async def test_a_transient_network_has_no_autostart(rig: Rig) -> None:
+    spec = network_pb2.NetworkSpec(lifetime=resource_pb2.LIFETIME_TRANSIENT, autostart=resource_pb2.AUTOSTART_ALWAYS)
+    with pytest.raises(errors.FieldConflict) as refused:
+        await rig.apply("lan", call("UpdateNetwork", "operator"), spec=spec)
+    assert refused.value.field == "network.spec.autostart"
+    spec.autostart = resource_pb2.AUTOSTART_NEVER
+    await rig.apply("lan", call("UpdateNetwork", "operator"), spec=spec)
+    change = network_pb2.NetworkSpec(autostart=resource_pb2.AUTOSTART_ONCE)
+    with pytest.raises(errors.FieldConflict):
+        await rig.apply("lan", call("UpdateNetwork", "operator"), spec=change)

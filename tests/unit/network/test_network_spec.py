@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from virtfleet.network.v1 import network_pb2
 from virtfleet_network import network_spec
-from virtfleet_service.errors import FieldConflict, FieldOutOfRange, FieldRequired, SubnetOverlap
+from virtfleet_service.errors import FieldConflict, FieldOutOfRange, FieldRequired
 
 UID = "0123abcd-0000-4000-8000-000000000000"
 MAC = "52:54:00:00:00:01"
@@ -105,8 +105,24 @@ def test_overlapping_ranges_and_subnets() -> None:
         network_spec.normalise(spec)
     spec = spec_with()
     spec.subnets["other"].prefix = "192.168.0.0/16"
-    with pytest.raises(SubnetOverlap):
+    with pytest.raises(FieldConflict) as refused:
         network_spec.normalise(spec)
+    assert refused.value.field == "network.spec.subnets.other.prefix"
+
+
+def test_what_would_have_no_effect_is_refused() -> None:
+    boot = spec_with()
+    boot.subnets["lan"].dhcp.bootp.server_address = "192.168.1.9"
+    with pytest.raises(FieldRequired) as missing:
+        network_spec.normalise(boot)
+    assert missing.value.field == "network.spec.subnets.lan.dhcp.bootp.file_name"
+    source = spec_with()
+    source.nat.addresses.first, source.nat.addresses.last = "fd09::1", "fd09::9"
+    with pytest.raises(FieldConflict) as refused:
+        network_spec.normalise(source)
+    assert refused.value.field == "network.spec.nat.addresses"
+    source.subnets["six"].prefix = "fd00::/64"
+    network_spec.normalise(source)
 
 
 def test_live_parts_are_taken_and_the_rest_is_a_difference() -> None:

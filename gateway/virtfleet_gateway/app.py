@@ -138,7 +138,7 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
             table=build_table(),
             channels=channels,
             fleet=fleet,
-            cordoned=registry.cordoned,
+            roster=registry,
         )
         refreshes += [server.refresh, own.look]
         terms = Terms(

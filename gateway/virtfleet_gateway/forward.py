@@ -15,11 +15,12 @@ import grpc
 import grpc.aio
 
 from virtfleet_gateway.relay import OpenCalls, abort, one_reply, pump_down
-from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, routing_name, target_of
+from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, allows_missing, routing_name, target_of
 from virtfleet_gateway.upward import Upward
 from virtfleet_service import unread
 from virtfleet_service.errors import (
     CredentialsInvalid,
+    FieldRequired,
     MethodNotImplemented,
     NameMalformed,
     NodeCordoned,
@@ -29,7 +30,7 @@ from virtfleet_service.errors import (
 from virtfleet_service.telemetry import Meters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from virtfleet_gateway.channels import Channels, Lane
     from virtfleet_gateway.relay import Passport
@@ -76,6 +77,16 @@ class Gate(Protocol):
         """Note a refusal in the audit log before it is told."""
 
 
+class Roster(Protocol):
+    """Knows the nodes and their domains."""
+
+    def cordoned(self, node: str) -> bool:
+        """Tell whether a node takes no new domains."""
+
+    def knows_domain(self, name: str) -> bool:
+        """Tell whether a domain of that name is known, so that a change of it is no creation."""
+
+
 def only_conveyed(before: str | bytes | None, value: str | bytes) -> str | bytes:
     """Return the caller that a call conveys, as its metadata are read one by one.
 
@@ -95,7 +106,7 @@ class Forwarder(grpc.GenericRpcHandler):
         channels: The lanes to the nodes.
         gate: Authenticates callers.
         own: Handlers of what the gateway answers itself, by path: its own methods, and node methods with the node `-`.
-        cordoned: Tells whether a node takes no new domains.
+        roster: Knows which nodes take no new domains.
         meters: Count the calls that pass; None: nobody does.
         tracer: Makes a span of each call that passes; None: nobody looks.
     """
@@ -106,7 +117,7 @@ class Forwarder(grpc.GenericRpcHandler):
         channels: Channels,
         gate: Gate,
         own: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
-        cordoned: Callable[[str], bool],
+        roster: Roster,
         meters: Meters | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -114,7 +125,7 @@ class Forwarder(grpc.GenericRpcHandler):
         self._channels = channels
         self._gate = gate
         self._own = own
-        self._cordoned = cordoned
+        self._roster = roster
         self._meters = meters or Meters()
         self._tracer = tracer
         self._spans: dict[int, Span] = {}
@@ -199,7 +210,7 @@ class Forwarder(grpc.GenericRpcHandler):
         if route.permission:
             passport.permit(route.permission, name)
         lane = self.lane(target, bulk=route.bulk)
-        if route.creates_domains and self._cordoned(target.node):
+        if self._creates(route, name, message) and self._roster.cordoned(target.node):
             raise NodeCordoned(
                 f"Node {target.node} is cordoned and takes no new domains",
                 resource=f"nodes/{target.node}",
@@ -208,6 +219,12 @@ class Forwarder(grpc.GenericRpcHandler):
         if self._tracer is not None:
             self._spans[id(context)] = self._tracer.pass_on(route.full_name, target.node, metadata)
         return lane, metadata, passport
+
+    def _creates(self, route: Route, name: str, message: bytes) -> bool:
+        """Tell whether a call would make a domain."""
+        if route.applies_domains:
+            return allows_missing(message) and not self._roster.knows_domain(name)
+        return route.creates_domains
 
     def lane(self, target: Target, *, bulk: bool) -> Lane:
         """Return the lane to a service of a node.
@@ -296,7 +313,7 @@ class Forwarder(grpc.GenericRpcHandler):
             ended = first is _EOF
             try:
                 if ended:
-                    raise NameMalformed(
+                    raise FieldRequired(
                         f"The stream ended before its first message, which carries {route.field_name}",
                         field=route.field_name,
                     )

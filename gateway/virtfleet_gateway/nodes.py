@@ -19,6 +19,7 @@ from virtfleet.fleet.v1 import node_pb2, watch_pb2
 from virtfleet_gateway.index import LIVE, set_time
 from virtfleet_gateway.presence import NOT_SERVING, SERVING, UNREACHABLE, Presence
 from virtfleet_service import resources
+from virtfleet_service.names import node_of
 from virtfleet_service.transaction import DELETE, PUT
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class Registry:
     def cordoned(self, node: str) -> bool:
         """Tell whether a node takes no new domains."""
         return node in self._cordoned
+
+    def knows_domain(self, name: str) -> bool:
+        """Tell whether the index has a domain of that name."""
+        source = self._index.sources(node_of(name)).get("compute")
+        return source is not None and name in source.tables["domain"]
 
     def _committed(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:

@@ -40,6 +40,8 @@ NAME_LIMIT_CHARACTERS: Final = 1024
 _ID = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ROUTING_FIELDS = ("name", "parent")
 _CHUNK = "virtfleet.type.v1.DataChunk"
+_FLAG = (96, 0)
+"""Number and wire type of `allow_missing` in every request that has it."""
 
 
 class Destination(enum.Enum):
@@ -73,6 +75,8 @@ class Route:
     mutates: bool
     creates_domains: bool
     """Whether a cordoned node refuses it."""
+    applies_domains: bool
+    """Whether it may create the domain that it names (`allow_missing`), which a cordoned node refuses."""
     lists_processes: bool
     """Whether its name may have `-` in the place of a node or service: `nodes/-/services/-`."""
     bulk: bool
@@ -165,6 +169,7 @@ def _route(package: str, method: MethodDescriptor) -> Route:
         or method.full_name in _FOREIGN_MUTATIONS,
         lists_processes=method.full_name == f"{_OPERATIONS}ListOperations",
         creates_domains=method.name in ("CreateDomain", "BatchCreateDomains") and part == "compute",
+        applies_domains=method.full_name == "virtfleet.compute.v1.DomainService.UpdateDomain",
         bulk=(method.client_streaming or method.server_streaming)
         and (_carries_chunks(method.input_type) or _carries_chunks(method.output_type)),
         descriptor=method,
@@ -220,6 +225,15 @@ def routing_name(route: Route, message: bytes) -> str:
             f"{route.field_name} has more than {NAME_LIMIT_CHARACTERS} characters", field=route.field_name
         )
     return name
+
+
+def allows_missing(message: bytes) -> bool:
+    """Tell whether a request has `allow_missing`; not if it does not parse, which its node will say."""
+    try:
+        flags = [start for number, kind, start, _ in wire.fields(message) if (number, kind) == _FLAG]
+        return bool(flags and wire.read_varint(message, flags[-1]))
+    except wire.WireError:
+        return False
 
 
 def target_of(route: Route, name: str, stated: str | None = None) -> Target:

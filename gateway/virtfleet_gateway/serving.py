@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from virtfleet_gateway.channels import Channels
     from virtfleet_gateway.fleet import Fleet
+    from virtfleet_gateway.forward import Roster
     from virtfleet_gateway.routing import Route
     from virtfleet_service.pipeline import Listener
     from virtfleet_service.settings import ServiceSettings
@@ -49,7 +50,7 @@ class GatewayServer(Server):
         table: The routes by path.
         channels: The lanes to the nodes.
         fleet: The services for all nodes.
-        cordoned: Tells whether a node takes no new domains.
+        roster: Knows which nodes take no new domains.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class GatewayServer(Server):
         table: Mapping[str, Route],
         channels: Channels,
         fleet: Fleet,
-        cordoned: Callable[[str], bool],
+        roster: Roster,
     ) -> None:
         super().__init__(
             settings,
@@ -75,7 +76,7 @@ class GatewayServer(Server):
         self._table = table
         self._channels = channels
         self._fleet = fleet
-        self._cordoned = cordoned
+        self._roster = roster
         self._forwarders: list[Forwarder] = []
         for route in table.values():
             self.authorizer.register(facts_of(route.descriptor))
@@ -105,7 +106,7 @@ class GatewayServer(Server):
         own = self._own_handlers(listener)
         gate = CertificateGate(self.pipeline, listener, self.authorizer, self.audit, lambda: self.identity)
         forwarder = Forwarder(
-            self._table, self._channels, gate, own, self._cordoned, self.telemetry.meters, self.telemetry.tracer
+            self._table, self._channels, gate, own, self._roster, self.telemetry.meters, self.telemetry.tracer
         )
         standard = NodeStandard(self._channels, forwarder, gate, own)
         self._forwarders.append(forwarder)

@@ -52,6 +52,18 @@ class OpenGate:
         self.refusals.append((route.full_name, error.reason))
 
 
+class Roster:
+    def __init__(self) -> None:
+        self.closed: set[str] = set()
+        self.known: set[str] = set()
+
+    def cordoned(self, node: str) -> bool:
+        return node in self.closed
+
+    def knows_domain(self, name: str) -> bool:
+        return name in self.known
+
+
 class Node(grpc.GenericRpcHandler):
     """Serves raw bytes; the tests set a behaviour for each method."""
 
@@ -100,8 +112,8 @@ class Rig:
         self.nodes = {"n1": Node(), "n2": Node()}
         self.gate = OpenGate()
         self.channels = Channels(None, lambda _node, _service: "")
-        self.cordoned: set[str] = set()
-        self.forwarder = Forwarder(build_table(), self.channels, self.gate, {}, self.cordoned.__contains__)
+        self.roster = Roster()
+        self.forwarder = Forwarder(build_table(), self.channels, self.gate, {}, self.roster)
         self.server = grpc.aio.server(
             options=[("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
         )

@@ -77,7 +77,13 @@ async def test_updates_and_cordons(fleet: RealFleet) -> None:
     assert cordoned.generation == again.generation == changed.generation + 1
     error = await failure(create(fleet, "n1", "web"))
     assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.FAILED_PRECONDITION, "NODE_CORDONED")
+    apply = domain_pb2.UpdateDomainRequest(domain=domain_pb2.Domain(name="nodes/n1/domains/web"), allow_missing=True)
+    domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
+    error = await failure(domains.UpdateDomain(apply))
+    assert details_of(error)["reason"] == "NODE_CORDONED"
     await create(fleet, "n2", "web")
+    apply.domain.name = "nodes/n2/domains/web"
+    assert (await domains.UpdateDomain(apply)).done
     await nodes.UncordonNode(node_pb2.UncordonNodeRequest(name="nodes/n1"))
     await create(fleet, "n1", "web")
 

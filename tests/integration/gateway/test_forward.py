@@ -16,12 +16,14 @@ from tests.integration.gateway.nodes import Rig, details_of, own_status, rig
 
 if TYPE_CHECKING:
     from tests.integration.gateway.nodes import Context
+from virtfleet.compute.v1 import domain_pb2
 from virtfleet_gateway import wire
 from virtfleet_gateway.forward import CALLER_METADATA
 from virtfleet_gateway.relay import DETAILS_METADATA
 
 GET = "virtfleet.compute.v1.DomainService.GetDomain"
 CREATE = "virtfleet.compute.v1.DomainService.CreateDomain"
+UPDATE = "virtfleet.compute.v1.DomainService.UpdateDomain"
 UPDATE = "virtfleet.compute.v1.DomainService.UpdateDomain"
 WATCH = "virtfleet.compute.v1.WatchService.WatchResources"
 CONSOLE = "virtfleet.compute.v1.ConsoleService.OpenConsole"
@@ -411,17 +413,29 @@ async def test_a_stream_without_a_message_is_refused(fleet: Rig) -> None:
     call = fleet.call(UPLOAD)()
     await call.done_writing()
     error = await failure(call)
-    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED")
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_REQUIRED")
 
 
 async def test_a_cordoned_node_takes_no_new_domains(fleet: Rig) -> None:
     fleet.nodes["n1"].unary.update({CREATE: echo, GET: echo})
-    fleet.cordoned.add("n1")
+    fleet.roster.closed.add("n1")
     error = await failure(fleet.call(CREATE)(named("nodes/n1")))
     assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.FAILED_PRECONDITION, "NODE_CORDONED")
     assert await fleet.call(GET)(named("nodes/n1/domains/web"))
-    fleet.cordoned.clear()
+    fleet.roster.closed.clear()
     assert await fleet.call(CREATE)(named("nodes/n1"))
+
+
+async def test_a_cordoned_node_takes_no_new_domain_by_a_change_either(fleet: Rig) -> None:
+    fleet.nodes["n1"].unary.update({UPDATE: echo})
+    fleet.roster.closed.add("n1")
+    change = domain_pb2.UpdateDomainRequest(domain=domain_pb2.Domain(name="nodes/n1/domains/web"))
+    assert await fleet.call(UPDATE)(change.SerializeToString())
+    change.allow_missing = True
+    error = await failure(fleet.call(UPDATE)(change.SerializeToString()))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.FAILED_PRECONDITION, "NODE_CORDONED")
+    fleet.roster.known.add(change.domain.name)
+    assert await fleet.call(UPDATE)(change.SerializeToString()), "one that is there is changed"
 
 
 # Nodes that are away

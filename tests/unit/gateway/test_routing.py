@@ -12,6 +12,7 @@ from virtfleet_gateway.routing import (
     OWN,
     Destination,
     Target,
+    allows_missing,
     build_table,
     parse_stated,
     routing_field,
@@ -70,6 +71,13 @@ def test_volume_data_has_a_lane_of_its_own_and_nothing_else() -> None:
         "CreateDomain",
         "BatchCreateDomains",
     }
+    (applied,) = (route for route in TABLE.values() if route.applies_domains)
+    number = applied.descriptor.input_type.fields_by_name["allow_missing"].number
+    for wanted in (True, False):
+        assert allows_missing(domain_pb2.UpdateDomainRequest(allow_missing=wanted).SerializeToString()) is wanted
+    assert number == 96
+    assert not allows_missing(b"\x80\x06")
+    assert not allows_missing(b"\x80\x06\x01\x80\x06\x00"), "the last one counts, as for a parser"
 
 
 def test_fleet_methods_are_the_gateways_own() -> None:

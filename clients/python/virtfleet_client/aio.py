@@ -67,8 +67,8 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
 class AsyncFleet(Services):
     """Is a connection to a gateway or to a node, with an asyncio stub for each service (`domains`, `volumes`, …).
 
-    Unary calls raise a `VirtfleetError` on failure, send a request_id with each mutation, and are repeated where one was
-    lost and that cannot have a second effect. Streams raise `grpc.aio.AioRpcError`; `typed` names its reason.
+    Unary calls raise a `VirtfleetError` on failure, send a request_id with each mutation, and are repeated where they
+    were lost and that cannot have a second effect. Streams raise `grpc.aio.AioRpcError`; `typed` names its reason.
     """
 
     def __init__(self, endpoint: Endpoint, credentials: Credentials | None = None) -> None:

@@ -73,9 +73,9 @@ def configure(service: str, node: str, level: str = "INFO", stream: TextIO = sys
 class AuditLog:
     """Is the file in which every mutation and refusal stands before it is acknowledged.
 
-    One JSON object a line, whole or not at all; for the event loop alone. It is not synced: it survives the death of the
-    process, as much as an acknowledged answer on its way does, and a power cut may take its last seconds. Lines that the
-    file does not take are kept, and written before any other.
+    One JSON object a line, whole or not at all; for the event loop alone. It is not synced: it survives the death of
+    the process, as much as an acknowledged answer on its way does, and a power cut may take its last seconds. Lines
+    that the file does not take are kept, and written before any other.
 
     Args:
         path: The file; None: entries go to the log of the process only.

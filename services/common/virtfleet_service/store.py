@@ -22,17 +22,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
-from virtfleet_service import errors, schema
+from virtfleet_service import errors, expiry, schema
 from virtfleet_service.changes import ChangeCodec
+from virtfleet_service.expiry import Limits
 from virtfleet_service.row_cache import RowCache
 from virtfleet_service.schema import StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from virtfleet_service.transaction import (
-    MOVED,
     Entry,
     Records,
     Row,
@@ -68,7 +69,6 @@ BATCH_LIMIT = 256
 """How many works share one commit at most; more would make the first of them wait for too long."""
 
 MAINTENANCE_SECONDS = 60.0
-_EXPIRY_SLICE_ROWS = 2000
 
 _FAULTS_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
 """What SQLite says of a statement, not of the disk: to try the same again would be in vain."""
@@ -82,25 +82,6 @@ class _Undone(Exception):  # no error: the way out of a transaction that was a t
 
 class StoreUnwritable(errors.BackendFailed):
     """The disk of the store refuses writes (full, broken). Nothing of the work was done; it may be tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Says how much a store keeps.
-
-    Attributes:
-        log_entries: How many entries of the log at most; the newest one always stays.
-        log_seconds: How old they get at most.
-        request_id_seconds: How long a request_id is remembered, in time served.
-        operation_seconds: How long an ended operation stays listed.
-        cache_bytes: How many bytes of resources stay in memory.
-    """
-
-    log_entries: int = 100_000
-    log_seconds: float = 7 * 86_400.0
-    request_id_seconds: float = 86_400.0
-    operation_seconds: float = 7 * 86_400.0
-    cache_bytes: int = 8 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -518,60 +499,22 @@ class Store:
 
     async def compact(self) -> None:
         """Drop what is older than the limits: log, request ids, ended operations. In slices, so that writers go on."""
+        limits = self.limits
         await self.write(self._save_served)
-        while await self.write(self._expire_log):
+        while await self.write(partial(expiry.log, limits=limits)):
             pass
         lowest = self.reader.execute("SELECT min(seq) FROM changes").fetchone()[0]
         self.lowest_seq = int(lowest) if lowest is not None else self.last_seq + 1
-        while await self.write(self._expire_requests):
+        while await self.write(partial(expiry.requests, limits=limits, served_seconds=self.served_seconds)):
             pass
-        while await self.write(self._expire_operations):
+        while await self.write(partial(expiry.operations, limits=limits)):
             pass
-        await self.write(self._expire_moves)
-
-    def _expire_moves(self, tx: Transaction) -> None:
-        oldest_ns = time.time_ns() - int(self.limits.log_seconds * 1e9)
-        for name, body in list(tx.list_records(MOVED)):
-            if int(body.partition(b" ")[0]) < oldest_ns:
-                tx.delete_record(MOVED, name)
+        await self.write(partial(expiry.moves, limits=limits))
 
     def _save_served(self, tx: Transaction) -> None:
         tx.connection.execute(
             "UPDATE meta SET value = ? WHERE key = 'served_seconds'", (repr(self.served_seconds).encode(),)
         )
-
-    def _expire_log(self, tx: Transaction) -> bool:
-        oldest_ns = time.time_ns() - int(self.limits.log_seconds * 1e9)
-        surplus = tx.last_seq - self.limits.log_entries
-        end = count = 0
-        # From the old end up to the first that stays: none may go from the middle, and no look may read all of them.
-        # The newest entry stays: a token that names it can still be held against its time.
-        rows = tx.connection.execute(
-            "SELECT seq, time_ns FROM changes WHERE seq < ? ORDER BY seq LIMIT ?", (tx.last_seq, _EXPIRY_SLICE_ROWS)
-        )
-        with closing(rows):
-            for seq, time_ns in rows:
-                if seq > surplus and time_ns >= oldest_ns:
-                    break
-                end, count = seq, count + 1
-        tx.connection.execute("DELETE FROM changes WHERE seq <= ?", (end,))
-        return count == _EXPIRY_SLICE_ROWS
-
-    def _expire_requests(self, tx: Transaction) -> bool:
-        removed = tx.connection.execute(
-            "DELETE FROM requests WHERE (subject, method, request_id) IN"
-            " (SELECT subject, method, request_id FROM requests WHERE served_seconds < ? LIMIT ?)",
-            (self.served_seconds - self.limits.request_id_seconds, _EXPIRY_SLICE_ROWS),
-        )
-        return removed.rowcount == _EXPIRY_SLICE_ROWS
-
-    def _expire_operations(self, tx: Transaction) -> bool:
-        oldest_ns = time.time_ns() - int(self.limits.operation_seconds * 1e9)
-        removed = tx.connection.execute(
-            "DELETE FROM operations WHERE id IN (SELECT id FROM operations WHERE done = 1 AND end_ns < ? LIMIT ?)",
-            (oldest_ns, _EXPIRY_SLICE_ROWS),
-        )
-        return removed.rowcount == _EXPIRY_SLICE_ROWS
 
 
 def _connect_twice(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:

@@ -58,7 +58,7 @@ const (
 	ErrNotLiveUpdatable Reason = "NOT_LIVE_UPDATABLE"
 	// ErrResourceInUse: the target is held: metadata `holder`.
 	ErrResourceInUse Reason = "RESOURCE_IN_USE"
-	// ErrHasChildren: the target has children that must go first.
+	// ErrHasChildren: the target has children that must go first: metadata `holder` is one.
 	ErrHasChildren Reason = "HAS_CHILDREN"
 	// ErrWrongNode: the name is of another node than this one.
 	ErrWrongNode Reason = "WRONG_NODE"

@@ -1839,7 +1839,8 @@ type UpdateDomainRequest struct {
 	Scope v1.ChangeScope `protobuf:"varint,93,opt,name=scope,proto3,enum=virtfleet.type.v1.ChangeScope" json:"scope,omitempty"`
 	// How long the call waits for the operation's end; unset: 2 s or 80 % of the deadline, whichever is less; 0 to 30 s.
 	InlineWait *durationpb.Duration `protobuf:"bytes,94,opt,name=inline_wait,json=inlineWait,proto3" json:"inline_wait,omitempty"`
-	// Creates the domain if there is none, under the id in its name (needs `domains.create` too).
+	// Creates the domain if there is none, under the id in its name, without starting it unless it is transient; needs `domains.create` too. The mask
+	// is not looked at then.
 	AllowMissing  bool `protobuf:"varint,96,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

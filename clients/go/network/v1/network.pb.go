@@ -2260,7 +2260,7 @@ type UpdateNetworkRequest struct {
 	Scope v1.ChangeScope `protobuf:"varint,93,opt,name=scope,proto3,enum=virtfleet.type.v1.ChangeScope" json:"scope,omitempty"`
 	// How long the first answer may wait for the work to end.
 	InlineWait *durationpb.Duration `protobuf:"bytes,94,opt,name=inline_wait,json=inlineWait,proto3" json:"inline_wait,omitempty"`
-	// Creates the network (without starting it) if there is none.
+	// Creates the network if there is none, under the id in its name, without starting it; needs `networks.create` too.
 	AllowMissing  bool `protobuf:"varint,96,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

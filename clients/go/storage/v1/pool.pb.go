@@ -1134,7 +1134,7 @@ type UpdatePoolRequest struct {
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	// How long the first reply may wait for the end of the work.
 	InlineWait *durationpb.Duration `protobuf:"bytes,94,opt,name=inline_wait,json=inlineWait,proto3" json:"inline_wait,omitempty"`
-	// Defines the pool if there is none; the mask is not looked at then.
+	// Defines the pool if there is none, under the id in its name, without starting it; needs `pools.create` too. The mask is not looked at then.
 	AllowMissing  bool `protobuf:"varint,96,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1031,7 +1031,9 @@ class UpdateDomainRequest(message.Message):
     scope: resource_pb2.ChangeScope.ValueType
     """Which of the two places changes."""
     allow_missing: builtins.bool
-    """Creates the domain if there is none, under the id in its name (needs `domains.create` too)."""
+    """Creates the domain if there is none, under the id in its name, without starting it unless it is transient; needs `domains.create` too. The mask
+    is not looked at then.
+    """
     @builtins.property
     def domain(self) -> Domain:
         """The domain: its name, the new values, and etag and uid where these are to be checked."""

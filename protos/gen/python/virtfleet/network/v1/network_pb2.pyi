@@ -1367,7 +1367,7 @@ class UpdateNetworkRequest(message.Message):
     scope: resource_pb2.ChangeScope.ValueType
     """Where the change goes."""
     allow_missing: builtins.bool
-    """Creates the network (without starting it) if there is none."""
+    """Creates the network if there is none, under the id in its name, without starting it; needs `networks.create` too."""
     @builtins.property
     def network(self) -> Network:
         """The network with the new values; its `name` says which, its `etag` and `uid` are checked if set."""

@@ -649,7 +649,7 @@ class UpdatePoolRequest(message.Message):
     validate_only: builtins.bool
     """Checks and answers what would be done, and does nothing."""
     allow_missing: builtins.bool
-    """Defines the pool if there is none; the mask is not looked at then."""
+    """Defines the pool if there is none, under the id in its name, without starting it; needs `pools.create` too. The mask is not looked at then."""
     @builtins.property
     def pool(self) -> Pool:
         """The pool with its new values. Its name says which one; a uid or etag that is set must be the present one."""

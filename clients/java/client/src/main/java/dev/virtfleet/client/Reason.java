@@ -95,7 +95,7 @@ public enum Reason {
      */
     RESOURCE_IN_USE(Status.Code.FAILED_PRECONDITION),
     /**
-     * The target has children that must go first.
+     * The target has children that must go first: metadata {@code holder} is one.
      */
     HAS_CHILDREN(Status.Code.FAILED_PRECONDITION),
     /**

@@ -375,7 +375,8 @@ class Volumes:
         def check(tx: Transaction) -> volume_pb2.Volume:
             volume = catalog.need_volume(tx, name)
             resources.check_preconditions(volume, request.etag, request.expected_uid)
-            lifecycle.check_volume(volume)
+            if not _half_wiped(volume):
+                lifecycle.check_volume(volume)
             catalog.refuse_held(tx, volume)
             catalog.refuse_children(tx, volume)
             return volume
@@ -400,7 +401,8 @@ class Volumes:
         place = self._places.need(catalog.pool_of(name))
         key, format = catalog.key_of(volume), volume.spec.format
         facts = await place.open.inspect(key, format)
-        chains.refuse(facts, name)
+        if not _half_wiped(volume):
+            chains.refuse(facts, name)
         links = await chains.below(self._store, self._places, place, facts)
         if links:
             volume.spec.backing.format = links[0].facts.format
@@ -472,6 +474,11 @@ class Volumes:
             raise ChangeRolledBack(f"the service stopped before {name} was wiped", resource=name)
         await self._store.write(lambda tx: _wipe_incomplete(tx, name))
         raise BackendFailed(f"the service stopped while {name} was wiped: wipe it again", resource=name)
+
+
+def _half_wiped(volume: volume_pb2.Volume) -> bool:
+    """Tell whether a wipe of a volume was interrupted: the next one takes what the first has left."""
+    return resources.get_condition(volume.status.conditions, WIPE_INCOMPLETE) is not None
 
 
 def _wipe_incomplete(tx: Transaction, name: str) -> None:

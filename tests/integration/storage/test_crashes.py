@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import pytest
@@ -15,6 +17,7 @@ from google.protobuf import field_mask_pb2
 
 from tests.integration.storage.rig import MIB, PARENT, Process, Rig, chunks, first_message, info, sha256
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
+from virtfleet_service import errors
 
 DISK = "pools/images/volumes/disk"
 VARIABLE = "VIRTFLEET_FAILPOINT"
@@ -277,3 +280,67 @@ async def test_a_wipe_that_was_interrupted_is_told(base: Rig) -> None:
         assert reasons in ({"WipeIncomplete"}, set())
         assert (await info(base.root / "images" / "big", "raw"))["virtual-size"] == 1024 * MIB
         await base.client.delete("pools/images/volumes/big")
+
+
+async def test_an_image_whose_wipe_was_interrupted_keeps_its_place_and_can_be_wiped_again(base: Rig) -> None:
+    await prepare(base)
+    name = f"{PARENT}/pools/images/volumes/big"
+    image = base.root / "images" / "big"
+    pattern = b"\x07" * 4096
+    process = Process(base)
+    await process.start()
+    try:
+        async with base.clients():
+            await base.client.volume("images", "big", capacity_bytes=512 * MIB, format=volume_pb2.VOLUME_FORMAT_QCOW2)
+            await qemu_io("-f", "qcow2", "-c", "write -P 7 0 511M", image)
+            inode = image.stat().st_ino
+            request = volume_pb2.WipeVolumeRequest(name=name)
+            request.inline_wait.nanos = 1
+            operation = await base.client.call(base.client.volumes.WipeVolume, request)
+            assert not operation.done
+            async with asyncio.timeout(20):
+                while features(image) != 2:
+                    await asyncio.sleep(0.01)
+            await process.kill()
+    finally:
+        await process.kill()
+    async with base.running():
+        client = base.client
+        (failed,) = [one for one in await ended(base) if one.HasField("error")]
+        assert "wipe it again" in failed.error.message
+        # What is not overwritten yet is where the next wipe finds it, and nowhere else.
+        assert image.stat().st_ino == inode
+        assert staged(base) == []
+        with image.open("rb") as file:
+            assert holds(file, pattern)
+        volume = await client.get("pools/images/volumes/big")
+        assert (volume.status.state, volume.status.state_reason) == (volume_pb2.VOLUME_STATE_REFUSED, "IMAGE_CORRUPT")
+        assert "WipeIncomplete" in {one.type for one in volume.status.conditions}
+        with pytest.raises(errors.ImageCorrupt):
+            await base.attach("pools/images/volumes/big")
+        with image.open("rb") as file:
+            volume = await client.do(
+                client.volumes.WipeVolume, volume_pb2.WipeVolumeRequest(name=name), volume_pb2.Volume
+            )
+            # The blocks themselves, seen through a descriptor of the file that has no name any more.
+            assert not holds(file, pattern)
+        assert list(volume.status.conditions) == []
+        assert volume.status.state == volume_pb2.VOLUME_STATE_READY
+        assert (await info(image, "qcow2"))["virtual-size"] == 512 * MIB
+        assert staged(base) == []
+
+
+def features(image: Path) -> int:
+    """Return the incompatible features of an image: 2 is the mark of a corrupt one."""
+    with image.open("rb") as file:
+        return int.from_bytes(file.read(80)[72:], "big")
+
+
+def holds(file: BinaryIO, pattern: bytes) -> bool:
+    with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        return memory.find(pattern) >= 0
+
+
+async def qemu_io(*arguments: str | Path) -> None:
+    process = await asyncio.create_subprocess_exec("qemu-io", *map(str, arguments), stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0

@@ -285,6 +285,9 @@ async def test_a_wiped_image_shows_what_is_below_it(node: Rig, pool: Path) -> No
     await client.volume("images", "flat", source="pools/images/volumes/top", format=RAW)
     assert (pool / "flat").read_bytes() == data
     assert [path.name for path in (pool / ".virtfleet").iterdir()] == ["pool"]
+    # And no file stays open.
+    held = {str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+    assert not [path for path in held if path.startswith(f"{pool}/") and not path.endswith("/.virtfleet")]
 
 
 async def test_a_wipe_can_be_cancelled(node: Rig, pool: Path) -> None:

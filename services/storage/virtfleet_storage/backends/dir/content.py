@@ -108,19 +108,29 @@ def write_all(descriptor: int, data: bytes, at: int) -> int:
     return written
 
 
-def overwrite(descriptor: int, progress: Progress, stop: threading.Event) -> None:
+def overwrite(
+    descriptor: int, progress: Progress, stop: threading.Event, *, start: int = 0, end: int | None = None
+) -> None:
     """Overwrite all that a file stores with zeros, safe from a power cut. What it does not store stays so.
+
+    Args:
+        descriptor: The file.
+        progress: Is told how far it is.
+        stop: Ends it early.
+        start: Where it begins.
+        end: Where it ends; None: at the end of the file.
 
     Raises:
         Stopped: `stop` was set; a part is overwritten.
     """
     size = os.fstat(descriptor).st_size
+    size = size if end is None else min(size, end)
     unsynced = 0
-    for start, end, stored in list(extents(descriptor, 0, size)):
-        at = start
-        while stored and at < end:
+    for first, last, stored in list(extents(descriptor, min(start, size), size)):
+        at = first
+        while stored and at < last:
             _check(stop)
-            at += os.pwrite(descriptor, memoryview(ZEROS)[: end - at], at)
+            at += os.pwrite(descriptor, memoryview(ZEROS)[: last - at], at)
             unsynced += len(ZEROS)
             if unsynced >= _SYNC_BYTES:
                 os.fdatasync(descriptor)

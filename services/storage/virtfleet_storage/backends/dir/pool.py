@@ -19,6 +19,7 @@ from virtfleet_service.errors import (
     BackendUnreachable,
     BackingMissing,
     CapabilityMissing,
+    ImageCorrupt,
     PathOutsidePool,
     RangeBeyondEnd,
     ResourceNotFound,
@@ -39,7 +40,7 @@ from virtfleet_storage.backends.api import (
     Usage,
     format_word,
 )
-from virtfleet_storage.backends.dir import access, content, images, inspection, paths, staging
+from virtfleet_storage.backends.dir import access, content, images, inspection, paths, qcow2, staging
 from virtfleet_storage.backends.dir.failures import translate, translated
 from virtfleet_storage.backends.dir.staged import DirStaged, DirUpload
 from virtfleet_storage.backends.dir.staging import StagingArea
@@ -267,29 +268,31 @@ class DirPool:
     # Wiping.
 
     async def wipe(self, key: str, format: Format, plan: Plan, progress: Progress) -> None:
-        """Overwrite what a file stores. An image first changes places with an empty one: it is one at any time."""
+        """Overwrite what a file stores; an image ends as a new, empty one.
+
+        Until then an image keeps its place and its header, marked as corrupt: whoever is interrupted finds it there, no
+        guest gets it, and it can be wiped again.
+        """
         async with AsyncExitStack() as stack:
             top = await self._open_layer(stack, Layer(self, key, format), os.O_RDWR)
             stop = threading.Event()
-            if format == QCOW2:
-                file = await stack.enter_async_context(self._staged())
-                await images.create(file.descriptor, plan)
-                await self._finish(file, format)
-                facts = os.fstat(top.descriptor)
+            doing = f"wiping {key}"
+            if format != QCOW2:
+                await self.run(doing, lambda: content.overwrite(top.descriptor, progress, stop), stop)
+                return
+            file = await stack.enter_async_context(self._staged())
+            await images.create(file.descriptor, plan)
+            await self._finish(file, format)
+            kept = await self.run(doing, lambda: _marked_corrupt(top.descriptor, key))
+            await self.run(doing, lambda: content.overwrite(top.descriptor, progress, stop, start=kept), stop)
 
-                def change_places() -> None:
-                    os.fchown(file.descriptor, facts.st_uid, facts.st_gid)
-                    os.fchmod(file.descriptor, facts.st_mode & 0o7777)
-                    os.fsync(file.descriptor)
-                    staging.exchange((self.area.folder, file.token), (self.area.pool, key))
-                    os.fsync(self.area.pool)
+            def change_places() -> None:
+                file.replace(key, paths.identity_of(os.fstat(top.descriptor)))
+                # The old image has no name any more, but its header is still there.
+                content.overwrite(top.descriptor, _nobody, threading.Event(), end=kept)
 
-                await self.run(f"wiping {key}", change_places)
-                # From here on the staged name is the old image's; it goes when the overwriting is over.
-                file.identity = paths.identity_of(facts)
-            await self.run(f"wiping {key}", lambda: content.overwrite(top.descriptor, progress, stop), stop)
-            if format == QCOW2:
-                await self.run(f"wiping {key}", file.discard)
+            await self.run(doing, change_places)
+            file.close()
 
     # Uploading.
 
@@ -448,6 +451,17 @@ class DirPool:
                 stop.set()
             await asyncio.gather(future, return_exceptions=True)
             raise
+
+
+def _marked_corrupt(descriptor: int, key: str) -> int:
+    try:
+        return qcow2.mark_corrupt(descriptor)
+    except qcow2.HeaderError as error:
+        raise ImageCorrupt(f"{key} is no qcow2 image: {error}", path=key) from error
+
+
+def _nobody(_done_bytes: int, _total_bytes: int) -> None:
+    return
 
 
 def _let_go(file: staging.StagedFile | None) -> None:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from virtfleet_service.errors import BackingMissing, ChecksumMismatch, PathOutsidePool, WouldOverwrite
+from virtfleet_service.errors import BackingMissing, ChecksumMismatch, PathOutsidePool, ResourceNotFound, WouldOverwrite
 from virtfleet_storage.backends.api import Piece
 from virtfleet_storage.backends.dir import paths
 
@@ -30,7 +30,6 @@ FORMAT_ATTRIBUTE = "user.virtfleet.format"
 ZEROS = bytes(1 << 20)
 
 _RENAME_NOREPLACE = 1
-_RENAME_EXCHANGE = 2
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENOSPC})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,11 +50,6 @@ def rename_new(source: tuple[int, str], target: tuple[int, str]) -> None:
         FileExistsError: It is not.
     """
     rename(source, target, _RENAME_NOREPLACE)
-
-
-def exchange(one: tuple[int, str], other: tuple[int, str]) -> None:
-    """Let two names change their files, at once."""
-    rename(one, other, _RENAME_EXCHANGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +212,7 @@ class StagedFile:
         """
         try:
             old = paths.open_file(self.area.pool, key, os.O_RDONLY)
-        except FileNotFoundError as error:
+        except ResourceNotFound as error:
             raise BackingMissing(f"file {key!r} is gone", path=key) from error
         try:
             facts = os.fstat(old)

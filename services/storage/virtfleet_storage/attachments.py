@@ -56,7 +56,7 @@ class Attachments:
         call.authorize(volume.name, USE)
         lifecycle.check_volume(volume)
         place = self._places.need(catalog.pool_of(volume.name))
-        facts = await place.open.inspect(catalog.key_of(volume), volume.spec.format)
+        facts = await chains.look(place, volume)
         chains.refuse(facts, volume.name)
         links = await chains.below(self._store, self._places, place, facts)
         for link in links:

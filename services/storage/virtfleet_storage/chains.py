@@ -88,7 +88,7 @@ async def below(
         if volume is None:
             raise errors.BackingMissing(f"{path} is no volume of {following.pool}", path=path, resource=following.pool)
         known = seen.get(key) if seen is not None and following is place else None
-        link = Link(volume, following, known or await _look(following, key, volume))
+        link = Link(volume, following, known or await look(following, volume))
         _check(link, facts)
         if len(found) >= DEPTH_LIMIT or any(link.volume.uid == other.volume.uid for other in found):
             raise errors.ImageCorrupt(f"the chain below {facts.key} is a ring or longer than {DEPTH_LIMIT}", path=path)
@@ -97,9 +97,16 @@ async def below(
     return found
 
 
-async def _look(place: Place, key: str, volume: volume_pb2.Volume) -> Facts:
+async def look(place: Place, volume: volume_pb2.Volume) -> Facts:
+    """Look at the file of a volume.
+
+    Raises:
+        BackingMissing: It is gone; the volume is known still.
+        PathOutsidePool: It is a link by now, or nothing that a volume may be.
+        BackendUnreachable: The place of its pool is gone, or is another one.
+    """
     try:
-        return await place.open.inspect(key, volume.spec.format)
+        return await place.open.inspect(catalog.key_of(volume), volume.spec.format)
     except errors.ResourceNotFound as error:
         raise errors.BackingMissing(
             f"the file of {volume.name} is missing", resource=volume.name, path=volume.status.path

@@ -72,6 +72,7 @@ class Openings:
 
         Raises:
             BackingMissing: The place is gone, or is another one.
+            IdentityInUse: It is the place of another pool by now.
             WrongState: It is not wanted, and was stopped meanwhile.
         """
         place = self._places.get(name)
@@ -95,7 +96,8 @@ class Openings:
         if build:
             await self.make_root(path)
             await backend.build(path)
-        opened = await backend.open(path, pool.uid, claim=build)
+        others = {row.uid for row in self._store.list(catalog.POOL)}
+        opened = await backend.open(path, pool.uid, claim=build, others=others)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(opened.close)
             usage = await opened.usage()

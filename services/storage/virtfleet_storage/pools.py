@@ -166,7 +166,16 @@ class Pools:
                 if await backend.build(path):
                     undo.push_async_callback(backend.unbuild, path)
             failpoints.reach("storage.pool.create.built")
-            opened = await backend.open(path, pool.uid, claim=True)
+            others = {row.uid: row.name for row in self._store.list(catalog.POOL)}
+            try:
+                opened = await backend.open(path, pool.uid, claim=True, others=others)
+            except IdentityInUse as error:
+                raise IdentityInUse(
+                    error.message,
+                    field="pool.spec.target_path",
+                    holder=others.get(error.metadata.get("holder", ""), ""),
+                    path=path,
+                ) from error
             undo.push_async_callback(self._retire, opened)
             usage = await opened.usage()
             if not start:

@@ -20,6 +20,8 @@ from virtfleet_storage.places import Place, Places
 
 INACCESSIBLE = "Inaccessible"
 LOW_SPACE = "LowSpace"
+READ_ONLY = "ReadOnly"
+READ_ONLY_REASON = "READ_ONLY"
 
 _BATCH = 200
 """How many volumes are written in one transaction: each must stay quick."""
@@ -156,6 +158,12 @@ def found(tx: Transaction, pool: pool_pb2.Pool, usage: Usage) -> None:
     if resources.clear_condition(status.conditions, INACCESSIBLE):
         catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_BACKEND_BACK)
     status.state, status.state_reason = pool_pb2.POOL_STATE_RUNNING, ""
+    if usage.read_only:
+        status.state, status.state_reason = pool_pb2.POOL_STATE_DEGRADED, READ_ONLY_REASON
+        message = "the file system is read-only: volumes can be read, and nothing can be changed"
+        resources.set_condition(status.conditions, READ_ONLY, reason=READ_ONLY_REASON, message=message)
+    else:
+        resources.clear_condition(status.conditions, READ_ONLY)
     low = usage.available_bytes * _LOW_SHARE < usage.capacity_bytes
     if not low:
         resources.clear_condition(status.conditions, LOW_SPACE)

@@ -364,7 +364,7 @@ class Uploads:
             raise
         claim = self._claims.claim(f"UploadVolume of {volume.name}")
         key = catalog.key_of(volume)
-        before = await place.open.inspect(key, volume.spec.format)
+        before = await chains.look(place, volume)
 
         def intend(tx: Transaction) -> None:
             current = catalog.need_volume(tx, volume.name)
@@ -461,7 +461,7 @@ class Uploads:
                 await staged.close()
             await self._store.write(partial(_forget_replacing, uid=volume.uid))
             return
-        facts = await place.open.inspect(catalog.key_of(volume), volume.spec.format)
+        facts = await chains.look(place, volume)
         if facts.identity != note["identity"]:
             # Neither here nor there: somebody else has removed it.
             await self._store.write(partial(_forget_replacing, uid=volume.uid))

@@ -143,7 +143,7 @@ class Volumes:
         volume = catalog.need_volume(self._store, name)
         lifecycle.check_volume(volume)
         place = self._places.need(catalog.pool_of(name))
-        facts = await place.open.inspect(catalog.key_of(volume), volume.spec.format)
+        facts = await chains.look(place, volume)
         chains.refuse(facts, name)
         links = await chains.below(self._store, self._places, place, facts)
         for link in links:
@@ -317,7 +317,7 @@ class Volumes:
         volume = catalog.need_volume(self._store, request.name)
         place = self._places.need(catalog.pool_of(request.name))
         key, format = catalog.key_of(volume), volume.spec.format
-        facts = await place.open.inspect(key, format)
+        facts = await chains.look(place, volume)
         chains.refuse(facts, volume.name)
         links = await chains.below(self._store, self._places, place, facts)
         wanted = specs.rounded(format, request.capacity_bytes)
@@ -353,7 +353,7 @@ class Volumes:
         return commit
 
     async def _sight(self, volume: volume_pb2.Volume, place: Place) -> Sighting:
-        facts = await place.open.inspect(catalog.key_of(volume), volume.spec.format)
+        facts = await chains.look(place, volume)
         try:
             chains.refuse(facts, volume.name)
             return Sighting(facts, tuple(await chains.below(self._store, self._places, place, facts)))
@@ -400,7 +400,7 @@ class Volumes:
         volume = catalog.need_volume(self._store, name)
         place = self._places.need(catalog.pool_of(name))
         key, format = catalog.key_of(volume), volume.spec.format
-        facts = await place.open.inspect(key, format)
+        facts = await chains.look(place, volume)
         if not _half_wiped(volume):
             chains.refuse(facts, name)
         links = await chains.below(self._store, self._places, place, facts)

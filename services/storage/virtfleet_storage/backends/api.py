@@ -11,7 +11,7 @@ backend; it takes messages of the API as its model and gives back the frozen dat
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,11 +45,16 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Is the room of a place."""
+    """Is the room of a place.
+
+    Attributes:
+        read_only: Whether nothing in it can be changed at the moment.
+    """
 
     capacity_bytes: int
     allocation_bytes: int
     available_bytes: int
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +225,7 @@ class OpenPool(Protocol):
         Raises:
             ResourceNotFound: There is none.
             PathOutsidePool: It is a link, or nothing that a volume may be.
+            BackendUnreachable: The place is gone, or is another one than was opened: its path leads elsewhere.
         """
 
     async def create(self, plan: Plan) -> StagedVolume:
@@ -358,16 +364,18 @@ class PoolBackend(Protocol):
     async def unbuild(self, path: str) -> None:
         """Remove an empty place. Succeeds if it is gone; leaves one that is not empty."""
 
-    async def open(self, path: str, pool_uid: str, *, claim: bool) -> OpenPool:
+    async def open(self, path: str, pool_uid: str, *, claim: bool, others: Container[str] = frozenset()) -> OpenPool:
         """Open a place for a pool.
 
         Args:
             path: Where.
             pool_uid: Whose; remembered in the place, so that an empty mount point is not taken for an emptied pool.
-            claim: Take the place for this pool whatever it remembers.
+            claim: Take the place for this pool whatever it remembers, unless that is one of `others`.
+            others: The uids of pools whose place must not be taken.
 
         Raises:
             BackingMissing: It is missing, or does not know this pool and is not to be claimed.
+            IdentityInUse: It is the place of another pool, under another path: metadata `holder` is that one's uid.
             PathOutsidePool: A link is on the way.
         """
 

@@ -6,11 +6,11 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from virtfleet_service.errors import BackingMissing, VirtfleetError
+from virtfleet_service.errors import BackingMissing, IdentityInUse, VirtfleetError
 from virtfleet_storage.backends.api import QCOW2, RAW, Format, OpenPool, Probe
 from virtfleet_storage.backends.dir import images, paths
 from virtfleet_storage.backends.dir.failures import translated
@@ -74,16 +74,19 @@ class DirBackend:
         """Remove an empty directory. Succeeds if it is gone; leaves one that is not empty."""
         await self._run(lambda: _unbuild(path))
 
-    async def open(self, path: str, pool_uid: str, *, claim: bool) -> DirPool:
+    async def open(self, path: str, pool_uid: str, *, claim: bool, others: Container[str] = frozenset()) -> DirPool:
         """Open a directory for a pool.
 
         Raises:
             BackingMissing: It is missing, or does not know this pool and is not to be claimed.
+            IdentityInUse: It is the place of one of the others.
             PathOutsidePool: A link is on the way, or others may write where the service keeps its own files.
         """
         # Of its own: a pool on a file system that hangs must not take the threads of the others.
         executor = ThreadPoolExecutor(THREADS, thread_name_prefix="pool")
-        work = asyncio.get_running_loop().run_in_executor(executor, lambda: _open(path, pool_uid, claim=claim))
+        work = asyncio.get_running_loop().run_in_executor(
+            executor, lambda: _open(path, pool_uid, claim=claim, others=others)
+        )
         try:
             return DirPool(path, await asyncio.shield(work), executor)
         except BaseException:
@@ -135,7 +138,7 @@ def _unbuild(path: str) -> None:
             os.close(parent)
 
 
-def _open(path: str, pool_uid: str, *, claim: bool) -> StagingArea:
+def _open(path: str, pool_uid: str, *, claim: bool, others: Container[str]) -> StagingArea:
     with translated(f"opening {path}"):
         directory = paths.open_directory(path)
         try:
@@ -147,6 +150,10 @@ def _open(path: str, pool_uid: str, *, claim: bool) -> StagingArea:
                 if owner != pool_uid:
                     if not claim:
                         raise _strange(path)
+                    if owner in others:
+                        raise IdentityInUse(
+                            f"{path} is the directory of another pool, under another path", holder=owner, path=path
+                        )
                     area.claim(pool_uid)
             except BaseException:
                 area.close()

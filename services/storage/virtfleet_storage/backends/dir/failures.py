@@ -6,11 +6,11 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from virtfleet_service.errors import BackendFailed, BackendUnreachable, PermissionMissing, PoolFull, VirtfleetError
+from virtfleet_service.errors import BackendFailed, BackendUnreachable, PoolFull, VirtfleetError, WrongState
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EHOSTDOWN, errno.ENOTCONN})
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 
 def translate(error: OSError, doing: str) -> VirtfleetError:
@@ -22,8 +22,11 @@ def translate(error: OSError, doing: str) -> VirtfleetError:
         return PoolFull(f"{doing}: the file system takes no file of that size", step=doing, cause=said)
     if error.errno in _AWAY:
         return BackendUnreachable(f"{doing}: {said}", step=doing, cause=said)
+    if error.errno == errno.EROFS:
+        return WrongState(f"{doing}: {said}", state="READ_ONLY", step=doing, cause=said)
     if error.errno in _FORBIDDEN:
-        return PermissionMissing(f"{doing}: the service itself may not: {said}", step=doing, cause=said)
+        # Not the caller's permission: no role that he could be given would help.
+        return BackendFailed(f"{doing}: the service itself may not: {said}", step=doing, cause=said)
     return BackendFailed(f"{doing}: {said}", step=doing, cause=said)
 
 

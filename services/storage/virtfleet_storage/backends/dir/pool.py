@@ -84,7 +84,8 @@ class DirPool:
             self._check_place()
             facts = os.fstatvfs(self.area.pool)
             capacity, free = facts.f_blocks * facts.f_frsize, facts.f_bfree * facts.f_frsize
-            return Usage(capacity, capacity - free, facts.f_bavail * facts.f_frsize)
+            read_only = bool(facts.f_flag & os.ST_RDONLY)
+            return Usage(capacity, capacity - free, facts.f_bavail * facts.f_frsize, read_only)
 
         return await self.run(f"looking at {self.path}", look)
 
@@ -115,6 +116,8 @@ class DirPool:
         """Look at one file."""
 
         def look() -> Facts:
+            # The path is what a guest will open.
+            self._check_place()
             file = paths.open_file(self.area.pool, key)
             try:
                 return inspection.facts_of(file, key, format)

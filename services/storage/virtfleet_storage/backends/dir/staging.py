@@ -49,7 +49,17 @@ def rename_new(source: tuple[int, str], target: tuple[int, str]) -> None:
     Raises:
         FileExistsError: It is not.
     """
-    rename(source, target, _RENAME_NOREPLACE)
+    try:
+        rename(source, target, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    else:
+        return
+    # File systems of the network know no such flag. A second name is refused as well where there is one; whoever
+    # dies before the first one is gone leaves it, to be swept away.
+    os.link(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0], follow_symlinks=False)
+    os.unlink(source[1], dir_fd=source[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -235,8 +236,14 @@ async def test_a_file_that_becomes_a_link_leads_nowhere(node: Rig, pool: Path, t
     swaps: tuple[Callable[[Path], None], ...] = (
         lambda path: path.symlink_to(secret),
         lambda path: path.hardlink_to(secret),
+        # A pipe without an end would hold up whoever opens it; a device is whatever it is.
+        os.mkfifo,
+        lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 5)),
+        lambda path: os.mknod(path, 0o600 | stat.S_IFBLK, os.makedev(7, 0)),
     )
-    for swap in swaps:
+    for number, swap in enumerate(swaps):
+        # Beside a volume's name, and under one that nobody knows.
+        swap(pool / f"unknown{number}")
         await client.volume("images", "disk", capacity_bytes=MIB)
         (pool / "disk").unlink()
         swap(pool / "disk")
@@ -258,6 +265,8 @@ async def test_a_file_that_becomes_a_link_leads_nowhere(node: Rig, pool: Path, t
             await node.attach("pools/images/volumes/disk", uid=23456)
         assert secret.read_bytes() == b"secret"
         assert secret.stat().st_uid == os.getuid()
+        await client.refresh("images")
+        assert [volume.name for volume in await client.volumes_of("images")] == [name]
         await client.delete("pools/images/volumes/disk")
         assert secret.read_bytes() == b"secret"
 

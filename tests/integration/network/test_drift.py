@@ -46,6 +46,14 @@ def stop_forwarding(node: Node, _bridge: str, _tap: str) -> None:
     node.namespace("busybox", "sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
 
 
+def end_isolation(node: Node, _bridge: str, tap: str) -> None:
+    node.namespace("bridge", "link", "set", "dev", tap, "isolated", "off")
+
+
+def isolate(node: Node, _bridge: str, tap: str) -> None:
+    node.namespace("bridge", "link", "set", "dev", tap, "isolated", "on")
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -113,3 +121,22 @@ def test_another_link_with_the_bridges_name_is_told_and_not_touched(node: Node) 
         node.namespace("ip", "link", "del", bridge)
     assert node.get("demo").status.state == network_pb2.NETWORK_STATE_RUNNING
     assert node.namespace.links()[bridge]["linkinfo"]["info_kind"] == "bridge"
+
+
+@pytest.mark.parametrize(("isolated", "harm"), [(True, end_isolation), (False, isolate)])
+def test_guests_stay_as_far_apart_as_was_asked(
+    node: Node,
+    isolated: bool,  # noqa: FBT001
+    harm: Callable[[Node, str, str], None],
+) -> None:
+    spec = nat()
+    spec.port_isolation = isolated
+    network = node.create("demo", spec)
+    domain_uid = new_uid()
+    node.reserve("demo", "d1-lan", domain_uid)
+    tap = node.plug(f"{NODE}/networks/demo/ports/d1-lan", domain_uid).tap.interface_name
+    with node.expecting(DRIFTED, RESTORED, seconds=SECONDS) as events:
+        harm(node, network.status.bridge_name, tap)
+    assert [event.reason for event in events if event.type == DRIFTED] == ["LINK_CHANGED"]
+    [port] = node.namespace.json("bridge", "-j", "-d", "link", "show", "dev", tap)
+    assert port["isolated"] is isolated

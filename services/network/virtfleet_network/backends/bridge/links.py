@@ -111,6 +111,8 @@ class Link:
     mtu_bytes: int
     up: bool
     master: int
+    isolated: bool = False
+    """Whether, as the port of a bridge, it reaches no other isolated one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def take_snapshot(ipr: IPRoute) -> Snapshot:
             mtu_bytes=message.get("mtu") or 0,
             up=bool(message["flags"] & _IFF_UP),
             master=message.get("master") or 0,
+            isolated=bool(message.get(("linkinfo", "slave_data", "IFLA_BRPORT_ISOLATED"))),
         )
     addresses = []
     for message in ipr.get_addr():
@@ -181,7 +184,8 @@ def make_bridge(ipr: IPRoute, settings: BridgeSettings) -> int:
 
 def set_bridge(ipr: IPRoute, index: int, settings: BridgeSettings) -> None:
     """Bring an existing bridge of ours to its settings; may be repeated."""
-    ipr.link("set", index=index, ifalias=settings.alias, mtu=settings.mtu_bytes, address=settings.mac_address)
+    # Part of nothing else: its packets would pass our rules by.
+    ipr.link("set", index=index, ifalias=settings.alias, mtu=settings.mtu_bytes, address=settings.mac_address, master=0)
     _set_sysctl(settings.name, "disable_ipv6", 0 if settings.has_ipv6 else 1)
     if settings.has_ipv6:
         # Nobody else can have our address; and on a bridge without guests a check would never end.
@@ -360,6 +364,8 @@ def ensure_links(
             found.append((DriftKind.LINK_LOST, link.interface_name, link.port_uid))
         elif changed:
             set_tap(ipr, link, settings)
+            if not settings.isolated_ports:
+                ipr.brport("set", index=_index(link.interface_name), isolated=0)
             found.append((DriftKind.LINK_CHANGED, link.interface_name, link.port_uid))
     return snapshot.links[settings.name].index, found
 
@@ -375,6 +381,7 @@ def bridge_differences(settings: BridgeSettings, snapshot: Snapshot) -> tuple[bo
     if link is None or link.alias != settings.alias:
         return True, False, False
     changed = not link.up or link.mtu_bytes != settings.mtu_bytes or link.mac_address != settings.mac_address
+    changed = changed or link.master != 0
     addresses = snapshot.addresses_of(link.index)
     routes = snapshot.routes_of(link.index)
     missing = any(address not in addresses for address in settings.addresses) or any(
@@ -393,7 +400,7 @@ def tap_differences(link: PortLink, bridge: BridgeSettings, snapshot: Snapshot) 
     if tap is None or tap.alias != ALIAS_PREFIX + link.port_uid:
         return True, False
     master = snapshot.links.get(bridge.name)
-    joined = master is not None and tap.master == master.index
+    joined = master is not None and tap.master == master.index and tap.isolated == bridge.isolated_ports
     return False, not joined or tap.up != link.link_up or tap.mtu_bytes != bridge.mtu_bytes
 
 

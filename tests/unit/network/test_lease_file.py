@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from virtfleet_network.backends.api import LeaseRecord
 from virtfleet_network.backends.bridge import lease_file
@@ -36,6 +38,34 @@ def test_a_file_cut_anywhere_never_raises(cut: int) -> None:
 
 def test_hostile_lines_are_left_out() -> None:
     assert lease_file.parse("1 a b\n1 52:54:00:00:00:01 not-an-address x *\n-5 52:54:00:00:00:01 10.0.0.1 x *\n") == ()
+
+
+HOSTILE = [
+    "\u00b2 52:54:00:00:00:01 10.0.0.1 x *",
+    "\u0663 52:54:00:00:00:01 10.0.0.1 x *",
+    f"{'9' * 5000} 52:54:00:00:00:01 10.0.0.1 x *",
+    f"{10**12 - 1} 52:54:00:00:00:01 10.0.0.1 x *",
+    "0 52:54:00:00:00:01 fe80::1%../../etc x *",
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE, ids=lambda line: ascii(line)[:20])
+def test_a_line_that_no_dnsmasq_writes_costs_no_other(line: str) -> None:
+    good = "1795559732 9e:5b:a0:5f:bf:ef 10.4.4.11 web *"
+    assert [item.address for item in lease_file.parse(f"{line}\n{good}\n")] == ["10.4.4.11"]
+
+
+@pytest.mark.parametrize("name", ["-rf", "a/b", "\u0441om", "x" * 254, "a\x00b", "<script>", "*", ".."])
+def test_names_that_are_none_are_not_passed_on(name: str) -> None:
+    [found] = lease_file.parse(f"0 9e:5b:a0:5f:bf:ef 10.4.4.11 {name} {'aa:' * 5000}aa\n")
+    assert (found.hostname, found.client_id) == ("", "")
+
+
+@given(st.text())
+def test_any_text_is_leases_or_none(text: str) -> None:
+    for item in lease_file.parse(text):
+        assert 0 <= item.expire_seconds < 253_402_300_800
+        assert len(item.hostname) <= 253
 
 
 def record(address: str, mac: str = "52:54:00:00:00:01", expire: int = 1000) -> LeaseRecord:

@@ -7,10 +7,12 @@ its leases and its pid there. Whoever takes dnsmasq over can write nothing that 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -48,6 +50,8 @@ SETTLE_SECONDS = 0.5
 """How long a lease file may stay empty or cut before that is believed."""
 _LEASE_FILE_LIMIT_BYTES = 16 * 1024 * 1024
 _GUEST_PREFIX = "dnsmasq-"
+LEASES = "leases"
+"""The name of the file that dnsmasq keeps its leases in."""
 
 
 @dataclass(slots=True)
@@ -58,6 +62,8 @@ class _Daemon:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failures: int = 0
     started: float = 0.0
+    stale: bool = True
+    """Whether the running process may not have read its lists of hosts as they are: nobody has told it since."""
     restarting: asyncio.Task[None] | None = None
     reading: asyncio.Task[None] | None = None
     touched: asyncio.Event = field(default_factory=asyncio.Event)
@@ -161,16 +167,14 @@ class Daemons:
         plan = daemon.plan
         directory = self._directory / plan.uid
         files = daemon_files(plan, directory)
-        hosts_changed = await asyncio.to_thread(self._write, directory, files)
-        assert self._inotify is not None  # noqa: S101  # open() made it
-        if daemon.watch is None:
-            daemon.watch = self._inotify.add(directory / "var", plan.uid)
+        await self._prepare(daemon, directory, files)
         spawn = self._spawn_request(plan, directory, files, daemon.incarnation)
         running = await self._asked(self._running(spawn.guest))
         died = running is None and daemon.started > 0
         if running is not None and running.token == spawn.token:
-            if hosts_changed:
+            if daemon.stale:
                 await self._asked(self._launcher.kill(spawn.guest, "HUP"))
+                daemon.stale = False
             if not daemon.started:
                 daemon.started = asyncio.get_running_loop().time()
                 self._read_soon(plan.uid)
@@ -178,8 +182,33 @@ class Daemons:
         if running is not None:
             await self._asked(self._end(spawn.guest))
         await self._asked(self._start(daemon, spawn, directory))
+        daemon.stale = False
         self._read_soon(plan.uid)
         return died
+
+    async def _prepare(self, daemon: _Daemon, directory: Path, files: DaemonFiles) -> None:
+        """Write what dnsmasq reads, and hear of what it writes.
+
+        Raises:
+            BackendFailed: The disk is full, or the kernel refuses otherwise.
+        """
+        assert self._inotify is not None  # noqa: S101  # open() made it
+        try:
+            hosts_changed, new = await asyncio.to_thread(self._write, directory, files)
+            daemon.stale = daemon.stale or hosts_changed
+            if new and daemon.watch is not None:
+                # Of a directory that somebody has removed: nothing more is heard of that.
+                self._inotify.remove(daemon.watch)
+                daemon.watch = None
+            if daemon.watch is None:
+                daemon.watch = self._inotify.add(directory / "var", daemon.plan.uid)
+        except OSError as error:
+            raise BackendFailed(
+                f"the files of dnsmasq in {directory} cannot be made: {error.strerror or error}",
+                tool="dnsmasq",
+                path=directory,
+                cause=errno.errorcode.get(error.errno or 0, "UNKNOWN"),
+            ) from error
 
     def _spawn_request(self, plan: NetworkPlan, directory: Path, files: DaemonFiles, incarnation: str) -> Spawn:
         argv = (str(self._executable), "--keep-in-foreground", f"--conf-file={directory}/dnsmasq.conf")
@@ -194,11 +223,16 @@ class Daemons:
             ambient_capabilities=CAPABILITIES if self._uid else (),
         )
 
-    def _write(self, directory: Path, files: DaemonFiles) -> bool:
-        """Write the files that differ; returns whether dnsmasq has to read lists again."""
+    def _write(self, directory: Path, files: DaemonFiles) -> tuple[bool, bool]:
+        """Write the files that differ.
+
+        Returns:
+            Whether dnsmasq has to read lists again, and whether the directory that it writes to was made now.
+        """
         var = directory / "var"
         directory.mkdir(mode=0o755, exist_ok=True)
         directory.chmod(0o755)
+        new = not var.exists()
         var.mkdir(mode=0o750, exist_ok=True)
         leases = var / "leases"
         if self._uid:
@@ -222,7 +256,7 @@ class Daemons:
             fresh.write_text(text)
             fresh.chmod(0o644)
             fresh.rename(path)
-        return changed
+        return changed, new
 
     async def _running(self, guest: str) -> Process | None:
         try:
@@ -336,7 +370,7 @@ class Daemons:
             return
         if name == "pid" and (self._directory / network_uid / "var" / "pid").exists():
             daemon.ready.set()
-        elif name == "leases":
+        elif name == LEASES:
             self._read_soon(network_uid)
 
     def _read_soon(self, network_uid: str) -> None:
@@ -352,6 +386,9 @@ class Daemons:
         while daemon.touched.is_set():
             daemon.touched.clear()
             text = await asyncio.to_thread(_read_text, path)
+            if text is None:
+                # What cannot be read says nothing: the leases that are known stay.
+                return
             if not lease_file.is_complete(text):
                 # It may be in the middle of a write; then it changes again at once.
                 with suppress(TimeoutError):
@@ -383,15 +420,17 @@ def _guest(network_uid: str) -> str:
     return _GUEST_PREFIX + network_uid
 
 
-def _read_text(path: Path) -> str:
-    """Read a file that dnsmasq owns: never through a link, never without bound."""
+def _read_text(path: Path) -> str | None:
+    """Read a file that dnsmasq owns: through no link, nothing but a file, with a bound; None: it cannot be read now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no file", str(path))
+            return file.read(_LEASE_FILE_LIMIT_BYTES).decode(errors="replace")
     except OSError as error:
         _log.warning("the leases in %s cannot be read: %s", path, error)
-        return "\n"
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(_LEASE_FILE_LIMIT_BYTES).decode(errors="replace")
+        return None
 
 
 @contextmanager
@@ -433,6 +472,10 @@ class _Watch:
 
     async def _run(self) -> None:
         async for event in self._inotify:
-            network_uid = self._networks.get(event.watch) if event.watch is not None else None
-            if network_uid is not None and event.name is not None:
+            if event.mask & Mask.Q_OVERFLOW:
+                for network_uid in self._networks.values():
+                    self._changed(network_uid, LEASES)
+                continue
+            network_uid = self._networks.get(event.watch, "") if event.watch is not None else ""
+            if network_uid and event.name is not None:
                 self._changed(network_uid, str(event.name))

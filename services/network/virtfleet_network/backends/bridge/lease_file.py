@@ -16,6 +16,12 @@ __all__ = ["is_complete", "parse"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.IGNORECASE)
 _HEX_OCTETS = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2})*", re.IGNORECASE)
+_EXPIRY = re.compile(r"[0-9]{1,12}")
+_LAST_SECOND = 253_402_300_799
+"""The end of the year 9999: no time of the API is later."""
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+_CLIENT_ID_LIMIT_CHARACTERS = 3 * 255
 _DUID_WITH_ETHERNET = ("00:01:00:01:", "00:03:00:01:")
 """DUID-LLT and DUID-LL of hardware type Ethernet; the MAC is their end."""
 
@@ -30,18 +36,20 @@ def parse(text: str) -> tuple[LeaseRecord, ...]:
     found = {}
     for line in text.splitlines():
         fields = line.split()
-        if len(fields) < 5 or not fields[0].isdigit():
+        # What follows is a guest's word, or that of whoever has taken dnsmasq over.
+        if len(fields) < 5 or not _EXPIRY.fullmatch(fields[0]) or int(fields[0]) > _LAST_SECOND or "%" in fields[2]:
             continue
         expire, identity, address, hostname, client = fields[:5]
         try:
             canonical = ipaddress.ip_address(address)
         except ValueError:
             continue
-        client_id = client.lower() if client != "*" and _HEX_OCTETS.fullmatch(client) else ""
+        known = len(client) <= _CLIENT_ID_LIMIT_CHARACTERS and _HEX_OCTETS.fullmatch(client)
+        client_id = client.lower() if known else ""
         found[str(canonical)] = LeaseRecord(
             address=str(canonical),
             mac_address=_mac(identity, client_id, version=canonical.version),
-            hostname=hostname if hostname != "*" else "",
+            hostname=hostname if _HOSTNAME.fullmatch(hostname) else "",
             client_id=client_id,
             expire_seconds=int(expire),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -145,3 +146,75 @@ def test_a_guest_gets_an_ipv6_address_by_router_advertisement(node: Node) -> Non
         assert any("fd00:177:" in line for line in lines.stdout)
         lines.kill()
     assert any(address.startswith("fd00:177:") for address in guest.namespace.addresses("eth0"))
+
+
+def test_what_a_guest_calls_itself_harms_nobody(node: Node) -> None:
+    network = node.create("demo", nat())
+    bridge = network.status.bridge_name
+    port = node.reserve("demo", "d1-lan", new_uid())
+    victim = node.guest(bridge, port.mac_address)
+    assert victim.dhcp()["ip"] == port.addresses[0]
+    hostile = [
+        "d1",
+        "wpad",
+        "isatap",
+        "localhost",
+        "-rf",
+        "../../etc",
+        "a b c",
+        "x" * 250,
+        "\u0430dmin",
+        "1.2.3.4",
+        "*",
+        "evil.example.com",
+    ]
+    addresses = []
+    for name in hostile:
+        guest = node.guest(bridge)
+        addresses.append(guest.dhcp("-x", f"hostname:{name}")["ip"])
+    deadline = time.monotonic() + 10
+    while len(node.leases("demo")) < len(hostile) + 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    found = {one.status.address: one.status.hostname for one in node.leases("demo")}
+    # All are served, and told of by names that are names.
+    assert set(found) == {*addresses, *port.addresses}
+    for name in found.values():
+        assert re.fullmatch(r"[A-Za-z0-9_.-]{0,253}", name)
+    # The name of a port stays with it, and nobody becomes the proxy of the others.
+    answer = victim.lookup("d1.demo.test", "192.168.177.1")
+    assert port.addresses[0] in answer
+    assert addresses[0] not in answer
+    for name in ("wpad", "isatap"):
+        answer = victim.lookup(f"{name}.demo.test", "192.168.177.1")
+        assert not any(address in answer for address in addresses)
+
+
+def test_a_network_of_ipv6_alone(node: Node) -> None:
+    spec = network_pb2.NetworkSpec(domain_name="six.test")
+    spec.nat.SetInParent()
+    add_subnet(spec, "six", "fd00:66::/64", (0x10, 0x20))
+    network = node.create("demo", spec)
+    bridge = network.status.bridge_name
+    assert node.namespace.addresses(bridge) == {"fd00:66::1/64"}
+    port = node.reserve("demo", "d1-lan", new_uid())
+    assert [address.startswith("fd00:66::") for address in port.addresses] == [True]
+    rules = node.namespace("nft", "list", "table", "inet", "virtfleet")
+    assert "ip6 saddr fd00:66::/64" in rules
+    assert "ip saddr" not in rules
+    assert node.namespace("cat", "/proc/sys/net/ipv6/conf/all/forwarding").strip() == "1"
+    # Forwarding of the other family is nobody's need.
+    assert node.namespace("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"
+    guest = node.guest(bridge, port.mac_address)
+    with node.expecting(ADDED) as events:
+        assert [guest.dhcp6()] == list(port.addresses)
+    told = next(event for event in events if event.type == ADDED)
+    assert told.lease_changed.address in port.addresses
+    assert told.lease_changed.mac_address == port.mac_address
+    [lease] = node.leases("demo")
+    assert lease.status.port == f"{NODE}/networks/demo/ports/d1-lan"
+    assert lease.name.rpartition("/")[2].startswith("ip6-")
+    # By its name, of the node's IPv6 address.
+    guest.namespace("ip", "address", "replace", f"{port.addresses[0]}/64", "dev", "eth0", "nodad")
+    assert port.addresses[0] in guest.lookup("d1.six.test", "fd00:66::1")
+    node.stop("demo")
+    assert node.namespace("cat", "/proc/sys/net/ipv6/conf/all/forwarding").strip() == "0"

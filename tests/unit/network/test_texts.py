@@ -126,6 +126,8 @@ def test_files_of_dnsmasq() -> None:
         "dhcp-hostsfile=/x/dhcp-hosts",
         "dhcp-leasefile=/x/var/leases",
         "no-ping",
+        "dhcp-name-match=set:claimed,wpad",
+        "dhcp-ignore-names=tag:claimed",
         "no-resolv",
     ):
         assert line in lines

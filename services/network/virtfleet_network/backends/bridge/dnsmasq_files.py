@@ -103,6 +103,10 @@ def _dhcp(plan: NetworkPlan, directory: Path) -> Iterator[str]:
         return
     # No ping before an offer: it takes 3 s, and our own records say what is taken.
     yield from ("dhcp-authoritative", "dhcp-no-override", "no-ping", "quiet-dhcp", "quiet-dhcp6")
+    # Names by which machines look for a proxy or a tunnel: no guest takes them and so the traffic of the others.
+    for name in ("wpad", "isatap"):
+        yield f"dhcp-name-match=set:claimed,{name}"
+    yield "dhcp-ignore-names=tag:claimed"
     yield f"dhcp-hostsfile={directory}/dhcp-hosts"
     yield f"dhcp-leasefile={directory}/var/leases"
     # Its own limit is 1,000; what counts is the room in the ranges.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MESSAGE_CHANGES: Final = 256
 MESSAGE_BYTES: Final = 256 << 10
 COALESCE_CHANGES: Final = 64
-"""From so many waiting changes on, a resource is sent only as it is last."""
+"""From so many waiting changes on, a resource is sent only as it is last, and its end."""
 DEFAULT_BOOKMARK_SECONDS: Final = 30.0
 SETTLE_SECONDS: Final = 2.0
 _CATCH_UP_LIMIT = 8
@@ -175,18 +175,20 @@ _SHARED_LIMIT = 64
 
 
 def _overtaken(items: Sequence[Item]) -> set[int]:
-    """Return the changes, by `id`, that a later put or delete of the same resource makes void for a slow reader."""
+    """Return the puts, by `id`, that a later put of the same resource makes void for a slow reader.
+
+    By uid, as a node does it: a name may have come to mean another resource, and the end of each is told.
+    """
     if sum(len(item.changes) for item in items) < COALESCE_CHANGES:
         return set()
     void: set[int] = set()
-    told: set[str] = set()
+    told: set[tuple[str, str]] = set()
     for item in reversed(items):
         for change in reversed(item.changes):
-            if change.sort not in (Sort.PUT, Sort.DELETE):
-                continue
-            if change.name in told:
-                void.add(id(change))
-            told.add(change.name)
+            if change.sort is Sort.PUT:
+                if (change.kind, change.uid) in told:
+                    void.add(id(change))
+                told.add((change.kind, change.uid))
     return void
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from virtfleet.type.v1 import method_pb2
-from virtfleet_service import names
+from virtfleet_service import files, names
 from virtfleet_service.errors import PermissionMissing, ReadOnlySocket
 
 if TYPE_CHECKING:
@@ -120,7 +120,11 @@ class Authorizer:
             PolicyError: It does not parse; the old bindings stay.
             OSError: It cannot be read; the old bindings stay.
         """
-        self._bindings = tuple(parse_policy(path.read_text(), self.role_names))
+        try:
+            text = files.read(path).decode()
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"byte {error.start} of the policy file is no UTF-8") from error
+        self._bindings = tuple(parse_policy(text, self.role_names))
 
     def bound_roles(self, subject: str) -> tuple[str, ...]:
         """Return the roles that the policy file gives a subject; `role@prefix` where it limits the names."""
@@ -284,6 +288,8 @@ def parse_policy(text: str, roles: Iterable[str]) -> list[Binding]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"the policy file is not TOML: {error}") from error
+    except RecursionError as error:
+        raise PolicyError("the policy file is nested too deep") from error
     unknown = set(document) - {"binding"}
     if unknown:
         raise PolicyError(f"the policy file has unknown keys: {', '.join(sorted(unknown))}")

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from virtfleet_service import schema
+from virtfleet_service.durable import sync_folder
 from virtfleet_service.schema import StoreCorrupt, StoreError
 from virtfleet_service.store import locked
 
@@ -48,7 +49,7 @@ def back_up(path: Path, target: Path) -> None:
     finally:
         for name in (staged.name, *(staged.name + suffix for suffix in _BESIDE)):
             staged.with_name(name).unlink(missing_ok=True)
-    schema.sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def restore(source: Path, path: Path) -> Path | None:
@@ -85,7 +86,7 @@ def restore(source: Path, path: Path) -> Path | None:
         finally:
             for name in (staged.name, *(staged.name + suffix for suffix in _BESIDE)):
                 staged.with_name(name).unlink(missing_ok=True)
-        schema.sync_folder(path.parent)
+        sync_folder(path.parent)
     return kept
 
 

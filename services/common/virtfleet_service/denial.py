@@ -10,7 +10,6 @@ that holds more than a gateway hands its list over (`missing_in`), and the gatew
 from __future__ import annotations
 
 import datetime as dt
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from google.protobuf.message import DecodeError
 
 from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet_service import durable
 from virtfleet_service.errors import DocumentInvalid
 
 if TYPE_CHECKING:
@@ -118,12 +118,7 @@ class Denials:
         """
         if self.signed is None:
             return
-        staged = path.with_name(f".{path.name}.{os.getpid()}")
-        with staged.open("wb") as file:
-            file.write(self.signed.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
+        durable.write(path, self.signed.SerializeToString(), mode=0o644)
 
     def missing_in(self, other: Denials) -> list[enrollment_pb2.DeniedCertificate]:
         """Return what this list denies and another one does not; certificates that have ended are left out."""

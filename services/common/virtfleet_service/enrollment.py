@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet_service import durable
 from virtfleet_service.denial import Denials, public_key_sha256
 from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, DocumentInvalid, JoinTokenInvalid
 
@@ -117,7 +118,7 @@ class Fleet:
                 ("gateway_identities", self.gateway_identities),
             )
         ]
-        _write(directory / "fleet.toml", ("\n".join(lines) + "\n").encode(), mode=0o644)
+        durable.write(directory / "fleet.toml", ("\n".join(lines) + "\n").encode(), mode=0o644)
 
 
 async def join(
@@ -174,7 +175,10 @@ async def join(
                 raise BackendUnreachable(f"gateway {gateway}: {error.details()}", gateway=gateway) from error
             raise
     for issued in answer.certificates:
-        _write(directory / f"{issued.service}.crt", issued.certificate_chain.encode(), mode=0o644)
+        if issued.service not in endpoints:
+            raise DocumentInvalid(f"gateway {gateway} has issued a certificate that nobody asked for", gateway=gateway)
+        chain = _checked_chain(issued, (directory / f"{issued.service}.key").read_bytes())
+        durable.write(directory / f"{issued.service}.crt", chain, mode=0o644)
     take_trust_bundle(answer.trust_bundle, directory)
     fleet = Fleet(
         node=token.node,
@@ -208,12 +212,17 @@ def take_trust_bundle(bundle: enrollment_pb2.TrustBundle, directory: Path, *, se
         content = "".join(bundle.ca_certificates).encode()
         path = directory / "ca.crt"
         if not path.exists() or path.read_bytes() != content:
-            _write(path, content, mode=0o644)
+            try:
+                x509.load_pem_x509_certificates(content)
+            except ValueError as error:
+                # Written down it would leave nothing to believe the next bundle by.
+                raise DocumentInvalid("the CA certificates in the trust bundle do not parse") from error
+            durable.write(path, content, mode=0o644)
             changed = True
     if bundle.HasField("denial_list"):
         authorities = x509.load_pem_x509_certificates((directory / "ca.crt").read_bytes())
         offered = Denials.verify(bundle.denial_list, authorities)
-        held = Denials.load(directory / "denied", authorities)
+        held = _held(directory, authorities)
         if offered.replaces(held) or (seen and offered.number > held.number):
             offered.save(directory / "denied")
             changed = True
@@ -226,12 +235,34 @@ def unknown_to_gateway(bundle: enrollment_pb2.TrustBundle, directory: Path) -> e
     Its store has then been put back from a copy that is older than the list.
     """
     authorities = x509.load_pem_x509_certificates((directory / "ca.crt").read_bytes())
-    held = Denials.load(directory / "denied", authorities)
+    held = _held(directory, authorities)
     if bundle.denial_list_number < held.number:
         return held.signed
     if bundle.HasField("denial_list") and held.missing_in(Denials.verify(bundle.denial_list, authorities)):
         return held.signed
     return None
+
+
+def _held(directory: Path, authorities: list[x509.Certificate]) -> Denials:
+    """Return the denial list that is kept; one that is damaged is as good as none: the gateway sends it whole."""
+    try:
+        return Denials.load(directory / "denied", authorities)
+    except DocumentInvalid:
+        return Denials.empty()
+
+
+def _checked_chain(issued: enrollment_pb2.IssuedCertificate, key: bytes) -> bytes:
+    """Return a certificate that has been issued (PEM), if it is one of the key; it takes the place of one that serves.
+
+    Raises:
+        DocumentInvalid: It is not.
+    """
+    chain = issued.certificate_chain.encode()
+    if not durable.fits(chain, key):
+        raise DocumentInvalid(
+            f"the certificate that was issued for {issued.service or 'this service'} is not of its key"
+        )
+    return chain
 
 
 class Membership:
@@ -249,8 +280,11 @@ class Membership:
     ) -> None:
         self._directory = directory
         self._service = service
+        self._certificate_file = directory / f"{service}.crt"
+        self._key_file = directory / f"{service}.key"
         self._changed = changed
         self._note = note
+        durable.finish_pair(self._certificate_file, self._key_file)
         self._renew_at = self._planned_renewal()
         self._known_digest = ""
         self._channel: grpc.aio.Channel | None = None
@@ -271,7 +305,7 @@ class Membership:
                         else str(error)
                     )
                     if text != said:
-                        self._note(f"no trust bundle from the gateway: {text}")
+                        self._note(f"no trust bundle or no new certificate from the gateway: {text}")
                         said = text
                     await self._forget_channel()
                 await asyncio.sleep(TRUST_BUNDLE_INTERVAL_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311  # spread
@@ -289,16 +323,26 @@ class Membership:
                 endpoint,
                 grpc.ssl_channel_credentials(
                     root_certificates=(self._directory / "ca.crt").read_bytes(),
-                    private_key=(self._directory / f"{self._service}.key").read_bytes(),
-                    certificate_chain=(self._directory / f"{self._service}.crt").read_bytes(),
+                    private_key=self._key_file.read_bytes(),
+                    certificate_chain=self._certificate_file.read_bytes(),
                 ),
             )
+        refusal: Exception | None = None
         if dt.datetime.now(dt.UTC) >= self._renew_at:
-            await self._renew(self._channel)
-            return  # the next round connects with the new certificate
+            try:
+                await self._renew(self._channel)
+                return  # the next round connects with the new certificate
+            except (grpc.aio.AioRpcError, DocumentInvalid, OSError) as error:
+                # A gateway that can issue nothing (its disk is full) still tells who is denied.
+                refusal = error
+        await self._fetch_trust_bundle(self._channel)
+        if refusal is not None:
+            raise refusal
+
+    async def _fetch_trust_bundle(self, channel: grpc.aio.Channel) -> None:
         authorities = x509.load_pem_x509_certificates((self._directory / "ca.crt").read_bytes())
-        known = Denials.load(self._directory / "denied", authorities).number
-        get = self._channel.unary_unary(
+        known = _held(self._directory, authorities).number
+        get = channel.unary_unary(
             f"{_SERVICE}GetTrustBundle",
             request_serializer=enrollment_pb2.GetTrustBundleRequest.SerializeToString,
             response_deserializer=enrollment_pb2.TrustBundle.FromString,
@@ -330,9 +374,9 @@ class Membership:
             ),
             timeout=CALL_SECONDS,
         )
-        # Between the two writes key and certificate do not fit; a reader then keeps what it has and looks again.
-        _write(self._directory / f"{self._service}.key", _private_pem(key), mode=0o600)
-        _write(self._directory / f"{self._service}.crt", answer.certificate.certificate_chain.encode(), mode=0o644)
+        private = _private_pem(key)
+        chain = _checked_chain(answer.certificate, private)
+        durable.write_pair(self._certificate_file, chain, self._key_file, private)
         self._renew_at = self._planned_renewal()
         self._changed()
         await self._forget_channel()
@@ -348,7 +392,7 @@ class Membership:
         The life counts from when the certificate was written here: it begins some minutes before it was issued, which
         is most of a short life.
         """
-        file = self._directory / f"{self._service}.crt"
+        file = self._certificate_file
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         written = dt.datetime.fromtimestamp(file.stat().st_mtime, dt.UTC)
@@ -420,7 +464,7 @@ def _kept_key(path: Path) -> ec.EllipticCurvePrivateKey:
         if isinstance(key, ec.EllipticCurvePrivateKey):
             return key
     made = ec.generate_private_key(ec.SECP256R1())
-    _write(path, _private_pem(made), mode=0o600)
+    durable.write(path, _private_pem(made), mode=0o600)
     return made
 
 
@@ -435,17 +479,6 @@ def _certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     )
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def _write(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a file durably in place of the one before; nobody ever sees half of it."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
 
 
 def _quoted(text: str) -> str:

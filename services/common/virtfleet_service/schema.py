@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtfleet_service.durable import sync_folder
+
 RELEASE = "0.1.0"
 """The release that this code is; compared with what a migration names."""
 
@@ -22,6 +24,21 @@ QUICK_CHECK_LIMIT_BYTES = 64 * 1024 * 1024
 
 STORE_ID_BYTES = 16
 JOURNAL_LIMIT_BYTES = 16 * 1024 * 1024
+
+
+_OF_THE_DISK = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""What SQLite says when the file may be whole, and cannot be read or written now."""
 
 
 class StoreError(Exception):
@@ -111,6 +128,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
     Raises:
         StoreCorrupt: It is no SQLite file.
+        StoreError: It cannot be opened.
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
     try:
@@ -149,15 +167,6 @@ def create_file(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def prepare(
     connection: sqlite3.Connection,
     path: Path,
@@ -172,6 +181,7 @@ def prepare(
     Raises:
         StoreNewer: A release that this one cannot read after has changed it.
         StoreCorrupt: It is damaged.
+        StoreError: It cannot be opened.
     """
     try:
         version = check(connection, path, release)
@@ -260,8 +270,13 @@ def _parts(release: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release.split("."))
 
 
-def damaged(path: Path, cause: object) -> StoreCorrupt:
-    """Return the error for a file that is damaged, which says what to do."""
+def damaged(path: Path, cause: object) -> StoreError:
+    """Return the error for a file that cannot be used, which says what to do.
+
+    A full or unreadable disk is no damage: whoever put a copy back because of it would lose what came after the copy.
+    """
+    if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & 0xFF in _OF_THE_DISK:
+        return StoreError(f"{path} cannot be opened ({cause}): look at its disk, whether it is full, and at its owner")
     return StoreCorrupt(
         f"{path} is damaged or no store ({cause}): restore it from a copy, or move it away to start empty"
     )

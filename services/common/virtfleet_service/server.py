@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
     from virtfleet.type.v1 import method_pb2
+    from virtfleet_service.denial import Denials
     from virtfleet_service.tls import Credentials
 
 _log = logging.getLogger(__name__)
@@ -434,6 +435,12 @@ class Server:
         """Look at certificates, policy and denial list, take what is new, and judge the callers of open calls again."""
         if self.trust is not None:
             self.trust.refresh()
+            self.pipeline.review()
+
+    def take_denials(self, denials: Denials) -> None:
+        """Obey a denial list that is not in the file yet, and judge the callers of open calls by it."""
+        if self.trust is not None:
+            self.trust.take_denials(denials)
             self.pipeline.review()
 
     def reload_certificates(self, *, validate_only: bool = False) -> None:

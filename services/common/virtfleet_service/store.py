@@ -163,6 +163,7 @@ class Store:
         Raises:
             StoreNewer: A later release has changed it beyond what this one reads.
             StoreCorrupt: It is damaged.
+            StoreError: The disk refuses.
             StoreLocked: Another process has it open.
         """
         path = Path(path)

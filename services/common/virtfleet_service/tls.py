@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from virtfleet_service import durable
 from virtfleet_service.errors import BackingMissing
 
 if TYPE_CHECKING:
@@ -48,14 +49,14 @@ def read_credentials(settings: TlsSettings) -> Credentials:
     from cryptography.hazmat.primitives import serialization
 
     certificate_pem = _read(settings.certificate_file, "certificate")
-    key_pem = _read(settings.key_file, "key")
+    key_pem = _read_key(settings.key_file, certificate_pem)
     authorities_pem = _read(settings.ca_file, "trust bundle")
     try:
         certificate = x509.load_pem_x509_certificates(certificate_pem)[0]
     except (ValueError, IndexError) as error:
         raise _unusable("certificate", settings.certificate_file, "holds no certificate") from error
     try:
-        key = serialization.load_pem_private_key(key_pem, None)
+        serialization.load_pem_private_key(key_pem, None)
     except (ValueError, TypeError) as error:
         # The text of the error could quote the file; it stays out of the message.
         raise _unusable("key", settings.key_file, "holds no private key without passphrase") from error
@@ -63,8 +64,7 @@ def read_credentials(settings: TlsSettings) -> Credentials:
         x509.load_pem_x509_certificates(authorities_pem)
     except ValueError as error:
         raise _unusable("trust bundle", settings.ca_file, "holds no certificates") from error
-    form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if key.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
+    if not durable.fits(certificate_pem, key_pem):
         raise _unusable("key", settings.key_file, "is not that of the certificate")
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -85,8 +85,23 @@ def _read(path: Path | None, what: str) -> bytes:
         raise _unusable(what, path, f"cannot be read: {error.strerror}") from error
 
 
+def _read_key(path: Path | None, certificate: bytes) -> bytes:
+    if path is None:
+        return _read(path, "key")
+    try:
+        return durable.fitting_key(certificate, path)
+    except OSError as error:
+        raise _unusable("key", path, f"cannot be read: {error.strerror}") from error
+
+
 def _unusable(what: str, path: Path | None, cause: str) -> BackingMissing:
     return BackingMissing(f"the {what} file {path} {cause}", file=path, cause=cause)
+
+
+def _warn_of_open_key(path: Path | None) -> None:
+    found = None if path is None or not path.exists() else path.stat()
+    if found is not None and found.st_mode & 0o007:
+        _log.warning("the key %s is open to everybody on this machine: take it away from others (chmod o-rwx)", path)
 
 
 def fingerprint(*paths: Path | None) -> tuple[tuple[int, int, int] | None, ...]:
@@ -117,8 +132,10 @@ class CertificateSource:
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
         self._seen = self._fingerprint()
+        self._said = ""
         self.current = read_credentials(settings)
         self.generation = 1
+        _warn_of_open_key(settings.key_file)
 
     def _fingerprint(self) -> tuple[tuple[int, int, int] | None, ...]:
         settings = self._settings
@@ -138,9 +155,10 @@ class CertificateSource:
         Raises:
             BackingMissing: See `read_credentials`; the old ones stay in use.
         """
-        # Read before the files: one that changes meanwhile is found changed again.
-        self._seen = self._fingerprint()
+        # Taken before the files are read: one that changes meanwhile is found changed again.
+        seen = self._fingerprint()
         fresh = read_credentials(self._settings)
+        self._seen, self._said = seen, ""
         if fresh == self.current:
             return False
         self.current = fresh
@@ -149,14 +167,20 @@ class CertificateSource:
         return True
 
     def reload_if_changed(self) -> bool:
-        """Take changed files; returns whether anything is new. What cannot be used is logged, the old ones stay."""
+        """Take changed files; returns whether anything is new. What cannot be used is logged, the old ones stay.
+
+        It is tried again with each call: the process may only have been short of descriptors, and a new certificate
+        that is passed over is missed when the old one ends.
+        """
         if self._fingerprint() == self._seen:
             return False
         try:
             return self.reload()
         except BackingMissing as error:
             # Also in the middle of a rotation, between certificate and key; the second file makes it right.
-            _log.error("new certificates cannot be used, the old ones stay: %s", error.message)
+            if self._said != error.message:
+                self._said = error.message
+                _log.error("new certificates cannot be used, the old ones stay: %s", error.message)
             return False
 
     def server_credentials(self, *, require_client_certificate: bool = True) -> grpc.ServerCredentials:

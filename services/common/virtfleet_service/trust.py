@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from virtfleet_service.authorization import Authorizer
+    from virtfleet_service.denial import Denials
     from virtfleet_service.settings import ServiceSettings
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ class Trust:
         self._settings = settings
         self._service = service
         self._authorizer = authorizer
-        self._watched: dict[str, object] = {}
+        # By file: what has been taken of it, and what was wrong with it last.
+        self._taken: dict[str, object] = {}
+        self._said: dict[str, str] = {}
         self._member = settings.identity_dir is not None and (settings.identity_dir / MEMBER_FILE).exists()
         trust_domain, gateways = self._fleet() if self._member else (settings.trust_domain, ())
         self.authenticator = Authenticator(trust_domain, authorizer, node_role=node_role, gateways=gateways)
@@ -121,32 +124,48 @@ class Trust:
             return
         if self.certificates.reload():
             self.authenticator.forget()
-        self._watched.pop("denials", None)
+        self._taken.pop("denials", None)
         self._load_denials()
 
-    def _changed(self, what: str, path: Path) -> bool:
+    def take_denials(self, denials: Denials) -> None:
+        """Obey a list that is not in the file yet, unless it is older than that in force."""
+        if denials.number >= self.denial_list_number:
+            self.authenticator.denials = denials
+
+    def _changed(self, what: str, path: Path) -> object:
+        """Return what is to be noted (`_taken`) once the file has been taken; None: it is as it was."""
         found = fingerprint(path)
-        if self._watched.get(what) == found:
-            return False
-        self._watched[what] = found
-        return True
+        return None if self._taken.get(what) == found else found
+
+    def _complain(self, what: str, text: str) -> None:
+        """Log what is wrong with a file once; it is looked at again with each refresh."""
+        if self._said.get(what) != text:
+            self._said[what] = text
+            _log.error("%s", text)
+
+    def _note(self, what: str, found: object) -> None:
+        self._taken[what] = found
+        self._said.pop(what, None)
 
     def _load_policy(self, *, first: bool = False) -> None:
         path = self._settings.policy_file
-        if path is None or not self._changed("policy", path):
+        found = None if path is None else self._changed("policy", path)
+        if path is None or found is None:
             return
         try:
             self._authorizer.load_policy(path)
         except (PolicyError, OSError) as error:
             if first:
                 raise SettingsError(f"policy_file: {path}: {error}") from error
-            _log.error("the policy file cannot be used, the old policy stays: %s", error)
+            self._complain("policy", f"the policy file cannot be used, the old policy stays: {error}")
             return
+        self._note("policy", found)
         self.authenticator.forget()
 
     def _load_denials(self) -> None:
         path = self.files.denial_list_file
-        if path is None or self.certificates is None or not self._changed("denials", path):
+        found = None if path is None else self._changed("denials", path)
+        if path is None or self.certificates is None or found is None:
             return
         from cryptography import x509
 
@@ -156,8 +175,9 @@ class Trust:
             authorities = x509.load_pem_x509_certificates(self.certificates.current.authorities)
             fresh = Denials.load(path, authorities)
         except (DocumentInvalid, OSError) as error:
-            _log.error("the denial list cannot be used, the old one stays: %s", error)
+            self._complain("denials", f"the denial list cannot be used, the old one stays: {error}")
             return
+        self._note("denials", found)
         if fresh.number < self.denial_list_number:
             _log.error(
                 "the denial list is older than the one in force, which stays",

@@ -7,6 +7,7 @@ import datetime as dt
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -20,7 +21,7 @@ from virtfleet_gateway.settings import FleetSettings
 from virtfleet_service import enrollment
 from virtfleet_service.denial import Denials
 from virtfleet_service.enrollment import Fleet, JoinToken, Membership
-from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, JoinTokenInvalid
+from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, DocumentInvalid, JoinTokenInvalid
 
 ENDPOINTS = {"compute": "127.0.0.1:1", "storage": "127.0.0.1:2", "network": "127.0.0.1:3"}
 
@@ -140,6 +141,83 @@ async def test_a_member_renews_its_certificate_and_hears_of_a_revocation(
         running_member.cancel()
         await asyncio.gather(running_member, return_exceptions=True)
     assert said == []
+
+
+async def test_a_member_that_cannot_renew_hears_of_revocations_all_the_same(
+    gateway: App, admin: grpc.aio.Channel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "n1"
+    await enrollment.join(gateway.settings.enrollment_listen, await token(admin), ENDPOINTS, folder)
+    # As after a restore of the gateway: its certificates are good, and nobody renews them.
+    await gateway.store.write(lambda tx: tx.delete("nodes/n1", cause="test"))
+    before = (folder / "compute.crt").read_bytes()
+    changes: asyncio.Queue[None] = asyncio.Queue()
+    said: list[str] = []
+    member = Membership(folder, "compute", changed=lambda: changes.put_nowait(None), note=said.append)
+    member._renew_at = dt.datetime.now(dt.UTC)
+    running_member = asyncio.create_task(member.run())
+    try:
+        await enrollment_pb2_grpc.EnrollmentServiceStub(admin).RevokeCertificate(
+            enrollment_pb2.RevokeCertificateRequest(name="certificates/cabc", allow_missing=True)
+        )
+        await asyncio.wait_for(changes.get(), 10)
+    finally:
+        running_member.cancel()
+        await asyncio.gather(running_member, return_exceptions=True)
+    denials = Denials.load(folder / "denied", x509.load_pem_x509_certificates((folder / "ca.crt").read_bytes()))
+    assert denials.denies("abc", "", dt.datetime.now(dt.UTC))
+    assert (folder / "compute.crt").read_bytes() == before
+    assert len(said) == 1
+    assert "join again" in said[0]
+
+
+class Impostor:
+    """Has the certificate of a gateway, and answers what no gateway would.
+
+    Args:
+        authority: The fleet's.
+        service: For which the certificate is said to be.
+        chain: The certificate.
+    """
+
+    def __init__(self, authority: Authority, service: str, chain: str) -> None:
+        self.authority = authority
+        self.certificate = enrollment_pb2.IssuedCertificate(service=service, certificate_chain=chain)
+        self.bundle = enrollment_pb2.TrustBundle(
+            trust_domain="virtfleet.dev", ca_certificates=[authority.certificate_pem.decode()]
+        )
+
+    def __getattr__(self, name: str) -> Any:  # the methods that nobody calls
+        return None
+
+    async def GetTrustBundle(self, _request: Any, _context: Any) -> enrollment_pb2.TrustBundle:  # noqa: N802  # gRPC's
+        return self.bundle
+
+    async def EnrollNode(self, _request: Any, _context: Any) -> enrollment_pb2.EnrollNodeResponse:  # noqa: N802  # gRPC's
+        return enrollment_pb2.EnrollNodeResponse(certificates=[self.certificate], trust_bundle=self.bundle)
+
+
+@pytest.mark.parametrize("service", ["compute", "../elsewhere"])
+async def test_what_no_gateway_would_issue_is_written_nowhere(tmp_path: Path, service: str) -> None:
+    authority = Authority.create(tmp_path / "authority")
+    strangers = authority.issue_node(new_request("compute")[1], "n1", "compute", dt.timedelta(days=1)).pem.decode()
+    key, request = new_request("g1")
+    own = authority.issue_gateway(request, "g1", ["localhost", "127.0.0.1"], dt.timedelta(days=1))
+    server = grpc.aio.server()
+    impostor: Any = Impostor(authority, service, strangers)
+    enrollment_pb2_grpc.add_EnrollmentServiceServicer_to_server(impostor, server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, own.pem)]))
+    await server.start()
+    folder = tmp_path / "n1"
+    try:
+        with pytest.raises(DocumentInvalid):
+            await enrollment.join(
+                f"127.0.0.1:{port}", JoinToken("vf1.n1.x.y", "n1", authority.key_hash), ENDPOINTS, folder
+            )
+    finally:
+        await server.stop(0)
+    assert {path.name for path in folder.iterdir()} == {f"{name}.key" for name in ENDPOINTS}
+    assert not (tmp_path / "elsewhere.crt").exists()
 
 
 async def test_a_revoked_user_is_refused_within_five_seconds(gateway: App, admin: grpc.aio.Channel) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +27,13 @@ from virtfleet_gateway.fleet_operations import FleetOperations
 from virtfleet_gateway.index import Index
 from virtfleet_gateway.issued import IssuedFolder
 from virtfleet_gateway.join_tokens import JoinTokens
+from virtfleet_gateway.lapses import Lapses
 from virtfleet_gateway.nodes import Registry
 from virtfleet_gateway.routing import build_table
 from virtfleet_gateway.servicers.enrollment import EnrollmentServicer
 from virtfleet_gateway.servicers.nodes import NodeServicer, remove
 from virtfleet_gateway.serving import OPERATIONS, GatewayServer
+from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.operations import Operations
 from virtfleet_service.settings import SettingsError, TlsSettings
 from virtfleet_service.store import Store
@@ -39,10 +41,11 @@ from virtfleet_service.tls import CertificateSource
 from virtfleet_service.watch import WatchHub, operation_watch_service, watch_service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from virtfleet_gateway.channels import Connect
     from virtfleet_gateway.settings import FleetSettings
+    from virtfleet_service.denial import Denials
     from virtfleet_service.operations import Handler
     from virtfleet_service.transaction import Transaction
 
@@ -97,13 +100,18 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         for function in refreshes:
             function()
 
+    def denied(denials: Denials) -> None:
+        server.take_denials(denials)
+        refresh()
+
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(
             Store.open(settings.state_dir / "gateway.db", package=PACKAGE, resource_types=RESOURCE_TYPES)
         )
         # Not before the store is held: a second gateway that is refused leaves the files of the first alone.
         own = OwnCertificate(authority, identity_dir, settings.name, settings.hosts, refresh)
-        own.ensure()
+        with _put_off("the gateway's own certificate"):
+            own.ensure()
         settings = dataclasses.replace(
             settings,
             trust_domain=authority.trust_domain,
@@ -141,30 +149,18 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
             roster=registry,
         )
         refreshes += [server.refresh, own.look]
-        terms = Terms(
-            gateway_endpoints=settings.member_endpoints or tuple(_first(settings.listen)),
-            gateway_identities=(f"spiffe://{domain}/gateway/",),
-            node_lifetime=dt.timedelta(seconds=settings.node_certificate_seconds),
-        )
-        denial_list = DenialList(store, authority, own.denied_file, changed=refresh)
-        certificates = Certificates(store, authority, denial_list)
-        enrollment = Enrollment(store, authority, terms, certificates, denial_list)
-        await certificates.restore_denials(own.identity)
-        issued = IssuedFolder(settings.authority_dir, certificates)
-        # Before it serves: whoever lists certificates finds those of before the start.
-        await issued.look()
-        await certificates.adopt(own.certificate_file.read_bytes(), own.identity)
+        desk = await _open_desk(store, authority, settings, own, denied)
         operations = await stack.enter_async_context(
             Operations(store, "gateway", "", prefix="operations/").running(drain_seconds=settings.drain_seconds)
         )
-        await operations.settle({"virtfleet.fleet.v1.NodeService.DeleteNode": _settler(certificates)})
+        await operations.settle({"virtfleet.fleet.v1.NodeService.DeleteNode": _settler(desk.certificates)})
         server.add(
             node_pb2.DESCRIPTOR.services_by_name["NodeService"],
-            NodeServicer(store, registry, operations, certificates.expel),
+            NodeServicer(store, registry, operations, desk.certificates.expel),
         )
         server.add(
             enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"],
-            EnrollmentServicer(store, JoinTokens(store, authority.key_hash), enrollment, certificates, denial_list),
+            EnrollmentServicer(store, desk.tokens, desk.enrollment, desk.certificates, desk.denial_list),
         )
         server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
         server.add(OPERATIONS, FleetOperations(operations, fan_out, registry.services, store.token_key))
@@ -173,15 +169,67 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         server.on_drain(fleet.close)
         registry.start()
         await stack.enter_async_context(server)
+        desk.denial_list.settle()
         await stack.enter_async_context(
             _together(
                 registry.run(),
-                own.run(lambda pem: certificates.adopt(pem, own.identity)),
-                issued.run(),
-                _sweep(server, files, channels),
+                own.run(lambda pem: desk.certificates.adopt(pem, own.identity)),
+                desk.issued.run(),
+                Lapses(store, authority, desk.certificates, desk.tokens).run(),
+                _sweep(server, files, channels, desk.denial_list),
             )
         )
-        yield App(settings, server, store, registry, index, channels, enrollment, fleet)
+        yield App(settings, server, store, registry, index, channels, desk.enrollment, fleet)
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """Is where members are admitted and certificates issued and denied."""
+
+    denial_list: DenialList
+    certificates: Certificates
+    tokens: JoinTokens
+    enrollment: Enrollment
+    issued: IssuedFolder
+
+
+async def _open_desk(
+    store: Store,
+    authority: Authority,
+    settings: FleetSettings,
+    own: OwnCertificate,
+    denied: Callable[[Denials], object],
+) -> _Desk:
+    """Put together what decides about members, with all that has been denied and issued before."""
+    terms = Terms(
+        gateway_endpoints=settings.member_endpoints or tuple(_first(settings.listen)),
+        gateway_identities=(f"spiffe://{authority.trust_domain}/gateway/",),
+        node_lifetime=dt.timedelta(seconds=settings.node_certificate_seconds),
+    )
+    denial_list = DenialList(store, authority, own.denied_file, changed=denied)
+    certificates = Certificates(store, authority, denial_list)
+    issued = IssuedFolder(settings.authority_dir, certificates)
+    await certificates.restore_denials(own.identity)
+    # Before it serves: whoever lists certificates finds those of before the start.
+    await issued.look()
+    with _put_off("the entry of the gateway's own certificate"):
+        await certificates.adopt(own.certificate_file.read_bytes(), own.identity)
+    return _Desk(
+        denial_list,
+        certificates,
+        JoinTokens(store, authority.key_hash),
+        Enrollment(store, authority, terms, certificates, denial_list),
+        issued,
+    )
+
+
+@contextmanager
+def _put_off(what: str) -> Iterator[None]:
+    """Let a full disk not keep a gateway from its start: what is there may be good for days, and is tried again."""
+    try:
+        yield
+    except (OSError, VirtfleetError) as error:
+        _log.error("put off: %s: %s", what, error)
 
 
 def _first(listen: str | Sequence[str]) -> Sequence[str]:
@@ -213,10 +261,11 @@ async def _together(*work: Coroutine[object, object, None]) -> AsyncIterator[Non
                 task.cancel()
 
 
-async def _sweep(server: GatewayServer, files: CertificateSource, channels: Channels) -> None:
+async def _sweep(server: GatewayServer, files: CertificateSource, channels: Channels, denial_list: DenialList) -> None:
     """Cut off denied callers from forwarded streams, and connect anew to nodes with a new certificate."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
+        denial_list.settle()
         server.sweep()
         if files.reload_if_changed():
             channels.renew()

@@ -131,6 +131,11 @@ class Authority:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     @property
+    def not_after(self) -> dt.datetime:
+        """When the authority ends; nothing that it signs lives longer."""
+        return self._certificate.not_valid_after_utc
+
+    @property
     def key_hash(self) -> str:
         """The SHA-256 of the public key (SubjectPublicKeyInfo, DER) in hexadecimal digits, as join tokens carry it."""
         return key_hash(self._certificate)

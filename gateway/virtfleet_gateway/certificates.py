@@ -31,6 +31,8 @@ LISTED_AFTER_END: Final = dt.timedelta(days=1)
 
 _CAUSE: Final = "virtfleet.fleet.v1.EnrollmentService."
 _ADOPTED: Final = "issued by command"
+_ENDED: Final = "expired"
+_LAPSE_SLICE: Final = 500
 _NAME = re.compile(r"certificates/c([1-9a-f][0-9a-f]{0,39})")
 _KINDS: Final = {
     identity.NODE: enrollment_pb2.CERTIFICATE_KIND_NODE,
@@ -164,12 +166,28 @@ class Certificates:
         """Return the certificates of a node."""
         return [certificate for certificate in self._all(transaction) if certificate.status.node == f"nodes/{node}"]
 
-    def forget_old(self, transaction: Transaction) -> None:
-        """Drop certificates that have ended long ago."""
-        limit = _now() - LISTED_AFTER_END
-        for certificate in self._all(transaction):
-            if certificate.status.expire_time.ToDatetime(dt.UTC) < limit:
-                transaction.delete(certificate.name, cause="expired")
+    @staticmethod
+    def lapse(transaction: Transaction, after: str) -> str:
+        """Say of some certificates that have ended that they have; drop those that ended long ago.
+
+        Args:
+            transaction: Where they are.
+            after: The name behind which to go on; empty: from the first on.
+
+        Returns:
+            The name behind which to go on; empty: there are no more.
+        """
+        now = _now()
+        rows = transaction.list(KIND, after=after, limit=_LAPSE_SLICE)
+        for row in rows:
+            certificate = enrollment_pb2.Certificate.FromString(row.body)
+            ends = certificate.status.expire_time.ToDatetime(dt.UTC)
+            if ends < now - LISTED_AFTER_END:
+                transaction.delete(certificate.name, cause=_ENDED)
+            elif ends <= now and certificate.status.state == enrollment_pb2.CERTIFICATE_STATE_VALID:
+                certificate.status.state = enrollment_pb2.CERTIFICATE_STATE_EXPIRED
+                transaction.put(KIND, certificate, cause=_ENDED)
+        return rows[-1].name if len(rows) == _LAPSE_SLICE else ""
 
     # Their end
 

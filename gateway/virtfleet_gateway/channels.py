@@ -98,7 +98,9 @@ class Lane:
         self.service = service
         self.channel = channel
         self.last_seen_seconds = 0.0
-        """When the lane was last known to work, as `time.time()`; 0: never."""
+        """When the lane was last known to work, as `time.time()`; 0: never. Is told, and never reckoned with."""
+        self.heard_seconds = 0.0
+        """The same as `time.monotonic()`, which nobody sets; 0: not in the life of this process."""
         self._calls: dict[str, Multicallable] = {}
         self._been_up = False
 
@@ -167,6 +169,11 @@ class Lane:
     def touch(self) -> None:
         """Note that the service has just been heard."""
         self.last_seen_seconds = time.time()
+        self.heard_seconds = time.monotonic()
+
+    def take_over(self, other: Lane) -> None:
+        """Know what another lane to the same service knew of when it was heard."""
+        self.last_seen_seconds, self.heard_seconds = other.last_seen_seconds, other.heard_seconds
 
 
 def _timestamp(seconds: float) -> str:
@@ -198,7 +205,7 @@ class ServiceChannels:
         """The lane for volume data."""
         if self._bulk is None:
             self._bulk = Lane(self.node, self.service, self._connect(self.node, self.service, self.endpoint, True))
-            self._bulk.last_seen_seconds = self.control.last_seen_seconds
+            self._bulk.take_over(self.control)
         return self._bulk
 
     def lane(self, *, bulk: bool) -> Lane:
@@ -211,10 +218,10 @@ class ServiceChannels:
         Returns the channels, whose calls go on until they are closed.
         """
         old = [lane.channel for lane in (self._control, self._bulk) if lane is not None]
-        seen = self._control.last_seen_seconds if self._control is not None else 0.0
+        before = self._control
         self._control = self._bulk = None
-        if seen:
-            self.control.last_seen_seconds = seen
+        if before is not None and before.last_seen_seconds:
+            self.control.take_over(before)
         return old
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import os
+import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -13,10 +13,15 @@ from pathlib import Path
 from cryptography import x509
 
 from virtfleet_gateway.authority import Authority, new_request
+from virtfleet_service import durable
 from virtfleet_service.denial import Denials
+from virtfleet_service.errors import DocumentInvalid, VirtfleetError
+
+_log = logging.getLogger(__name__)
 
 LIFETIME = dt.timedelta(days=7)
 _LOOK_SECONDS = 60.0
+_RETRY_SECONDS = 5.0
 
 
 class OwnCertificate:
@@ -51,35 +56,27 @@ class OwnCertificate:
     def ensure(self) -> None:
         """Issue a certificate unless there is a good one.
 
-        It is good for the same authority, name and hosts, in its first half, and while it is not denied.
+        It is good with its own key, for the same authority, name and hosts, in its first half, and while it is not
+        denied.
 
         Raises:
-            OSError: A file cannot be written.
-            DocumentInvalid: The file of the denial list is damaged.
+            OSError: A file cannot be read or written.
         """
+        durable.finish_pair(self.certificate_file, self.key_file)
         if self._is_good():
             return
         self.ca_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         key, request = new_request(self._name)
         certificate = self._authority.issue_gateway(request, self._name, self._hosts, LIFETIME)
-        # A reader between the writes finds a key that does not fit, keeps what it has, and looks again.
-        for path, content, mode in (
-            (self.ca_file, self._authority.certificate_pem, 0o644),
-            (self.key_file, key, 0o600),
-            (self.certificate_file, certificate.pem, 0o644),
-        ):
-            staged = path.with_name(f".{path.name}.{os.getpid()}")
-            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(path)
+        durable.write(self.ca_file, self._authority.certificate_pem, mode=0o644)
+        durable.write_pair(self.certificate_file, certificate.pem, self.key_file, key)
 
     def _is_good(self) -> bool:
         if not (self.certificate_file.exists() and self.key_file.exists() and self.ca_file.exists()):
             return False
         if self.ca_file.read_bytes() != self._authority.certificate_pem:
+            return False
+        if not durable.fits(self.certificate_file.read_bytes(), self.key_file.read_bytes()):
             return False
         certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -93,7 +90,11 @@ class OwnCertificate:
         uri = names.get_values_for_type(x509.UniformResourceIdentifier)[0]
         if uri != self.identity:
             return False
-        denials = Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self._authority.certificate_pem)])
+        try:
+            denials = Denials.load(self.denied_file, [x509.load_pem_x509_certificate(self._authority.certificate_pem)])
+        except DocumentInvalid:
+            # It is written again from the store, and then looked at once more.
+            return True
         return not denials.denies(f"{certificate.serial_number:x}", uri, certificate.not_valid_before_utc)
 
     def look(self) -> None:
@@ -107,15 +108,25 @@ class OwnCertificate:
             issued: Is given each certificate, the present one too, so that it is known and can be revoked.
         """
         known = b""
+        said = ""
         while True:
-            await asyncio.to_thread(self.ensure)
-            present = self.certificate_file.read_bytes()
-            if present != known:
-                await issued(present)
-                if known:
-                    self._changed()
-                known = present
+            pause_seconds = _LOOK_SECONDS
+            try:
+                await asyncio.to_thread(self.ensure)
+                present = self.certificate_file.read_bytes()
+                if present != known:
+                    if known:
+                        self._changed()
+                    await issued(present)
+                    known = present
+                said = ""
+            except (OSError, VirtfleetError) as error:
+                # A full disk: the certificate at hand is good for days.
+                pause_seconds = _RETRY_SECONDS
+                if said != str(error):
+                    said = str(error)
+                    _log.error("the gateway's own certificate could not be renewed or entered: %s", error)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(pause_seconds):
                     await self._wake.wait()

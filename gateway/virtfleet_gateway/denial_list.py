@@ -1,8 +1,9 @@
 """The denial list that the authority signs, as the gateway keeps it and hands it out with the trust bundle.
 
 It is made, numbered and signed in the transaction that revokes certificates, stored with them, and written to the file
-that the gateway's own server obeys after the commit: a crash between the two is made good at the next start. Its number
-comes from the clock: a store that was put back from a copy must not give a number again that members have seen.
+that the gateway's own server obeys after the commit: a crash between the two is made good at the next start, and if
+the disk refuses the file, the server is handed the list all the same and the file is tried again. Its number comes from
+the clock: a store that was put back from a copy must not give a number again that members have seen.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ class DenialList:
         store: The gateway's store.
         authority: What signs.
         file: Where this gateway keeps the list that its own server obeys.
-        changed: Is called after the list has changed and its file is written.
+        changed: Is called with each new list, once more for as long as its file cannot be written.
     """
 
-    def __init__(self, store: Store, authority: Authority, file: Path, *, changed: Callable[[], object]) -> None:
+    def __init__(self, store: Store, authority: Authority, file: Path, *, changed: Callable[[Denials], object]) -> None:
         self._store = store
         self._authority = authority
         self._file = file
         self._changed = changed
+        # What the file does not hold yet.
+        self._unsaved: Denials | None = None
+        self._said = ""
         self._ca_digest = hashlib.sha256(authority.certificate_pem).hexdigest()
         self._certificate = x509.load_pem_x509_certificate(authority.certificate_pem)
 
@@ -89,8 +93,24 @@ class DenialList:
     def publish(self, denials: Denials | None) -> None:
         """Write a list that has been committed to its file and tell of it; None: nothing has changed."""
         if denials is not None:
+            self._unsaved = denials
+            self.settle()
+
+    def settle(self) -> None:
+        """Write and tell what could not be written yet; does nothing if all is."""
+        denials = self._unsaved
+        if denials is None:
+            return
+        try:
             denials.save(self._file)
-            self._changed()
+        except OSError as error:
+            # What is denied is denied, and committed: who asked for it must not be told that it failed.
+            if self._said != str(error):
+                self._said = str(error)
+                _log.error("the denial list cannot be written to its file, it is obeyed all the same: %s", error)
+        else:
+            self._unsaved, self._said = None, ""
+        self._changed(denials)
 
     def current(self) -> Denials:
         """Return the list in force."""
@@ -128,12 +148,10 @@ class DenialList:
         return Denials.verify(signed, [self._certificate])
 
     def restore_file(self) -> None:
-        """Write the list of the store to its file.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        self.current().save(self._file)
+        """Write the list of the store to its file, unless that holds it."""
+        current = self.current()
+        if current.signed is not None and self.file_content() != current.signed:
+            self.publish(current)
 
     def trust_bundle(self, request: enrollment_pb2.GetTrustBundleRequest) -> enrollment_pb2.TrustBundle:
         """Return the CA certificates and the denial list, each only if the caller has another one."""

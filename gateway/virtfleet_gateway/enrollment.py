@@ -18,9 +18,11 @@ from virtfleet_gateway.authority import NODE_SERVICES, Authority, Certificate
 from virtfleet_gateway.join_tokens import NODE_PREFIX, JoinTokens, node_id, secret_hash
 from virtfleet_service import failpoints, names, resources
 from virtfleet_service.errors import (
+    CertificateRevoked,
     FieldConflict,
     FieldOutOfRange,
     JoinTokenInvalid,
+    NodeUnknown,
     PermissionMissing,
     ResourceNotFound,
     WrongState,
@@ -184,6 +186,8 @@ class Enrollment:
         Raises:
             PermissionMissing: The call names a certificate of another identity.
             WrongState: The identity is a user's.
+            CertificateRevoked: It has been denied since the call came in.
+            NodeUnknown: The fleet has no such node any more.
             DocumentInvalid: The request for a certificate is refused.
         """
         subject = call.peer.uri if call.peer is not None else ""
@@ -192,6 +196,13 @@ class Enrollment:
         if not subject.startswith(prefix) or len(parts) != 2 or parts[1] not in NODE_SERVICES:
             raise WrongState("only services of nodes renew their certificates themselves", subject=subject)
         node, service = parts
+        # Here and not only before: a node that is being removed, and renews all the time, must not have the last word.
+        if call.peer is not None and self._denial_list.current_in(transaction).denies(
+            call.peer.serial_number, call.peer.uri, call.peer.not_before
+        ):
+            raise CertificateRevoked(f"the certificate of `{subject}` has been revoked", subject=subject)
+        if transaction.get(f"{NODE_PREFIX}{node}") is None:
+            raise NodeUnknown(f"The fleet has no node {node}: it must join again", node=node)
         if request.name:
             row = transaction.get(request.name)
             if row is None:
@@ -206,7 +217,6 @@ class Enrollment:
         answer = enrollment_pb2.RenewCertificateResponse()
         if request.validate_only:
             return answer
-        self._certificates.forget_old(transaction)
         self._certificates.record(transaction, certificate.pem, principal=subject, method="RenewCertificate")
         if request.endpoint:
             self._move_service(transaction, f"{NODE_PREFIX}{node}", service, request.endpoint)
@@ -250,7 +260,6 @@ class Enrollment:
         answer = enrollment_pb2.IssueUserCertificateResponse()
         if request.validate_only:
             return answer
-        self._certificates.forget_old(transaction)
         self._certificates.record(
             transaction, certificate.pem, principal=call.caller.subject, method="IssueUserCertificate"
         )

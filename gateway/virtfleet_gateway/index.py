@@ -63,6 +63,7 @@ class Source:
         synced: Whether a snapshot has ever been complete.
         token: The node's own resume token after all that is known; empty: there is none.
         observe_seconds: When the index last agreed with the node, as `time.time()`; 0: never.
+        observed: The same as `time.monotonic()`, which nobody sets.
     """
 
     def __init__(self, node: str, shape: Shape) -> None:
@@ -72,6 +73,7 @@ class Source:
         self.synced = False
         self.token = ""
         self.observe_seconds = 0.0
+        self.observed = 0.0
         self.failure: VirtfleetError | None = None
         self.heard = time.monotonic()
         self.call: Any = None
@@ -300,7 +302,7 @@ class PackageIndex:
             while (data := await call.read()) is not grpc.aio.EOF:
                 source.heard = time.monotonic()
                 lane.touch()
-                source.observe_seconds = lane.last_seen_seconds
+                source.observe_seconds, source.observed = lane.last_seen_seconds, lane.heard_seconds
                 changes, token, marker, _ = self.shape.response(data)
                 if fresh is not None:
                     fresh = self._gather(source, fresh, changes, token, marker)
@@ -397,7 +399,7 @@ class PackageIndex:
         for source in self.sources.values():
             if source.call is not None and now - source.heard > SILENCE_SECONDS:
                 source.call.cancel()
-            if source.state == STALE and source.observe_seconds and time.time() - source.observe_seconds > LOST_SECONDS:
+            if source.state == STALE and source.observed and now - source.observed > LOST_SECONDS:
                 source.state = LOST
                 self.feed.append(source.node, source.token, status=source.status(LOST))
                 self._on_change(source.node)

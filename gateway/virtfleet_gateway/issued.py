@@ -14,6 +14,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Final
 
+from virtfleet_service import durable
 from virtfleet_service.errors import DocumentInvalid, VirtfleetError
 
 if TYPE_CHECKING:
@@ -54,18 +55,7 @@ def write(authority_dir: Path, certificate: Certificate) -> Path:
     """
     folder = folder_of(authority_dir)
     path = folder / f"{certificate.serial}{_SUFFIX}"
-    staged = folder / f".{path.name}.{os.getpid()}"
-    with staged.open("wb") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(certificate.pem)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.write(path, certificate.pem, mode=0o644)
     return path
 
 
@@ -117,7 +107,12 @@ class IssuedFolder:
                 for entry in entries:
                     if entry.name.startswith(".") or not entry.name.endswith(_SUFFIX):
                         continue
-                    status = entry.stat()
+                    try:
+                        status = entry.stat()
+                    except OSError as error:
+                        # A link to nothing, or a file that went away under the look.
+                        self._say(entry.name, str(error))
+                        continue
                     version = status.st_mtime_ns, status.st_size
                     if self._seen.get(entry.name) != version:
                         found.append((self._folder / entry.name, version))

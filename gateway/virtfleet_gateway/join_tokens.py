@@ -68,7 +68,6 @@ class JoinTokens:
 
         def work(transaction: Transaction) -> enrollment_pb2.JoinToken:
             nonlocal made
-            self._forget_old(transaction)
             if transaction.get(token.name) is not None:
                 raise ResourceExists(f"{token.name} exists", resource=token.name)
             transaction.put("join_token", token, cause=f"{_CAUSE}CreateJoinToken")
@@ -114,11 +113,16 @@ class JoinTokens:
                 transaction.delete_record("tokenHash", key)
                 transaction.delete_record("admission", key)
 
-    def _forget_old(self, transaction: Transaction) -> None:
+    def lapse(self, transaction: Transaction) -> None:
+        """Say of tokens that have not been used in their time that they have ended; forget those of long ago."""
         for row in transaction.list("join_token"):
             token = enrollment_pb2.JoinToken.FromString(row.body)
-            if token.status.expire_time.ToDatetime(dt.UTC) + LISTED_AFTER_END < _now():
+            ends = token.status.expire_time.ToDatetime(dt.UTC)
+            if ends + LISTED_AFTER_END < _now():
                 self._delete(transaction, token, cause="expired")
+            elif ends <= _now() and token.status.state == enrollment_pb2.JOIN_TOKEN_STATE_ACTIVE:
+                token.status.state = enrollment_pb2.JOIN_TOKEN_STATE_EXPIRED
+                transaction.put("join_token", token, cause="expired")
 
     @staticmethod
     def usable(transaction: Transaction, digest: str, node: str, named: str) -> enrollment_pb2.JoinToken:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +18,7 @@ from virtfleet.fleet.v1 import node_pb2, watch_pb2
 from virtfleet_gateway.index import LIVE, set_time
 from virtfleet_gateway.presence import NOT_SERVING, SERVING, UNREACHABLE, Presence
 from virtfleet_service import resources
+from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.names import node_of
 from virtfleet_service.transaction import DELETE, PUT
 
@@ -84,6 +84,7 @@ class Registry:
         self._tasks: dict[str, list[asyncio.Task[None]]] = defaultdict(list)
         self._cordoned: set[str] = set()
         self._dirty: set[str] = set()
+        self._said: dict[str, str] = {}
         self._wake = asyncio.Event()
 
     # Life
@@ -107,7 +108,18 @@ class Registry:
             self._wake.clear()
             self._dirty.clear()
             for node in nodes:
-                await self._judge(node)
+                try:
+                    await self._judge(node)
+                except VirtfleetError as error:
+                    # The disk: the state is shown as it was, and judged again with the next change or second.
+                    self._complain(node, error.message)
+                else:
+                    self._said.pop(node, None)
+
+    def _complain(self, node: str, text: str) -> None:
+        if self._said.get(node) != text:
+            self._said[node] = text
+            _log.error("the state of a node cannot be recorded: %s", text, extra={"node": node})
 
     async def close(self) -> None:
         """Stop following."""
@@ -186,12 +198,10 @@ class Registry:
     def judge(self, name: str, stored: node_pb2.NodeStatus) -> Judgement:
         """Return the state of a node from what is heard of it now."""
         presences = self._presences.get(name, {})
-        seen = max((presence.last_seen_seconds for presence in presences.values()), default=0.0)
-        now = time.time()
         silent = [
             presence.service
             for presence in presences.values()
-            if presence.state == SERVING and now - presence.last_seen_seconds > SILENCE_SECONDS
+            if presence.state == SERVING and presence.quiet_seconds > SILENCE_SECONDS
         ]
         away = [presence.service for presence in presences.values() if presence.state not in (SERVING, NOT_SERVING)]
         waiting = [presence.service for presence in presences.values() if presence.state == NOT_SERVING]
@@ -210,7 +220,10 @@ class Registry:
         heard = any(presence.server is not None for presence in presences.values())
         if stored.state == node_pb2.NODE_STATE_JOINING and not heard:
             return Judgement(stored.state, stored.reason, stored.message)
-        if seen and now - seen > LOST_SECONDS:
+        if stored.state == node_pb2.NODE_STATE_LOST and not any(presence.heard for presence in presences.values()):
+            # A gateway that has just started knows no better.
+            return Judgement(stored.state, stored.reason, stored.message)
+        if min((presence.quiet_seconds for presence in presences.values()), default=0.0) > LOST_SECONDS:
             return Judgement(
                 node_pb2.NODE_STATE_LOST, "HEARTBEAT_MISSED", f"No service has been heard for {LOST_SECONDS:.0f} s"
             )
@@ -352,9 +365,9 @@ class Registry:
         for entry in storage.tables["pool"].values() if storage is not None else ():
             pool = pool_pb2.Pool.FromString(entry.full).status
             if pool.state == pool_pb2.POOL_STATE_RUNNING:
-                status.capacity.storage_bytes += pool.capacity_bytes
-                status.allocatable.storage_bytes += pool.allocation_bytes + pool.available_bytes
-                status.allocated.storage_bytes += pool.allocation_bytes
+                _add(status.capacity, pool.capacity_bytes)
+                _add(status.allocatable, pool.allocation_bytes, pool.available_bytes)
+                _add(status.allocated, pool.allocation_bytes)
 
     def unreachable(self) -> list[str]:
         """Return the ids of the nodes that are not heard now, sorted."""
@@ -363,3 +376,8 @@ class Registry:
             for name, sources in ((name, self._index.sources(name)) for name in self._endpoints)
             if any(source.state != LIVE for source in sources.values())
         )
+
+
+def _add(room: node_pb2.NodeResources, *more_bytes: int) -> None:
+    """Add what a node says of its pools; whatever that is, the sum is a number that a message holds."""
+    room.storage_bytes = min(room.storage_bytes + sum(max(part, 0) for part in more_bytes), (1 << 63) - 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from virtfleet.common.v1 import admin_pb2
@@ -24,6 +25,10 @@ _GET_SERVER: Final = "/virtfleet.common.v1.AdminService/GetServer"
 _CALL_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.1
 _RETRY_LIMIT_SECONDS: Final = 5.0
+
+TEXT_LIMIT_CHARACTERS: Final = 64
+TIME_LIMIT_SECONDS: Final = 253_402_300_800
+"""The end of the year 9999: what a `Timestamp` may hold."""
 
 UNKNOWN: Final = node_pb2.SERVICE_STATE_UNSPECIFIED
 SERVING: Final = node_pb2.SERVICE_STATE_SERVING
@@ -52,6 +57,7 @@ class Presence:
         self.state: node_pb2.ServiceState.ValueType = UNKNOWN
         self.server: admin_pb2.Server | None = None
         self.error = ""
+        self._since = time.monotonic()
         self._channels = channels
         self._changed = changed
 
@@ -68,11 +74,16 @@ class Presence:
         return lane.last_seen_seconds if lane is not None else 0.0
 
     @property
-    def certificate_expire(self) -> dt.datetime | None:
-        """When its certificate ends; None: unknown."""
-        if self.server is None or not self.server.HasField("certificate_expire_time"):
-            return None
-        return self.server.certificate_expire_time.ToDatetime(dt.UTC)
+    def heard(self) -> bool:
+        """Whether it has been heard in the life of this gateway."""
+        lane = self.lane
+        return lane is not None and lane.heard_seconds > 0
+
+    @property
+    def quiet_seconds(self) -> float:
+        """For how long nothing has been heard of it, no longer than somebody has listened."""
+        lane = self.lane
+        return time.monotonic() - max(self._since, lane.heard_seconds if lane is not None else 0.0)
 
     async def follow(self) -> None:
         """Watch the health of the service for as long as the node is there."""
@@ -91,6 +102,10 @@ class Presence:
             except grpc.aio.UsageError:
                 # The channel was replaced under the call.
                 self._set(UNREACHABLE, "the connection is made anew")
+            except DecodeError:
+                # Of no release of it: it may be replaced by one that speaks.
+                self._set(UNREACHABLE, "what it says does not parse")
+                pause = _RETRY_LIMIT_SECONDS
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETRY_LIMIT_SECONDS)
 
@@ -98,7 +113,7 @@ class Presence:
         ask: Any = lane.callable(_GET_SERVER, client_streaming=False, server_streaming=False)
         name = f"nodes/{self.node}/services/{self.service}"
         answer: bytes = await ask(admin_pb2.GetServerRequest(name=name).SerializeToString(), timeout=_CALL_SECONDS)
-        server = admin_pb2.Server.FromString(answer)
+        server = _bounded(admin_pb2.Server.FromString(answer))
         lane.touch()
         if server != self.server:
             self.server = server
@@ -127,3 +142,13 @@ class Presence:
         self.state, self.error = state, error
         if changed:
             self._changed(self.node)
+
+
+def _bounded(server: admin_pb2.Server) -> admin_pb2.Server:
+    """Return what is kept of what a service says of itself: it goes into the gateway's store, at each change."""
+    kept = admin_pb2.Server(
+        version=server.version[:TEXT_LIMIT_CHARACTERS], boot_id=server.boot_id[:TEXT_LIMIT_CHARACTERS]
+    )
+    if 0 < server.certificate_expire_time.seconds < TIME_LIMIT_SECONDS:
+        kept.certificate_expire_time.seconds = server.certificate_expire_time.seconds
+    return kept

@@ -40,7 +40,7 @@ class Desk:
         self.tokens = JoinTokens(store, authority.key_hash)
         self.enrollment = Enrollment(store, authority, terms, self.certificates, self.denial_list)
 
-    def _tell(self) -> None:
+    def _tell(self, _denials: Denials) -> None:
         self.told += 1
 
     async def token(self, node: str = "n1", lifetime_seconds: int | None = None) -> str:

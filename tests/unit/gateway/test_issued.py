@@ -48,7 +48,7 @@ class Office:
         self.authority = Authority.create(self.directory)
         self.denied_file = folder / "denied"
         self.certificates = Certificates(
-            store, self.authority, DenialList(store, self.authority, self.denied_file, changed=lambda: None)
+            store, self.authority, DenialList(store, self.authority, self.denied_file, changed=lambda _: None)
         )
         self.folder = IssuedFolder(self.directory, self.certificates)
 

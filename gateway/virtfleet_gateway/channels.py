@@ -38,6 +38,15 @@ RETRY_DELAY_SECONDS: Final = 1.0
 MESSAGE_LIMIT_BYTES: Final = 16 << 20
 """What a lane carries in one message. Services keep their own, lower limits; this one never decides."""
 
+_SETTLED: Final = frozenset(
+    {
+        grpc.ChannelConnectivity.READY,
+        grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+        grpc.ChannelConnectivity.SHUTDOWN,
+    }
+)
+"""What a connection is when there is nothing to wait for."""
+
 _RETIREMENT_SECONDS: Final = 24 * 3600.0
 """How long calls may go on over a connection that was made with credentials that have been replaced."""
 
@@ -136,10 +145,8 @@ class Lane:
             patience = min(patience, remaining_seconds * 0.8)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while not self.is_up():
-                    state = self.channel.get_state()
-                    if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-                        break
+                # One look a round: a connection that stands between two looks would be waited for to end.
+                while (state := self.channel.get_state(try_to_connect=True)) not in _SETTLED:
                     await self.channel.wait_for_state_change(state)
         if not self.is_up():
             raise self.unreachable(sent=False)

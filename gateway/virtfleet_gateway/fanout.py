@@ -7,13 +7,14 @@ the others: it is missing from the answer and named with its reason.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
+from virtfleet_gateway.answers import Answer, taken
 from virtfleet_gateway.forward import CALLER_METADATA
 from virtfleet_gateway.relay import DETAILS_METADATA
 from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
@@ -22,6 +23,8 @@ from virtfleet_service.requests import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from google.protobuf.descriptor import MethodDescriptor
 
     from virtfleet_gateway.channels import Channels
     from virtfleet_service.call import Call
@@ -32,15 +35,6 @@ SHARE_OF_DEADLINE: Final = 0.8
 LIMIT_SECONDS: Final = 5.0
 """How long a node is waited for at most."""
 _SIDE_BY_SIDE = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Is what one node answered: a serialised response, or why there is none."""
-
-    node: str
-    body: bytes = b""
-    error: VirtfleetError | None = None
 
 
 class FanOut:
@@ -63,22 +57,26 @@ class FanOut:
         self._identity = identity
         self._turns = asyncio.Semaphore(_SIDE_BY_SIDE)
 
-    async def ask(self, path: str, service: str, requests: Mapping[str, bytes], call: Call) -> list[Answer]:
+    async def ask(
+        self, method: MethodDescriptor, service: str, requests: Mapping[str, bytes], call: Call
+    ) -> list[Answer]:
         """Ask nodes for the caller of a call; returns their answers in the order of the requests.
 
         Args:
-            path: The path of a unary method.
+            method: A unary method.
             service: The service that has it.
             requests: The serialised request for each node.
             call: Whose caller and time it is.
         """
-        return await self.ask_services(path, {(node, service): request for node, request in requests.items()}, call)
+        return await self.ask_services(method, {(node, service): request for node, request in requests.items()}, call)
 
-    async def ask_services(self, path: str, requests: Mapping[tuple[str, str], bytes], call: Call) -> list[Answer]:
+    async def ask_services(
+        self, method: MethodDescriptor, requests: Mapping[tuple[str, str], bytes], call: Call
+    ) -> list[Answer]:
         """Ask services of nodes for the caller of a call; returns their answers in the order of the requests.
 
         Args:
-            path: The path of a unary method that each of them has.
+            method: A unary method that each of them has.
             requests: The serialised request for each node and service.
             call: Whose caller and time it is.
         """
@@ -91,7 +89,7 @@ class FanOut:
         return list(
             await asyncio.gather(
                 *(
-                    self._one(path, service, node, request, seconds, metadata)
+                    self._one(method, service, node, request, seconds, metadata)
                     for (node, service), request in requests.items()
                 )
             )
@@ -99,7 +97,7 @@ class FanOut:
 
     async def _one(
         self,
-        path: str,
+        method: MethodDescriptor,
         service: str,
         node: str,
         request: bytes,
@@ -115,8 +113,10 @@ class FanOut:
             async with asyncio.timeout(seconds), self._turns:
                 if not lane.is_up():
                     await lane.up(seconds)
+                path = f"/{method.containing_service.full_name}/{method.name}"
                 start: Any = lane.callable(path, client_streaming=False, server_streaming=False)
-                return Answer(node, body=await start(request, metadata=metadata))
+                body: bytes = await start(request, metadata=metadata)
+            return taken(node, body, method.output_type)
         except NodeUnreachable as error:
             return Answer(node, error=error)
         except TimeoutError:
@@ -128,5 +128,8 @@ class FanOut:
 def _error_of(error: grpc.aio.AioRpcError, unreachable: NodeUnreachable) -> VirtfleetError:
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_METADATA and isinstance(value, bytes):
-            return error_of(status_pb2.Status.FromString(value))
+            try:
+                return error_of(status_pb2.Status.FromString(value))
+            except DecodeError:
+                break
     return unreachable

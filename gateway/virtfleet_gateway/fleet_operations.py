@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from google.longrunning import operations_pb2
 
 from virtfleet.type.v1 import operation_pb2
-from virtfleet_gateway import wire
 from virtfleet_gateway.routing import ANY_NODE, SERVICES
 from virtfleet_service import filters, paging, tokens
 from virtfleet_service.changes import field_bytes, field_text
@@ -25,14 +24,15 @@ from virtfleet_service.longrunning import OperationsService
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from virtfleet_gateway.fanout import Answer, FanOut
+    from virtfleet_gateway.answers import Answer
+    from virtfleet_gateway.fanout import FanOut
     from virtfleet_service.call import Call
     from virtfleet_service.operations import Operations
 
     Place = tuple[str, str]
     """A node and a service of it."""
 
-_PATH: Final = "/google.longrunning.Operations/ListOperations"
+_METHOD: Final = operations_pb2.DESCRIPTOR.services_by_name["Operations"].methods_by_name["ListOperations"]
 _ASKED_AT_ONCE: Final = 48
 _FIELDS: Final = operations_pb2.ListOperationsResponse.DESCRIPTOR.fields_by_name
 _OPERATIONS, _NEXT, _UNREACHABLE = (_FIELDS[name].number for name in ("operations", "next_page_token", "unreachable"))
@@ -52,13 +52,7 @@ class _Page:
         if answer.error is not None:
             self.unreachable.append(_name(place))
             return
-        items: list[bytes] = []
-        token = ""
-        for number, _, start, end in wire.fields(answer.body):
-            if number == _OPERATIONS:
-                items.append(answer.body[start:end])
-            elif number == _NEXT:
-                token = answer.body[start:end].decode()
+        items, token = answer.items, answer.next_page_token
         more_bytes = sum(map(len, items))
         too_much = len(self.items) + len(items) > self.size or self.used_bytes + more_bytes > paging.PAGE_LIMIT_BYTES
         if self.items and too_much:
@@ -119,7 +113,7 @@ class FleetOperations(OperationsService):
             filters.compile_roots(
                 request.filter, (operations_pb2.Operation.DESCRIPTOR, operation_pb2.OperationMetadata.DESCRIPTOR)
             )
-        binding = tokens.binding_of(_PATH, request.name, request.filter)
+        binding = tokens.binding_of(_METHOD.full_name, request.name, request.filter)
         start, own_token = self._start(binding, request.page_token)
         places = places[bisect.bisect_left(places, start) :]
         page = _Page(paging.page_size_of(request))
@@ -138,7 +132,7 @@ class FleetOperations(OperationsService):
                 ).SerializeToString()
                 for place in asked
             }
-            answers = await self._fan_out.ask_services(_PATH, requests, call)
+            answers = await self._fan_out.ask_services(_METHOD, requests, call)
             for place, answer in zip(asked, answers, strict=True):
                 if page.following is None:
                     page.take(place, answer)

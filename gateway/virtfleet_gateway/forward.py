@@ -73,7 +73,7 @@ class Gate(Protocol):
             Unauthenticated: The certificate is missing, foreign or denied, or its holder may convey nobody.
         """
 
-    def refused(self, route: Route, context: Context, error: VirtfleetError) -> None:
+    def refused(self, method: str, context: Context, error: VirtfleetError, *, mutates: bool) -> None:
         """Note a refusal in the audit log before it is told."""
 
 
@@ -243,7 +243,7 @@ class Forwarder(grpc.GenericRpcHandler):
         return channels.bulk if bulk else channels.control
 
     async def _refuse(self, route: Route, context: Context, error: VirtfleetError) -> NoReturn:
-        self._gate.refused(route, context, error)
+        self._gate.refused(route.full_name, context, error, mutates=route.mutates)
         await abort(context, error)
 
     def _unary_unary(self, route: Route, own: grpc.RpcMethodHandler[Any, Any] | None) -> Any:  # noqa: ANN401

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtfleet_gateway.relay import Context
-    from virtfleet_gateway.routing import Route
     from virtfleet_service.authorization import Authorizer
     from virtfleet_service.call import Caller
     from virtfleet_service.identity import Identity
@@ -122,12 +121,12 @@ class CertificateGate:
             self._passports[id(caller)] = passport
         return passport
 
-    def refused(self, route: Route, context: Context, error: VirtfleetError) -> None:
+    def refused(self, method: str, context: Context, error: VirtfleetError, *, mutates: bool) -> None:
         """Note a refusal before it is told."""
-        if error.code not in _REFUSALS and not route.mutates:
+        if error.code not in _REFUSALS and not mutates:
             return
         self._audit.refused(
-            route.full_name,
+            method,
             peer=context.peer(),
             subject=error.metadata.get("subject", ""),
             code=error.code.name,

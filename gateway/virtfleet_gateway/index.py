@@ -17,7 +17,6 @@ import grpc
 import grpc.aio
 
 from virtfleet.type.v1 import resource_pb2, watch_pb2
-from virtfleet_gateway import wire
 from virtfleet_gateway.feed import RING_LIMIT_BYTES, Feed
 from virtfleet_gateway.routing import SERVICES
 from virtfleet_gateway.shapes import MARKER_BOOKMARK, MARKER_SNAPSHOT_END, Change, Entry, Shape, Sort
@@ -269,11 +268,14 @@ class PackageIndex:
                     source.token = ""
                     continue
                 self._broken(source, _lane_error(self._channels, source, error))
-            except (grpc.aio.UsageError, wire.WireError) as error:
+            except (grpc.aio.UsageError, ValueError) as error:
                 # The channel was replaced under the stream, or the node says what no release of it would say.
                 self._broken(source, _lane_error(self._channels, source, error))
             except NodeUnknown:
                 return
+            except Exception as error:  # noqa: BLE001  # the boundary to one node: what it says must not end the task
+                _log.exception("what node %s says cannot be taken", source.node)
+                self._broken(source, _lane_error(self._channels, source, error))
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETRY_LIMIT_SECONDS) if source.state != LIVE else _RETRY_SECONDS
 
@@ -352,7 +354,7 @@ class PackageIndex:
         if source.state != LIVE:
             source.state, source.failure = LIVE, None
             status = source.status(LIVE)
-        taken = self._without_echoes(source.apply(changes)) if changes else []
+        taken = self._without_echoes(source, source.apply(changes)) if changes else []
         if token:
             source.token = token
         if taken or status is not None:
@@ -362,8 +364,11 @@ class PackageIndex:
         if status is not None or any(change.kind in _OF_NODE for change in taken):
             self._on_change(source.node)
 
-    def _without_echoes(self, changes: list[Change]) -> list[Change]:
-        """Leave the second half of a move out: the first one has told all of it."""
+    def _without_echoes(self, source: Source, changes: list[Change]) -> list[Change]:
+        """Leave the second half of a move out: the first one has told all of it.
+
+        A node that says that it has taken over what is another's must know its uid: its word alone takes nothing away.
+        """
         if not any(change.sort is Sort.MOVED for change in changes):
             return changes
         kept = []
@@ -373,14 +378,19 @@ class PackageIndex:
                 if move in self._moves:
                     del self._moves[move]
                     continue
+                old = self.sources.get(([*change.name.split("/", 2), ""])[1])
+                held = old.tables.get(change.kind, {}).get(change.name) if old is not None else None
+                if held is not None and held.uid != change.uid and old is not source:
+                    _log.warning(
+                        "node %s says that it has taken over %s, and does not know it", source.node, change.name
+                    )
+                    continue
                 self._moves[move] = None
                 while len(self._moves) > 10_000:
                     self._moves.pop(next(iter(self._moves)))
-                old = self.sources.get(change.name.split("/")[1])
-                if old is not None:
-                    table = old.tables.get(change.kind, {})
-                    if table.pop(change.name, None) is not None:
-                        old._sorted.pop(change.kind, None)  # noqa: SLF001
+                if old is not None and held is not None:
+                    del old.tables[change.kind][change.name]
+                    old._sorted.pop(change.kind, None)  # noqa: SLF001
             kept.append(change)
         return kept
 

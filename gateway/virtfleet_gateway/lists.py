@@ -10,7 +10,9 @@ from __future__ import annotations
 import bisect
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from google.protobuf import message_factory
 
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
@@ -32,10 +34,11 @@ from virtfleet_service.names import is_uid
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.descriptor import Descriptor, MethodDescriptor
     from google.protobuf.message import Message
 
-    from virtfleet_gateway.fanout import Answer, FanOut
+    from virtfleet_gateway.answers import Answer
+    from virtfleet_gateway.fanout import FanOut
     from virtfleet_gateway.index import PackageIndex, Source
     from virtfleet_gateway.shapes import Entry, Kind
     from virtfleet_service.call import Call
@@ -153,7 +156,7 @@ class FleetReads:
             left = size - page.count
             for node in asked:
                 requests[node] = _for_node(request, node, left, node_token if node == node_after else "", by_node)
-            for answer in await self._fan_out.ask(_path(method), self.index.shape.service, requests, call):
+            for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
                 if not page.following:
                     self._take(answer, page, size, binding)
             if page.following:
@@ -168,12 +171,7 @@ class FleetReads:
             source = self.index.sources.get(answer.node)
             page.unreachable.append(_failure(answer.node, answer.error, source))
             return
-        items, following = [], ""
-        for number, _, start, end in wire.fields(answer.body):
-            if number == 1:
-                items.append(answer.body[start:end])
-            elif number == 2:
-                following = answer.body[start:end].decode()
+        items, following = answer.items, answer.next_page_token
         if page.count and (page.count + len(items) > size or page.used_bytes + sum(map(len, items)) > PAGE_BYTES):
             page.following = self._seal(binding, answer.node, "")
             return
@@ -238,7 +236,7 @@ class FleetReads:
         own.name = entry.name
         node = entry.name.split("/")[1]
         requests = {node: own.SerializeToString()}
-        answer = (await self._fan_out.ask(_path(method), self.index.shape.service, requests, call))[0]
+        answer = (await self._fan_out.ask(method, self.index.shape.service, requests, call))[0]
         if answer.error is not None:
             raise answer.error
         return answer.body
@@ -274,17 +272,18 @@ class FleetReads:
         known = [node for node in by_node if node in self.index.sources]
         requests = {node: _for_node(request, node, 0, "", by_node) for node in known}
         results: dict[str, bytes] = {}
+        result: Any = message_factory.GetMessageClass(
+            cast("Descriptor", method.output_type.fields_by_number[1].message_type)
+        )
         page = _Page()
-        for answer in await self._fan_out.ask(_path(method), self.index.shape.service, requests, call):
+        for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
             if answer.error is not None:
                 page.unreachable.append(_failure(answer.node, answer.error, self.index.sources.get(answer.node)))
                 status = answer.error.to_status().SerializeToString()
                 results |= {name: field_text(1, name) + field_bytes(2, status) for name in by_node[answer.node]}
                 continue
-            for number, _, start, end in wire.fields(answer.body):
-                if number == 1:
-                    body = answer.body[start:end]
-                    results[wire.string_at(body, (1,))] = body
+            for body in answer.items:
+                results[result.FromString(body).name] = body
         for name in request.names:
             page.add(results.get(name) or field_text(1, name) + field_bytes(2, self._absent(name)))
         return self._reply(method, page)
@@ -388,10 +387,6 @@ class FleetReads:
         if not separator:
             raise PageTokenInvalid("page_token is not one of this list: begin without it", field="page_token")
         return node, name
-
-
-def _path(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def _by_node(names: Sequence[str]) -> dict[str, list[str]]:

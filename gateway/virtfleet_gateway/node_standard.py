@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from virtfleet_gateway.forward import CALLER_METADATA, only_conveyed
 from virtfleet_gateway.relay import abort, pump
 from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
-from virtfleet_service.errors import NodeUnknown, VirtfleetError
+from virtfleet_service.errors import DocumentInvalid, NodeUnknown, VirtfleetError
+from virtfleet_service.pipeline import unexpected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     from virtfleet_gateway.channels import Channels
     from virtfleet_gateway.forward import Forwarder, Gate
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 HEALTH: Final = "/grpc.health.v1.Health/"
 REFLECTION: Final = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
+
+_RECHECK_SECONDS: Final = 1.0
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -77,10 +81,16 @@ class NodeStandard(grpc.GenericRpcHandler):
                 if target.service:
                     return await self._forward(path, target, request, context, passport)
                 if path.startswith(HEALTH):
-                    return await self._health(path, target.node, request, context)
-                return await self._reflection(path, target.node, context)
+                    return await _while_good(passport, self._health(path, target.node, request, context))
+                return await _while_good(passport, self._reflection(path, target.node, context))
             except VirtfleetError as error:
+                self._gate.refused(path[1:].replace("/", "."), context, error, mutates=False)
                 await abort(context, error)
+            except grpc.aio.BaseError:
+                # How the call has been ended, or that its client has gone.
+                raise
+            except Exception as error:  # noqa: BLE001  # the boundary: the client learns the log id only
+                await abort(context, unexpected(error))
 
         if unary:
             return grpc.unary_unary_rpc_method_handler(handle)
@@ -133,7 +143,10 @@ class NodeStandard(grpc.GenericRpcHandler):
         return int(SERVING) if all(one == SERVING for one in found) else int(NOT_SERVING)
 
     async def _health(self, path: str, node: str, request: bytes, context: Context) -> bytes | None:
-        service = health_pb2.HealthCheckRequest.FromString(request).service
+        try:
+            service = health_pb2.HealthCheckRequest.FromString(request).service
+        except DecodeError as error:
+            raise DocumentInvalid("the request is no valid HealthCheckRequest") from error
         if path == f"{HEALTH}Check":
             status = await self._health_of(node, service)
             return bytes(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
@@ -171,10 +184,35 @@ class NodeStandard(grpc.GenericRpcHandler):
                 try:
                     await call.write(question)
                     await call.done_writing()
-                    answers.append(reflection_pb2.ServerReflectionResponse.FromString(await call.read()))
+                    answer = await call.read()
+                    if answer is grpc.aio.EOF:
+                        raise lane.unreachable(sent=True, cause=await call.details() or "it has no answer")
+                    answers.append(reflection_pb2.ServerReflectionResponse.FromString(answer))
+                except (grpc.aio.AioRpcError, DecodeError) as error:
+                    cause = error.details() if isinstance(error, grpc.aio.AioRpcError) else "its answer does not parse"
+                    raise lane.unreachable(sent=True, cause=cause or "") from error
                 finally:
                     call.cancel()
             await context.write(_merged(answers).SerializeToString())
+
+
+async def _while_good(passport: Passport, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - what the work returns
+    """Do the work of a call for as long as its caller is believed.
+
+    Raises:
+        Unauthenticated: The caller's certificate has ended or been denied meanwhile.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait((task,), timeout=_RECHECK_SECONDS)
+            error = None if task.done() else passport.still_good()
+            if error is not None:
+                raise error
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 def _merged(answers: list[reflection_pb2.ServerReflectionResponse]) -> reflection_pb2.ServerReflectionResponse:

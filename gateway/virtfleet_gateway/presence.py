@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtfleet_gateway.channels import Channels, Lane
+
+_log = logging.getLogger(__name__)
 
 _HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 _GET_SERVER: Final = "/virtfleet.common.v1.AdminService/GetServer"
@@ -105,6 +108,10 @@ class Presence:
             except DecodeError:
                 # Of no release of it: it may be replaced by one that speaks.
                 self._set(UNREACHABLE, "what it says does not parse")
+                pause = _RETRY_LIMIT_SECONDS
+            except Exception:  # noqa: BLE001  # the boundary to one node: what it says must not end the task
+                _log.exception("what %s of node %s says cannot be taken", self.service, self.node)
+                self._set(UNREACHABLE, "what it says cannot be taken")
                 pause = _RETRY_LIMIT_SECONDS
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETRY_LIMIT_SECONDS)

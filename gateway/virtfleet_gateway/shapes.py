@@ -10,6 +10,7 @@ import enum
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from google.protobuf import message_factory
+from google.protobuf.message import DecodeError
 
 from virtfleet.compute.v1 import watch_pb2 as compute_watch
 from virtfleet.network.v1 import watch_pb2 as network_watch
@@ -222,9 +223,16 @@ class Shape:
     def response(self, data: bytes) -> tuple[list[Change], str, int, bytes]:
         """Take a `WatchResourcesResponse` apart: its changes, token, and the number and bytes of its marker (0: none).
 
+        It is parsed whole first, and thrown away: its bytes go on to everybody who lists or watches the fleet, and who
+        gets one message that does not parse loses all that came with it.
+
         Raises:
             WireError: It does not parse.
         """
+        try:
+            self.messages.WatchResourcesResponse.FromString(data)
+        except DecodeError as error:
+            raise wire.WireError("a message of the watch does not parse") from error
         changes: list[Change] = []
         token, marker, body = "", 0, b""
         for number, _, start, end in wire.fields(data):

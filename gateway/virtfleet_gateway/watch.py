@@ -17,7 +17,6 @@ import grpc
 import grpc.aio
 
 from virtfleet.type.v1 import resource_pb2, watch_pb2
-from virtfleet_gateway import wire
 from virtfleet_gateway.feed import decode_tokens, encode_tokens
 from virtfleet_gateway.index import HEARTBEAT_SECONDS, LIVE, LOST, RESYNCING, SILENCE_SECONDS
 from virtfleet_gateway.shapes import BASIC, Change, Entry, Sort
@@ -497,7 +496,7 @@ class _Reader:
                     if source is not None and source.synced:
                         behind.arrived = "gone"
                 self._waker.set()
-            except (grpc.aio.UsageError, wire.WireError):
+            except (grpc.aio.UsageError, ValueError):
                 self._waker.set()
             if behind.arrived is None:
                 await asyncio.sleep(0.5)

@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.forward import Forwarder
 from virtfleet_gateway.relay import DETAILS_METADATA
-from virtfleet_gateway.routing import Route, build_table
+from virtfleet_gateway.routing import build_table
 from virtfleet_service.errors import CredentialsInvalid, PermissionMissing, Unauthenticated, VirtfleetError
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ class OpenGate:
             raise CredentialsInvalid("no gateway")
         return self.passport
 
-    def refused(self, route: Route, context: object, error: VirtfleetError) -> None:
-        self.refusals.append((route.full_name, error.reason))
+    def refused(self, method: str, context: object, error: VirtfleetError, *, mutates: bool) -> None:
+        del context, mutates
+        self.refusals.append((method, error.reason))
 
 
 class Roster:

@@ -242,6 +242,11 @@ class Forwarder(grpc.GenericRpcHandler):
             )
         return channels.bulk if bulk else channels.control
 
+    def sweep(self) -> None:
+        """Cut off callers whose certificates are no longer believed, and streams that a new policy does not allow."""
+        self.open_calls.sweep()
+        self.open_unary_calls.sweep()
+
     async def _refuse(self, route: Route, context: Context, error: VirtfleetError) -> NoReturn:
         self._gate.refused(route.full_name, context, error, mutates=route.mutates)
         await abort(context, error)
@@ -298,7 +303,7 @@ class Forwarder(grpc.GenericRpcHandler):
             start = lane.callable(path, client_streaming=False, server_streaming=True)
             call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # is a unary-stream one
             try:
-                with self.open_calls.entered(call, passport) as cut:
+                with self.open_calls.entered(call, passport, route.permission) as cut:
                     await pump_down(call, context, lane, cut)
             finally:
                 call.cancel()
@@ -331,7 +336,7 @@ class Forwarder(grpc.GenericRpcHandler):
             call = start(timeout=context.time_remaining(), metadata=metadata)  # type: ignore[call-arg]  # is a stream one
             up = Upward(context, call, first, client_reads=server_streaming)
             try:
-                with self.open_calls.entered(call, passport) as cut:
+                with self.open_calls.entered(call, passport, route.permission) as cut:
                     if server_streaming:
                         await pump_down(call, context, lane, cut, up)
                         return None

@@ -12,7 +12,7 @@ import grpc
 
 from virtfleet_gateway.relay import Passport
 from virtfleet_service.authorization import lookup_scope
-from virtfleet_service.errors import Unauthenticated, VirtfleetError
+from virtfleet_service.errors import PermissionMissing, Unauthenticated, VirtfleetError
 from virtfleet_service.identity import encode_caller
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _REFUSALS: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode
 class CallerPassport:
     """Is one caller, with what nodes are told about it."""
 
-    __slots__ = ("_authorizer", "_pipeline", "caller", "conveyed", "identity")
+    __slots__ = ("_authorizer", "_pipeline", "_policy", "caller", "conveyed", "identity")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class CallerPassport:
         self.conveyed = conveyed
         self._authorizer = authorizer
         self._pipeline = pipeline
+        self._policy = authorizer.generation
 
     def permit(self, permission: str, name: str) -> None:
         """Check that the caller holds a permission on what a call names.
@@ -61,12 +62,18 @@ class CallerPassport:
             # A parent, of which the caller may use a part, or a uid: the node judges each thing that it finds.
             self._authorizer.authorize_within(self.caller, permission, lookup_scope(name))
 
-    def still_good(self) -> Unauthenticated | None:
-        """Return why the caller's certificate is no longer believed; None: it is."""
+    def still_good(self, permission: str = "") -> VirtfleetError | None:
+        """Return why a call of the caller may not go on; None: it may.
+
+        Args:
+            permission: What the call needs, if it is a stream; empty: only the certificate is judged.
+        """
         try:
             if self.identity is not None and self._pipeline.authenticator is not None:
                 self._pipeline.authenticator.recheck(self.identity)
-        except Unauthenticated as error:
+                if self._policy != self._authorizer.generation:
+                    self._pipeline.authenticator.recheck_roles(self.identity, self.caller, permission, "")
+        except (Unauthenticated, PermissionMissing) as error:
             return error
         return None
 

@@ -21,7 +21,7 @@ from virtfleet_gateway.upward import Upward
 
 if TYPE_CHECKING:
     from virtfleet_gateway.channels import Lane
-    from virtfleet_service.errors import Unauthenticated, VirtfleetError
+    from virtfleet_service.errors import VirtfleetError
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
     Metadatum = tuple[str, str | bytes]
@@ -46,24 +46,34 @@ class Passport(Protocol):
             PermissionMissing: It does not.
         """
 
-    def still_good(self) -> Unauthenticated | None:
-        """Return why the caller's certificate is no longer believed; None: it is."""
+    def still_good(self, permission: str = "") -> VirtfleetError | None:
+        """Return why a call of the caller may not go on; None: it may.
+
+        Args:
+            permission: What the call needs, if it is a stream; empty: only the certificate is judged.
+        """
 
 
 class OpenCalls:
-    """Holds the streams under way, so that a caller whose certificate is denied meanwhile is cut off."""
+    """Holds the calls under way, so that a caller whose certificate or permission is taken meanwhile is cut off."""
 
     def __init__(self) -> None:
-        self._calls: dict[grpc.aio.Call, tuple[Passport, list[VirtfleetError]]] = {}
+        self._calls: dict[grpc.aio.Call, tuple[Passport, str, list[VirtfleetError]]] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
 
     @contextlib.contextmanager
-    def entered(self, call: grpc.aio.Call, passport: Passport) -> Any:  # noqa: ANN401
-        """Keep a call for the time of the block; the list that it gives holds why the call was cut off, if it was."""
+    def entered(self, call: grpc.aio.Call, passport: Passport, permission: str = "") -> Any:  # noqa: ANN401
+        """Keep a call for the time of the block; the list that it gives holds why the call was cut off, if it was.
+
+        Args:
+            call: The call to the node.
+            passport: The caller.
+            permission: What a stream needs as long as it lasts.
+        """
         reasons: list[VirtfleetError] = []
-        self._calls[call] = passport, reasons
+        self._calls[call] = passport, permission, reasons
         try:
             yield reasons
         finally:
@@ -71,15 +81,15 @@ class OpenCalls:
 
     def end(self, error: VirtfleetError) -> None:
         """End all calls with an error, because the gateway stops."""
-        for call, (_, reasons) in list(self._calls.items()):
+        for call, (_, _, reasons) in list(self._calls.items()):
             reasons.append(error)
             call.cancel()
 
     def sweep(self) -> int:
-        """End the calls of callers that are no longer believed; returns how many. Called every two seconds."""
+        """End the calls of callers that are no longer believed or allowed; returns how many. Called every second."""
         ended = 0
-        for call, (passport, reasons) in list(self._calls.items()):
-            error = passport.still_good()
+        for call, (passport, permission, reasons) in list(self._calls.items()):
+            error = passport.still_good(permission)
             if error is not None:
                 reasons.append(error)
                 call.cancel()

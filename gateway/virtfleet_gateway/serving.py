@@ -139,9 +139,9 @@ class GatewayServer(Server):
         return own
 
     def sweep(self) -> None:
-        """Cut off callers whose certificates have been denied from the streams that pass through."""
+        """Cut off callers whose certificates have been denied, or streams forbidden, from what passes through."""
         for forwarder in self._forwarders:
-            forwarder.open_calls.sweep()
+            forwarder.sweep()
 
     def _end_streams(self) -> None:
         """At drain: let the streams to nodes run on for as long as the gateway's own, then end them."""

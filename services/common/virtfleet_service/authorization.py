@@ -100,6 +100,8 @@ class Authorizer:
         }
         self._effects: dict[str, int] = {}
         self._bindings: tuple[Binding, ...] = ()
+        self.generation = 0
+        """How often the bindings have been replaced."""
         self._cache: dict[tuple[tuple[str, ...], tuple[str, ...], str], tuple[str, ...] | None] = {}
 
     @property
@@ -125,6 +127,7 @@ class Authorizer:
         except UnicodeDecodeError as error:
             raise PolicyError(f"byte {error.start} of the policy file is no UTF-8") from error
         self._bindings = tuple(parse_policy(text, self.role_names))
+        self.generation += 1
 
     def bound_roles(self, subject: str) -> tuple[str, ...]:
         """Return the roles that the policy file gives a subject; `role@prefix` where it limits the names."""
@@ -203,6 +206,13 @@ class Authorizer:
             self.authorize_within(caller, permission, within)
         else:
             self.authorize(caller, permission, name)
+
+    def narrows(self, before: Caller, after: Caller, permission: str) -> bool:
+        """Tell whether a caller, as it is now, lacks a permission on something that it had it on before."""
+        had, has = self.prefixes(before, permission), self.prefixes(after, permission)
+        if had is None or has == ():
+            return False
+        return has is None or not had or not all(prefix.startswith(has) for prefix in had)
 
     def refusal(self, caller: Caller, permission: str, resource_name: str) -> PermissionMissing | ReadOnlySocket:
         """Return the error that says what is missing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -193,11 +193,32 @@ class Authenticator:
             # it conveys.
             roles = ("viewer",)
         else:
-            roles = tuple(dict.fromkeys((*identity.roles, *self._authorizer.bound_roles(identity.uri))))
+            roles = self._roles_of(identity)
         if len(self._known) >= _CACHE_LIMIT:
             self._known.clear()
         known = self._known[pem] = _Known(identity, Caller(identity.uri, roles, "tls"))
         return known
+
+    def _roles_of(self, user: Identity) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*user.roles, *self._authorizer.bound_roles(user.uri))))
+
+    def recheck_roles(self, identity: Identity, caller: Caller, permission: str, resource_name: str) -> None:
+        """Check again what a policy that was replaced has taken from a user whose call is open.
+
+        Args:
+            identity: The certificate of the connection.
+            caller: The caller that it made when the call began.
+            permission: What the method needs.
+            resource_name: What the call is about, for the error.
+
+        Raises:
+            PermissionMissing: The caller had it on something that it lacks it on now.
+        """
+        if identity.kind != USER or not permission or caller.via:
+            return
+        now = replace(caller, roles=self._roles_of(identity))
+        if now.roles != caller.roles and self._authorizer.narrows(caller, now, permission):
+            raise self._authorizer.refusal(now, permission, resource_name)
 
     def recheck(self, identity: Identity, known: _Known | None = None) -> None:
         """Check again what may have changed since the connection was made: time and the denial list.

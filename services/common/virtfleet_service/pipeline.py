@@ -107,6 +107,7 @@ class Pipeline:
         self._meters = meters
         self.tracer: Tracer | None = None
         self.draining = False
+        self._reviewed = 0
         self.turned_away = 0
         """How many calls have been refused because the server is about to stop."""
         self.calls: dict[Call, asyncio.Task[Any]] = {}
@@ -450,11 +451,19 @@ class Pipeline:
             )
 
     def review(self) -> None:
-        """Judge the callers of all open calls again; one whose certificate has ended or been denied loses the call."""
+        """Judge the callers of all open calls again.
+
+        Who has a certificate that has ended or been denied loses the call, and the stream whoever a new policy does not
+        allow it any more.
+        """
+        policy_is_new = self._reviewed != self._authorizer.generation
+        self._reviewed = self._authorizer.generation
         for call, task in list(self.calls.items()):
             try:
                 if call.peer is not None:
                     self._authenticator.recheck(call.peer)
+                    if policy_is_new and call.method.streaming:
+                        self._authenticator.recheck_roles(call.peer, call.caller, call.method.permission, call.resource)
                 if call.caller.via:
                     self._authenticator.recheck_subject(call.caller)
             except VirtfleetError as error:

@@ -34,7 +34,7 @@ class OpenPassport:
         if permission == self.forbidden:
             raise PermissionMissing("no", permission=permission, resource=name)
 
-    def still_good(self) -> Unauthenticated | None:
+    def still_good(self, permission: str = "") -> VirtfleetError | None:
         return self.denied
 
 

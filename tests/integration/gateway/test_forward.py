@@ -504,6 +504,32 @@ async def test_a_call_that_a_stopping_node_never_took_is_not_said_to_be_cancelle
     assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.UNAVAILABLE, "NODE_UNREACHABLE")
 
 
+async def test_a_denied_caller_is_cut_off_from_a_call_that_lasts(fleet: Rig) -> None:
+    arrived, left = asyncio.Event(), asyncio.Event()
+
+    async def last(request: Any, context: Context) -> bytes:
+        arrived.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        return b""
+
+    from virtfleet_service.errors import CertificateRevoked
+
+    wait = "google.longrunning.Operations.WaitOperation"
+    fleet.nodes["n1"].unary[wait] = last
+    call = asyncio.ensure_future(fleet.call(wait)(named("nodes/n1/services/compute/operations/op1"), timeout=20))
+    await asyncio.wait_for(arrived.wait(), 5)
+    fleet.forwarder.sweep()
+    assert not call.done()
+    fleet.gate.passport.denied = CertificateRevoked("denied", subject="spiffe://virtfleet.dev/user/test")
+    fleet.forwarder.sweep()
+    error = await failure(asyncio.wait_for(call, 5))
+    assert (error.code(), details_of(error)["reason"]) == (grpc.StatusCode.UNAUTHENTICATED, "CERTIFICATE_REVOKED")
+    await asyncio.wait_for(left.wait(), 5)
+
+
 async def test_a_denied_caller_is_cut_off_from_its_open_streams(fleet: Rig) -> None:
     async def tick(request: Any, context: Context) -> None:
         while True:

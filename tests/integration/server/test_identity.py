@@ -16,6 +16,7 @@ from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.fleet.v1 import enrollment_pb2
 from virtfleet.node.v1 import attachment_pb2, caller_pb2
+from virtfleet.storage.v1 import volume_pb2
 from virtfleet_service.denial import public_key_sha256
 
 WHO = admin_pb2.WhoAmIRequest()
@@ -284,3 +285,41 @@ async def test_the_policy_file_binds_roles_and_is_read_again(tmp_path: Path) -> 
         policy.write_text("[[binding]]\nnonsense = 1\n")
         rig.server.refresh()
         await ask(rig.channel(user), rigs.GET_DOMAIN, GET)
+
+
+async def test_a_policy_that_takes_a_permission_ends_the_streams_that_need_it(tmp_path: Path) -> None:
+    """And those alone: who keeps it, or has more now, goes on."""
+    policy = tmp_path / "policy.toml"
+    users = ("loses", "narrowed", "kept", "widened")
+
+    def bind(**names: str | None) -> None:
+        policy.write_text(
+            "\n".join(
+                f'[[binding]]\nsubject = "spiffe://virtfleet.dev/user/{user}"\nrole = "operator"\n'
+                + (f'names = ["{prefix}"]\n' if prefix else "")
+                for user, prefix in names.items()
+            )
+        )
+
+    volumes = "nodes/n1/pools/p/volumes/"
+    bind(loses=None, narrowed=None, kept=volumes, widened=volumes)
+    async with running(tmp_path, policy_file=policy) as rig:
+        channels = {user: rig.channel(rig.pki.user(user)) for user in users}
+        request = volume_pb2.DownloadVolumeRequest(name=f"{volumes}v").SerializeToString()
+        calls = {user: channel.unary_stream(rigs.DOWNLOAD)(request, timeout=20) for user, channel in channels.items()}
+        for call in calls.values():
+            await call.read()
+        rig.server.refresh()
+        bind(narrowed=f"{volumes}v", kept=volumes, widened=None)
+        rig.server.refresh()
+        for user in ("loses", "narrowed"):
+            error = await refused(calls[user].read())
+            assert error.short == ("PERMISSION_DENIED", "PERMISSION_MISSING")
+        rig.volumes.go_on.set()
+        for user in ("kept", "widened"):
+            assert await calls[user].read() is not grpc.aio.EOF
+            assert await calls[user].read() is grpc.aio.EOF
+        for channel in channels.values():
+            await channel.close()
+    ended = [one for one in rig.audit() if one.get("code") == "PERMISSION_DENIED"]
+    assert sorted(one["subject"].rpartition("/")[2] for one in ended) == ["loses", "narrowed"]

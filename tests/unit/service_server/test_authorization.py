@@ -213,3 +213,24 @@ def test_a_further_role_can_be_given() -> None:
     caller = Caller("x", ("node",))
     assert judge.prefixes(caller, "certificates.renew") == ()
     assert judge.prefixes(caller, "domains.get") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "narrows"),
+    [
+        ((), (), False),
+        ((), ("operator",), False),
+        (("operator",), (), True),
+        (("operator",), ("viewer",), True),
+        (("operator",), ("admin",), False),
+        (("operator",), ("operator@nodes/n1/",), True),
+        (("operator@nodes/n1/",), ("operator",), False),
+        (("operator@nodes/n1/domains/a",), ("operator@nodes/n1/",), False),
+        (("operator@nodes/n1/",), ("operator@nodes/n1/domains/a",), True),
+        (("operator@nodes/n1/", "operator@nodes/n2/"), ("operator@nodes/n1/",), True),
+    ],
+)
+def test_what_a_new_policy_takes(
+    judge: Authorizer, before: tuple[str, ...], after: tuple[str, ...], *, narrows: bool
+) -> None:
+    assert judge.narrows(Caller("x", before), Caller("x", after), "domains.start") is narrows

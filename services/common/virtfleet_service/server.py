@@ -515,11 +515,18 @@ def notify(state: str) -> None:
             _log.warning("%s could not be told to %s: %s", state, address, error)
 
 
+class StartRefused(Exception):
+    """The system refuses a file, folder or address that the process needs; the text says which."""
+
+
 async def serve(running: Callable[[], AbstractAsyncContextManager[object]]) -> None:
     """Run a process from its start to SIGTERM or SIGINT.
 
     Args:
         running: Returns the context manager that is the process while it is entered.
+
+    Raises:
+        StartRefused: The system refuses something that it needs to start.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -533,13 +540,20 @@ async def serve(running: Callable[[], AbstractAsyncContextManager[object]]) -> N
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    async with running():
-        # What is there now stays: the collector need not look at it again and again, and forked pages stay shared.
-        gc.collect()
-        gc.freeze()
-        notify("READY=1")
-        await stop.wait()
-        notify("STOPPING=1")
+    started = False
+    try:
+        async with running():
+            started = True
+            # What is there now stays: the collector need not look at it again, and forked pages stay shared.
+            gc.collect()
+            gc.freeze()
+            notify("READY=1")
+            await stop.wait()
+            notify("STOPPING=1")
+    except OSError as error:
+        if started:
+            raise
+        raise StartRefused(f"cannot start: {error}") from error
 
 
 def main(running: Callable[[], AbstractAsyncContextManager[object]]) -> int:
@@ -557,7 +571,7 @@ def main(running: Callable[[], AbstractAsyncContextManager[object]]) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201  # for whoever started it by hand; there may be no log yet
         return 2
-    except StoreError as error:
+    except (StoreError, StartRefused) as error:
         print(error, file=sys.stderr)  # noqa: T201  # it says what to do; where it was raised helps nobody
         return 1
     except VirtfleetError as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import tomllib
 import types
@@ -148,6 +149,8 @@ class ServiceSettings:
             raise SettingsError("drain_seconds: must not be negative")
         if self.watch_memory_bytes < 0:
             raise SettingsError("watch_memory_bytes: must not be negative")
+        if self.audit_limit_bytes <= 0:
+            raise SettingsError("audit_limit_bytes: must be positive")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -218,9 +221,13 @@ def _scalar(text: object, kind: Any, where: str) -> Any:  # noqa: ANN401  # any 
         if isinstance(text, bool) or not isinstance(text, (int, float, str)):
             raise SettingsError(f"{where}: must be a number")
         try:
-            return kind(text)
-        except ValueError as error:
+            number = kind(text)
+        except (ValueError, OverflowError) as error:
             raise SettingsError(f"{where}: `{text}` is not a number") from error
+        if not math.isfinite(number) or (isinstance(text, float) and number != text):
+            # No limit has ever been meant by it, and half a byte is none either.
+            raise SettingsError(f"{where}: `{text}` is not a {'whole' if kind is int else 'finite'} number")
+        return number
     raise SettingsError(f"{where}: settings of type {kind} are not supported")
 
 

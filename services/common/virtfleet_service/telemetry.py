@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from bisect import bisect_left
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 _EXPORT_SECONDS: Final = 3
 _METRICS_SECONDS: Final = 30
+_STOP_SECONDS: Final = 3.5
+"""How long the end waits for a collector: a little longer than one export may take."""
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
 
 BUCKETS_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -80,12 +84,14 @@ class Meters:
 
         calls = CounterMetricFamily("virtfleet_calls", "Calls that have ended.", labels=["method", "code"])
         seconds = HistogramMetricFamily("virtfleet_call_seconds", "How long calls took.", labels=["method"])
-        for meter in self._methods.values():
-            for code, count in meter.codes.items():
-                calls.add_metric([meter.method, code], count)
+        # In a thread of its own, while the event loop counts on: what grows is copied first.
+        for method, code, called in self.calls():
+            calls.add_metric([method, code], called)
+        for meter in list(self._methods.values()):
             total = 0
             buckets = []
-            for end, count in zip((*(str(end) for end in BUCKETS_SECONDS), "+Inf"), meter.buckets, strict=True):
+            ends = (*(str(end) for end in BUCKETS_SECONDS), "+Inf")
+            for end, count in zip(ends, list(meter.buckets), strict=True):
                 total += count
                 buckets.append((end, float(total)))
             seconds.add_metric([meter.method], buckets, meter.seconds)
@@ -129,7 +135,7 @@ class Tracer:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create({"service.name": f"virtfleet-{service}", "virtfleet.node": node})
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT_SECONDS))
         )
@@ -284,9 +290,15 @@ class Telemetry:
         if self._stop is not None:
             self._stop()
             self._stop = None
-        if self.tracer is not None:
-            self.tracer.close()
-            self.tracer = None
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        # Each in a thread that the end of the process does not wait for: a collector that hangs would hold it up.
+        closings = [
+            threading.Thread(target=one.close, name="end of telemetry", daemon=True)
+            for one in (self.tracer, self._sender)
+            if one is not None
+        ]
+        self.tracer = self._sender = None
+        for closing in closings:
+            closing.start()
+        until = time.monotonic() + _STOP_SECONDS
+        for closing in closings:
+            closing.join(max(until - time.monotonic(), 0.0))

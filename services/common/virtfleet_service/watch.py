@@ -42,6 +42,9 @@ BATCH_ENTRIES: Final = 16
 BATCH_SECONDS: Final = 0.002
 """A watcher that was told something so short a time ago waits for more: a message costs twelve times an event."""
 
+_SHARED_ENTRY_BYTES: Final = 512
+"""What a message that is kept for others takes beside its bytes."""
+
 _COLUMNS: Final = "seq, time_ns, sort, kind, name, uid, type, body"
 
 
@@ -86,6 +89,7 @@ class WatchHub:
         self._waiters: set[asyncio.Future[None]] = set()
         self._decoder = Decoder(store.codec)
         self._shared: dict[tuple[object, int], tuple[bytes | None, _Place]] = {}
+        self._shared_used = 0
         self._progress: deque[_Progress] = deque(maxlen=256)
         self._progress_number = 0
         self._closing: status_pb2.Status | None = None
@@ -242,7 +246,7 @@ class WatchHub:
     # The log.
 
     def _publish(self, entries: Sequence[Entry]) -> None:
-        self._shared.clear()
+        self._forget_shared()
         for entry in entries:
             self._ring.append(entry)
             self._ring_used += len(entry.body)
@@ -296,8 +300,17 @@ class WatchHub:
         message = feed.response(parts, self._token(feed, last)) if parts else None
         found = (message, last)
         if feed.share is not None:
+            # Watchers that share stand at few places; who asks for ever other ones must not fill the memory.
+            size = _SHARED_ENTRY_BYTES + len(message or b"")
+            if self._shared_used + size > self._ring_bytes:
+                self._forget_shared()
+            self._shared_used += size
             self._shared[key] = found
         return found
+
+    def _forget_shared(self) -> None:
+        self._shared.clear()
+        self._shared_used = 0
 
     def _from_memory(self, place: _Place) -> list[Entry]:
         # From the new end: a deque is quick to reach there, and that is where almost every watcher stands.

@@ -367,3 +367,16 @@ async def test_settings_that_cannot_be_used_end_the_process_with_a_line(tmp_path
     assert process.returncode == 2
     assert b"in the way" in stderr
     assert b"Traceback" not in stderr
+
+
+async def test_what_the_system_refuses_at_the_start_ends_the_process_with_a_line(tmp_path: Path) -> None:
+    (tmp_path / "compute.audit.log").mkdir()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, str(tmp_path), stderr=asyncio.subprocess.PIPE, env=dict(os.environ)
+    )
+    async with asyncio.timeout(30):
+        _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert b"cannot start" in stderr
+    assert b"compute.audit.log" in stderr
+    assert b"Traceback" not in stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,22 @@ async def test_a_call_is_a_span_below_that_of_its_client(tmp_path: Path, collect
     assert {"virtfleet.calls", "virtfleet.call_seconds", "virtfleet.open_calls"} <= {
         metric.name for metric in collector.metrics
     }
+
+
+async def test_a_collector_that_hangs_holds_up_neither_calls_nor_the_end(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        rig = rigs.Rig(tmp_path)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with rig.make(telemetry=TelemetrySettings(otlp_endpoint=endpoint), drain_seconds=0):
+            tracer = rig.server.telemetry.tracer
+            assert tracer is not None
+            started = time.monotonic()
+            request = domain_pb2.GetDomainRequest(name="nodes/n1/domains/a")
+            for _ in range(20):
+                await ask(rig.socket("viewer"), rigs.GET_DOMAIN, request)
+            assert time.monotonic() - started < 5
+            # More than its queue holds: what is too much is dropped.
+            for _ in range(5000):
+                tracer.begin(rig.domains.calls[0]).end("OK")
+            started = time.monotonic()
+        assert time.monotonic() - started < 5.5

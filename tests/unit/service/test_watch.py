@@ -528,3 +528,24 @@ async def test_a_resumed_watch_says_at_once_that_it_stands(store: Store) -> None
     assert not first.bookmark.HasField("closing")
     assert first.resume_token == token
     await again.aclose()  # type: ignore[attr-defined]  # an async generator
+
+
+async def test_watchers_who_ask_for_ever_other_things_cost_no_memory(tmp_path: Path) -> None:
+    """In a quiet time, in which nothing makes room: each asks for other events, from the same old place."""
+    ring_bytes = 256 * 1024
+    async with open_store(tmp_path / "c.db") as store:
+        hub = WatchHub(store, ring_bytes=ring_bytes)
+        token = ResumeToken(store.store_id, 0, 0).encode()
+        for index in range(40):
+            one = domain(f"d{index}")
+            one.annotations["fill"] = "x" * 4000
+            await put(store, one)
+        for number in range(200):
+            request = watch_pb2.WatchResourcesRequest(parent="nodes/n1", resume_token=token)
+            request.event_types.extend([number % 40 + 1, 100 + number])  # type: ignore[list-item]  # as a newer client
+            watcher = Watcher(hub.stream(request))
+            await watcher.until(40)
+            await watcher.stream.aclose()  # type: ignore[attr-defined]  # of a generator
+        kept = sum(len(message or b"") for message, _ in hub._shared.values())
+        assert kept <= ring_bytes
+        assert len(hub._shared) * 512 <= ring_bytes

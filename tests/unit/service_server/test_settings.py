@@ -84,6 +84,11 @@ def test_values_of_every_type(tmp_path: Path) -> None:
         ('listen = "a:70000"', "not host:port"),
         ('log_level = "loud"', "log_level"),
         ("drain_seconds = -1", "drain_seconds"),
+        ("drain_seconds = nan", "drain_seconds in .*: `nan` is not a finite number"),
+        ('drain_seconds = "inf"', "drain_seconds in .*: `inf` is not a finite number"),
+        ("count = 1.5", "count in .*: `1.5` is not a whole number"),
+        ("count = inf", "count in .*: `inf` is not a number"),
+        ("audit_limit_bytes = 0", "audit_limit_bytes: must be positive"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import random
 import stat
 import struct
-from collections.abc import Callable
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +23,7 @@ from virtfleet_service import errors
 
 RAW = volume_pb2.VOLUME_FORMAT_RAW
 QCOW2 = volume_pb2.VOLUME_FORMAT_QCOW2
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @pytest.fixture
@@ -271,36 +278,126 @@ async def test_a_file_that_becomes_a_link_leads_nowhere(node: Rig, pool: Path, t
         assert secret.read_bytes() == b"secret"
 
 
-async def test_a_race_of_names_never_leads_out(node: Rig, pool: Path, tmp_path: Path) -> None:
-    client = node.client
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"secret" * 1000)
-    await client.volume("images", "disk", capacity_bytes=6000)
-    real = pool / ".real"
-    (pool / "disk").rename(real)
-    stop = asyncio.Event()
+# Races: what a name means changes all the time, while the service works with it.
 
-    def swap() -> None:
+
+@contextmanager
+def exchanging(place: Path, other: Path) -> Iterator[None]:
+    """Have two names change places without pause for the length of a block: each means something all the time."""
+    libc, chance = ctypes.CDLL(None, use_errno=True), random.Random(0)
+    names = (os.fsencode(place), os.fsencode(other))
+    stop = threading.Event()
+
+    def exchange() -> None:
+        assert libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0, os.strerror(
+            ctypes.get_errno()
+        )
+
+    def run() -> None:
         while not stop.is_set():
-            for make_it in (lambda: (pool / ".swap").symlink_to(secret), lambda: real.rename(pool / ".swap")):
-                make_it()
-                if (pool / "disk").is_symlink() or not (pool / "disk").exists():
-                    (pool / ".swap").rename(pool / "disk")
-                else:
-                    (pool / "disk").rename(real)
-                    (pool / ".swap").rename(pool / "disk")
+            for _ in range(2):
+                exchange()
+                # Long enough that some calls find one meaning from their beginning to their end.
+                time.sleep(chance.uniform(0, 0.003))
 
-    racing = asyncio.get_running_loop().run_in_executor(None, swap)
+    thread = threading.Thread(target=run)
+    thread.start()
     try:
-        leaked = []
-        for _ in range(150):
-            try:
-                _, data, _ = await client.download("pools/images/volumes/disk")
-                leaked.append(b"secret" in data)
-            except Refused as refused:
-                assert refused.reason in ("PATH_OUTSIDE_POOL", "RESOURCE_NOT_FOUND", "BACKING_MISSING")  # noqa: PT017
-        assert not any(leaked)
+        yield
     finally:
         stop.set()
-        await racing
-    assert secret.read_bytes() == b"secret" * 1000
+        thread.join()
+
+
+def facts(path: Path) -> tuple[bytes, int, int, int, int, list[str]]:
+    """Return all that a stranger could have changed of a file."""
+    status = path.stat()
+    return path.read_bytes(), status.st_uid, status.st_gid, status.st_mode, status.st_mtime_ns, os.listxattr(path)
+
+
+async def race_download(node: Rig, number: int) -> None:
+    _, data, _ = await node.client.download("pools/images/volumes/disk")
+    assert b"secret" not in data, number
+
+
+async def race_copy(node: Rig, number: int) -> None:
+    await node.client.volume("images", f"copy-{number}", source="pools/images/volumes/disk")
+    assert b"secret" not in (node.root / "images" / f"copy-{number}").read_bytes()
+
+
+async def race_wipe(node: Rig, number: int) -> None:
+    request = volume_pb2.WipeVolumeRequest(name=f"{PARENT}/pools/images/volumes/disk")
+    await node.client.do(node.client.volumes.WipeVolume, request, volume_pb2.Volume)
+    assert number >= 0
+
+
+async def race_resize(node: Rig, number: int) -> None:
+    request = volume_pb2.ResizeVolumeRequest(name=f"{PARENT}/pools/images/volumes/disk")
+    request.capacity_bytes = 8000 + number * 4096
+    await node.client.do(node.client.volumes.ResizeVolume, request, volume_pb2.Volume)
+
+
+async def race_attach(node: Rig, number: int) -> None:
+    domain = f"11111111-2222-3333-4444-{number:012}"
+    attached = await node.attach("pools/images/volumes/disk", domain_uid=domain, uid=23456)
+    await node.release("pools/images/volumes/disk", attached.attachment_id)
+
+
+async def race_copy_of_the_top(node: Rig, number: int) -> None:
+    await node.client.volume("images", f"copy-{number}", source="pools/images/volumes/top", format=RAW)
+    assert b"secret" not in (node.root / "images" / f"copy-{number}").read_bytes()
+
+
+async def race_attach_of_the_top(node: Rig, number: int) -> None:
+    domain = f"11111111-2222-3333-4444-{number:012}"
+    attached = await node.attach("pools/images/volumes/top", domain_uid=domain, uid=23456)
+    await node.release("pools/images/volumes/top", attached.attachment_id)
+
+
+async def raced(node: Rig, pool: Path, secret: Path, use: Callable[[Rig, int], Awaitable[None]]) -> None:
+    """Use a volume while its name, or that of the one below it, means a file outside of the pool half of the time."""
+    secret.write_bytes(b"secret" * 1000)
+    secret.chmod(0o640)
+    before = facts(secret)
+    link = pool / ".link"
+    link.symlink_to(secret)
+    outcomes: Counter[str] = Counter()
+    ends_at = time.monotonic() + 30
+    number = 0
+    # Both must have been seen often, or there was no race.
+    while time.monotonic() < ends_at and (len(outcomes) < 2 or min(outcomes.values()) < 3):
+        number += 1
+        # What was seen of the last race is forgotten: else what follows is refused without a look.
+        await node.client.refresh("images")
+        try:
+            with exchanging(pool / "disk", link):
+                await use(node, number)
+        except (Refused, errors.VirtfleetError) as refused:
+            outcomes[refused.reason] += 1
+        else:
+            outcomes["served"] += 1
+    print(use.__name__, dict(outcomes))
+    assert len(outcomes) > 1, "it was served and refused: there was a race"
+    assert outcomes.keys() <= {"served", *RACE_REASONS}
+    assert facts(secret) == before
+
+
+RACE_REASONS = ("PATH_OUTSIDE_POOL", "RESOURCE_NOT_FOUND", "BACKING_MISSING", "WRONG_STATE")
+"""What may be said of a name that means another thing each time one looks."""
+
+
+@pytest.mark.parametrize("use", [race_download, race_copy, race_wipe, race_resize, race_attach])
+async def test_a_race_of_names_never_leads_out(
+    node: Rig, pool: Path, tmp_path: Path, use: Callable[[Rig, int], Awaitable[None]]
+) -> None:
+    await node.client.volume("images", "disk", capacity_bytes=6000)
+    await raced(node, pool, tmp_path / "secret", use)
+
+
+@pytest.mark.parametrize("use", [race_copy_of_the_top, race_attach_of_the_top])
+async def test_a_race_of_the_name_of_a_backing_file_never_leads_out(
+    node: Rig, pool: Path, tmp_path: Path, use: Callable[[Rig, int], Awaitable[None]]
+) -> None:
+    await node.client.volume("images", "disk", capacity_bytes=6144)
+    await node.client.volume("images", "top", backing=volume_pb2.VolumeBacking(volume="pools/images/volumes/disk"))
+    await raced(node, pool, tmp_path / "secret", use)

@@ -55,8 +55,13 @@ class Completed:
         """
         if self.exit_code != 0:
             tool = os.path.basename(self.argv[0])  # noqa: PTH119  # the text of an argument, not a path of ours
+            end = (
+                f"failed with exit code {self.exit_code}"
+                if self.exit_code > 0
+                else f"was ended by signal {-self.exit_code}"
+            )
             raise BackendFailed(
-                f"{tool} failed with exit code {self.exit_code}: {self.said}",
+                f"{tool} {end}: {self.said}",
                 tool=tool,
                 exit_code=self.exit_code,
                 said=self.said,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import grpc
@@ -144,6 +145,82 @@ def test_missing_programs_are_named_and_the_network_stays_inactive(bare_node: No
     assert dnsmasq.value.metadata["cause"] == "DNSMASQ_MISSING"
     assert set(node.namespace.links()) == {"lo"}
     assert node.namespace.tables() == set()
+
+
+NFT = """#!/bin/sh
+mode=$(cat {folder}/mode)
+case "$mode $*" in
+    "refuse -f -") cat >/dev/null; echo "Error: Could not process rule: No such file or directory" >&2; exit 1 ;;
+    "die -f -") kill -9 $$ ;;
+    "babble -j list"*) echo "table inet filter {{"; exit 0 ;;
+esac
+exec /usr/sbin/nft "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("refuse", "Could not process rule"), ("die", "signal 9"), ("babble", "no JSON")]
+)
+def test_nft_that_fails_says_why_and_nothing_is_left(bare_node: Node, mode: str, text: str) -> None:
+    node = bare_node
+    program, state = node.folder / "nft", node.folder / "mode"
+    program.write_text(NFT.format(folder=node.folder))
+    program.chmod(0o755)
+    state.write_text("real")
+    node.settings |= {"nft": str(program)}
+    node.start_launcher()
+    node.start_service()
+    node.create("demo", nat(), start=False)
+    other = node.create("other", nat("192.168.178.0/24"))
+    links, ruleset = set(node.namespace.links()), node.namespace("nft", "list", "ruleset")
+    state.write_text(mode)
+    with pytest.raises(Refusal) as refused:
+        node.start("demo")
+    assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.INTERNAL, "BACKEND_FAILED")
+    assert text in refused.value.message + refused.value.metadata.get("said", "")
+    status = node.get("demo").status
+    assert status.state == network_pb2.NETWORK_STATE_INACTIVE
+    assert status.state_reason == network_pb2.NETWORK_STATE_REASON_START_FAILED
+    state.write_text("real")
+    # What runs beside it was not touched, or is as it was a moment later.
+    for _ in range(100):
+        if set(node.namespace.links()) == links and node.namespace("nft", "list", "ruleset") == ruleset:
+            break
+        threading.Event().wait(0.1)
+    assert set(node.namespace.links()) == links
+    assert node.namespace("nft", "list", "ruleset") == ruleset
+    assert node.all_dnsmasq() == [node.dnsmasq(other.uid)]
+    assert "Traceback" not in node.log()
+    # And it is no obstacle.
+    assert node.start("demo").status.state == network_pb2.NETWORK_STATE_RUNNING
+
+
+def test_a_stop_that_nft_fails_leaves_a_network_that_runs(bare_node: Node) -> None:
+    """What had been removed before the failure comes back by itself, and the next try ends it."""
+    node = bare_node
+    program, state = node.folder / "nft", node.folder / "mode"
+    program.write_text(NFT.format(folder=node.folder))
+    program.chmod(0o755)
+    state.write_text("real")
+    node.settings |= {"nft": str(program)}
+    node.start_launcher()
+    node.start_service()
+    network = node.create("demo", nat())
+    state.write_text("refuse")
+    with pytest.raises(Refusal) as refused:
+        node.stop("demo")
+    assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.INTERNAL, "BACKEND_FAILED")
+    assert node.get("demo").status.state != network_pb2.NETWORK_STATE_INACTIVE
+    state.write_text("real")
+    for _ in range(100):
+        if node.dnsmasq(network.uid) and network.status.bridge_name in node.namespace.links():
+            break
+        threading.Event().wait(0.1)
+    assert node.guest(network.status.bridge_name).dhcp()["ip"].startswith("192.168.177.")
+    assert node.stop("demo").status.state == network_pb2.NETWORK_STATE_INACTIVE
+    assert network.status.bridge_name not in node.namespace.links()
+    assert node.namespace.tables() == set()
+    assert node.all_dnsmasq() == []
 
 
 def test_dnsmasq_that_fails_says_why_and_nothing_is_left(node: Node) -> None:

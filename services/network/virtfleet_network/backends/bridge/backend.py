@@ -210,9 +210,9 @@ class BridgeBackend:
     async def _undo(self, plan: NetworkPlan) -> None:
         try:
             await self._remove(plan)
-        except VirtfleetError:
+        except VirtfleetError as error:
             # The reason for the undoing is what the caller hears; what is left is removed by the next reconciliation.
-            _log.exception("the start of %s could not be undone", plan.name)
+            _log.error("not all of the start of %s could be undone: %s", plan.name, error)
 
     async def adopt(self, plans: Sequence[NetworkPlan]) -> None:
         """Take running networks as they are."""
@@ -230,19 +230,37 @@ class BridgeBackend:
         await self._need_daemons().ensure(self._plans[plan.uid], self._incarnation(plan.uid))
 
     async def stop(self, plan: NetworkPlan) -> None:
-        """Remove dnsmasq, rules and the bridge; taps of plugged ports stay, joined to nothing."""
+        """Remove dnsmasq, rules and the bridge; taps of plugged ports stay, joined to nothing.
+
+        On failure the network counts as running still: repair brings back what has been removed.
+        """
         async with self._lock(plan.uid):
-            await self._remove(plan)
+            try:
+                await self._remove(plan)
+            except BaseException:
+                self._take(plan)
+                raise
 
     async def _remove(self, plan: NetworkPlan) -> None:
+        """Remove all of a network that can be removed; raises the first thing that went wrong."""
         self._plans.pop(plan.uid, None)
         self._bridge_indexes.pop(plan.uid, None)
         for name in [name for name, owner in self._taps.items() if owner == plan.uid]:
             del self._taps[name]
-        await self._need_daemons().stop(plan.uid)
-        await self._firewall.apply()
-        await self._netlink.call(links.delete_bridge, plan.spec.bridge_name, plan.uid, plan.spec.mac_address)
-        await self._restore_forwarding()
+        failures: list[VirtfleetError] = []
+        spec = plan.spec
+        for step in (
+            lambda: self._need_daemons().stop(plan.uid),
+            self._firewall.apply,
+            lambda: self._netlink.call(links.delete_bridge, spec.bridge_name, plan.uid, spec.mac_address),
+            self._restore_forwarding,
+        ):
+            try:
+                await step()
+            except VirtfleetError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def forget(self, network_uid: str) -> None:
         """Remove the leases of a stopped network."""

@@ -10,11 +10,12 @@ from typing import Any
 from virtfleet_network.backends.api import NetworkPlan
 from virtfleet_network.backends.bridge.ruleset import TABLE, empty_ruleset, normalised, ruleset
 from virtfleet_service import process
-from virtfleet_service.errors import DriverBroken
+from virtfleet_service.errors import BackendFailed, DriverBroken
 
 __all__ = ["Firewall"]
 
 _TIMEOUT_SECONDS = 10.0
+_SAID_BYTES = 200
 _LISTING_LIMIT_BYTES = 16 * 1024 * 1024
 
 
@@ -81,7 +82,12 @@ class Firewall:
         done = await self._run(["-j", "list", "table", *TABLE.split()])
         if done.exit_code:
             return None
-        return normalised(done.stdout.decode())
+        try:
+            return normalised(done.stdout.decode())
+        except (ValueError, KeyError, TypeError) as error:
+            raise BackendFailed(
+                f"nft lists what is no JSON of a table: {done.stdout[:_SAID_BYTES]!r}", tool="nft"
+            ) from error
 
     async def _run(self, arguments: Sequence[str], text: str = "") -> process.Completed:
         if not self._nft.exists():

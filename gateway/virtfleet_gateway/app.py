@@ -75,6 +75,9 @@ class App:
     fleet: Fleet
 
 
+_OPERATION_SERVICE = common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"]
+
+
 @asynccontextmanager
 async def running(settings: FleetSettings, *, connect: Connect | None = None) -> AsyncIterator[App]:
     """Run a gateway; it drains and stops when the block ends.
@@ -164,7 +167,7 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         )
         server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
         server.add(OPERATIONS, FleetOperations(operations, fan_out, registry.services, store.token_key))
-        server.add(common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"], operation_watch_service(hub))
+        server.add(_OPERATION_SERVICE, operation_watch_service(hub, operations.owner))
         server.on_drain(hub.close)
         server.on_drain(fleet.close)
         registry.start()

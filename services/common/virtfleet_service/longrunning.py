@@ -95,7 +95,7 @@ class OperationsService:
             NameMalformed: The name is not that of this service.
         """
         operations = self._operations
-        owner = operations.prefix.rpartition("operations/")[0].rstrip("/")
+        owner = operations.owner
         if request.name.rstrip("/") not in ("", owner, operations.prefix.rstrip("/")):
             raise errors.NameMalformed(f"the operations of this service are those of {owner}", field="name", name=owner)
         size = paging.page_size_of(request)

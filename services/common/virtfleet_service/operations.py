@@ -155,6 +155,11 @@ class Operations:
         self._starting: set[asyncio.Task[operations_pb2.Operation]] = set()
         self._draining = False
 
+    @property
+    def owner(self) -> str:
+        """The process whose operations they are: `nodes/{node}/services/{service}`; empty: a gateway."""
+        return self.prefix.rpartition("operations/")[0].rstrip("/")
+
     @asynccontextmanager
     async def running(self, *, drain_seconds: float = DRAIN_SECONDS) -> AsyncIterator[Operations]:
         """Own the tasks of the operations: at the end what runs gets some time, then is left to the next start."""

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from virtfleet.type.v1 import resource_pb2
-from virtfleet_service import errors
+from virtfleet_service import errors, names
 
 ANNOTATIONS_LIMIT_BYTES = 64 * 1024
 """All keys and values of the annotations of one resource together."""
@@ -45,6 +45,20 @@ def create_head(resource: Message, name: str, *, call: object = None, uid: str |
     # FromNanoseconds takes three times as long, and whole inventories are made.
     for stamp in (resource.create_time, resource.update_time):  # type: ignore[attr-defined]  # of every head
         stamp.seconds, stamp.nanos = seconds, nanoseconds
+
+
+def uid_for(resource: Message) -> str:
+    """Return the uid of a resource that is to be made: the one that the request gives it, or a new one.
+
+    Raises:
+        FieldOutOfRange: The request gives it something else than a UUID in lower case.
+    """
+    given: str = resource.uid  # type: ignore[attr-defined]  # the head is the same in every resource
+    if given and not names.is_uid(given):
+        raise errors.FieldOutOfRange(
+            f"`{given}` is no uid: a UUID in lower case", field=f"{field_of(resource)}.uid", uid=given
+        )
+    return given or str(uuid.uuid4())
 
 
 def touch(resource: Message) -> None:

@@ -451,13 +451,29 @@ class WatchService:
 
 
 class OperationWatchService:
-    """Serves `virtfleet.common.v1.OperationService`."""
+    """Serves `virtfleet.common.v1.OperationService`.
 
-    def __init__(self, hub: WatchHub) -> None:
+    Args:
+        hub: Tells of the operations.
+        owner: The process whose operations they are; empty: a gateway.
+    """
+
+    def __init__(self, hub: WatchHub, owner: str) -> None:
         self._hub = hub
+        self._owner = owner
 
     def watch_operations(self, request: operations_pb2.WatchOperationsRequest, call: Call) -> AsyncIterator[bytes]:
-        """Stream operations as they start, progress and end."""
+        """Stream operations as they start, progress and end.
+
+        Raises:
+            NameMalformed: The parent is another process.
+        """
+        if request.parent not in ("", self._owner):
+            raise errors.NameMalformed(
+                f"the operations of this service are those of {self._owner or 'the gateway'}",
+                field="parent",
+                name=request.parent,
+            )
         return self._hub.stream_operations(request, call)
 
 
@@ -466,6 +482,6 @@ def watch_service(hub: WatchHub) -> WatchService:
     return WatchService(hub)
 
 
-def operation_watch_service(hub: WatchHub) -> OperationWatchService:
-    """Make the handlers of `OperationService`."""
-    return OperationWatchService(hub)
+def operation_watch_service(hub: WatchHub, owner: str) -> OperationWatchService:
+    """Make the handlers of `OperationService` of a process."""
+    return OperationWatchService(hub, owner)

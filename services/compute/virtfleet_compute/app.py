@@ -174,7 +174,7 @@ async def running(
                 capability_pb2.DESCRIPTOR: {"CapabilityService": CapabilityServicer(hosts)},
                 guest_agent_pb2.DESCRIPTOR: {"GuestAgentService": GuestAgentServicer(addresses)},
                 watch_pb2.DESCRIPTOR: {"WatchService": watch_service(hub)},
-                operations_pb2.DESCRIPTOR: {"OperationService": operation_watch_service(hub)},
+                operations_pb2.DESCRIPTOR: {"OperationService": operation_watch_service(hub, operations.owner)},
                 longrunning_pb2.DESCRIPTOR: {"Operations": longrunning_service(operations)},
             },
         )

@@ -10,8 +10,8 @@ from virtfleet.compute.v1 import domain_pb2, stats_pb2
 from virtfleet_compute import statuses
 from virtfleet_compute.context import KIND, Context, ref
 from virtfleet_compute.drivers.facets import Stats
-from virtfleet_service import filters, paging, resources
-from virtfleet_service.errors import CapabilityMissing, OperationTimedOut, ResourceNotFound, VirtfleetError
+from virtfleet_service import filters, paging, resources, tokens
+from virtfleet_service.errors import CapabilityMissing, OperationTimedOut, VirtfleetError
 from virtfleet_service.peers import error_from_status
 
 if TYPE_CHECKING:
@@ -53,16 +53,30 @@ class Counters:
     async def page(
         self, request: stats_pb2.BatchGetDomainStatsRequest, call: Call
     ) -> stats_pb2.BatchGetDomainStatsResponse:
-        """Return a page of counters."""
+        """Return a page of counters.
+
+        Raises:
+            PageTokenInvalid: The token is of another list.
+            FilterSyntax: The filter does not parse.
+        """
         if request.names:
-            domains = self._named(request.names, request.filter, call)
-            token = ""
-        else:
-            found = paging.read_page(self._context.store, KIND, request.parent, request, view=0, call=call)
-            domains = [_decoded(item) for item in found.items]
-            token = found.next_page_token
+            return await self._page_of_names(request, call)
+        found = paging.read_page(self._context.store, KIND, request.parent, request, view=0, call=call)
         return stats_pb2.BatchGetDomainStatsResponse(
-            stats=await self.collect(domains, request.groups), next_page_token=token
+            stats=await self.collect([_decoded(item) for item in found.items], request.groups),
+            next_page_token=found.next_page_token,
+        )
+
+    async def _page_of_names(
+        self, request: stats_pb2.BatchGetDomainStatsRequest, call: Call
+    ) -> stats_pb2.BatchGetDomainStatsResponse:
+        key = self._context.store.token_key
+        binding = tokens.binding_of("stats", request.parent, request.filter, *request.names)
+        start = int(tokens.unseal(key, binding, request.page_token)) if request.page_token else 0
+        end = start + paging.page_size_of(request)
+        return stats_pb2.BatchGetDomainStatsResponse(
+            stats=await self._collect_named(request.names[start:end], request.filter, request.groups, call),
+            next_page_token=tokens.seal(key, binding, str(end).encode()) if end < len(request.names) else "",
         )
 
     async def stream(
@@ -77,13 +91,16 @@ class Counters:
         due = loop.time()
         while True:
             number += 1
-            domains = self._named(request.names, request.filter, call) if request.names else self._all(request, call)
-            for start in range(0, max(len(domains), 1), MESSAGE_COUNT):
-                part = domains[start : start + MESSAGE_COUNT]
+            domains = [] if request.names else self._all(request, call)
+            count = len(request.names) or len(domains)
+            for start in range(0, max(count, 1), MESSAGE_COUNT):
+                part = slice(start, start + MESSAGE_COUNT)
+                if request.names:
+                    found = await self._collect_named(request.names[part], request.filter, request.groups, call)
+                else:
+                    found = await self.collect(domains[part], request.groups)
                 yield stats_pb2.StreamDomainStatsResponse(
-                    stats=await self.collect(part, request.groups),
-                    round_number=number,
-                    round_end=start + MESSAGE_COUNT >= len(domains),
+                    stats=found, round_number=number, round_end=start + MESSAGE_COUNT >= count
                 )
             due = max(due + interval_seconds, loop.time())
             await asyncio.sleep(due - loop.time())
@@ -100,17 +117,26 @@ class Counters:
                 return domains
             page_request.page_token = found.next_page_token
 
-    def _named(self, wanted: Iterable[str], text: str, call: Call) -> list[domain_pb2.Domain]:
+    async def _collect_named(
+        self, wanted: Sequence[str], text: str, groups: Iterable[stats_pb2.StatsGroup.ValueType], call: Call
+    ) -> list[stats_pb2.DomainStats]:
+        """Return the counters of domains by their names.
+
+        One that is not there has a failure; one that does not match is left out.
+        """
         matches = filters.compile_filter(text, domain_pb2.Domain) if text else None
-        found = []
+        found: list[domain_pb2.Domain | stats_pb2.DomainStats] = []
         for name in wanted:
             try:
                 domain = self._context.find(name)
-            except ResourceNotFound:
-                continue
-            if call.may_see(domain.name) and (matches is None or matches(domain)):
-                found.append(domain)
-        return found
+                call.authorize(domain.name)
+                if matches is None or matches(domain):
+                    found.append(domain)
+            except VirtfleetError as error:
+                found.append(stats_pb2.DomainStats(name=name, failure=error.to_status()))
+        domains = [one for one in found if isinstance(one, domain_pb2.Domain)]
+        counted = iter(await self.collect(domains, groups))
+        return [next(counted) if isinstance(one, domain_pb2.Domain) else one for one in found]
 
     async def collect(
         self, domains: Sequence[domain_pb2.Domain], groups: Iterable[stats_pb2.StatsGroup.ValueType]

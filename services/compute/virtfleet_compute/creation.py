@@ -21,7 +21,6 @@ from virtfleet_compute.drivers.api import DomainRef
 from virtfleet_compute.guests import Guests
 from virtfleet_service import authorization, failpoints, names, resources
 from virtfleet_service.errors import (
-    FieldOutOfRange,
     IdentityInUse,
     OperationConflict,
     ResourceExists,
@@ -87,10 +86,7 @@ class Creation:
         domain.labels.MergeFrom(request.domain.labels)
         domain.annotations.MergeFrom(request.domain.annotations)
         domain.spec.CopyFrom(request.domain.spec)
-        uid = request.domain.uid
-        if uid and not names.is_uid(uid):
-            raise FieldOutOfRange("a uid is a UUID in lower case", field="domain.uid", uid=uid)
-        resources.create_head(domain, name, call=call, uid=uid or str(uuid.uuid4()))
+        resources.create_head(domain, name, call=call, uid=resources.uid_for(request.domain))
         authorize_spec(domain.name, domain.spec, domain_spec_pb2.DomainSpec(), call)
         resolved = await self.resolve(domain, None)
         statuses.defined(domain, resolved)

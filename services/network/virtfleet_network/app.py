@@ -117,6 +117,7 @@ def _server(
     server.add(watch_pb2.DESCRIPTOR.services_by_name["WatchService"], watch_service(hub))
     server.add(plug_pb2.DESCRIPTOR.services_by_name["PlugService"], PlugServicer(ports), peer=True)
     server.add(operations_pb2.DESCRIPTOR.services_by_name["Operations"], longrunning_service(operations))
-    server.add(common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"], operation_watch_service(hub))
+    watched = operation_watch_service(hub, operations.owner)
+    server.add(common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"], watched)
     server.on_drain(hub.close)
     return server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING
 
 from virtfleet.network.v1 import network_pb2, watch_pb2
@@ -13,7 +12,6 @@ from virtfleet_service import masks, names, resources
 from virtfleet_service.errors import (
     CapabilityMissing,
     FieldConflict,
-    FieldOutOfRange,
     IdentityInUse,
     NotLiveUpdatable,
     ResourceExists,
@@ -45,9 +43,7 @@ class Definitions:
             InvalidArgument: The spec or the uid cannot be used.
             CapabilityMissing: The back end lacks something that the spec needs.
         """
-        uid = given.uid or str(uuid.uuid4())
-        if not names.is_uid(uid):
-            raise FieldOutOfRange(f"`{uid}` is no uid: a UUID in lower case", field="network.uid", uid=uid)
+        uid = resources.uid_for(given)
         network = network_pb2.Network()
         network.CopyFrom(given)
         network.ClearField("status")

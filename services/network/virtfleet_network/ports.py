@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import secrets
-import uuid
 from typing import TYPE_CHECKING
 
 from google.protobuf import empty_pb2
@@ -21,7 +20,6 @@ from virtfleet_service import longrunning, names, resources
 from virtfleet_service.errors import (
     CapabilityMissing,
     ChangeRolledBack,
-    FieldOutOfRange,
     IdentityInUse,
     ResourceExists,
     ResourceInUse,
@@ -101,9 +99,7 @@ class Ports:
                 capability="port.bandwidth",
                 backend=self._backend.id,
             )
-        uid = port.uid or str(uuid.uuid4())
-        if not names.is_uid(uid):
-            raise FieldOutOfRange(f"`{uid}` is no uid: a UUID in lower case", field="port.uid", uid=uid)
+        uid = resources.uid_for(port)
         other = tx.get_by_uid("port", uid)
         if other is not None:
             raise IdentityInUse(f"{other.name} has the uid {uid}", field="port.uid", holder=other.name, uid=uid)

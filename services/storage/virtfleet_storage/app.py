@@ -101,7 +101,7 @@ class _Parts:
         node, claims = settings.node, Claims()
         self.store, self.operations, self.places = store, operations, places
         self.refresher = Refresher(store, places, claims)
-        self.kinds = Kinds(places, node)
+        self.kinds = Kinds(places, node, store.token_key)
         self.lists = Lists(store)
         self.openings = Openings(store, places, self.refresher, root=settings.root)
         self.pools = Pools(store, operations, places, self.openings, self.refresher, node=node, root=settings.root)
@@ -145,7 +145,7 @@ class _Parts:
         server.add(_service(volume_pb2, "VolumeService"), volumes)
         server.add(_service(watch_pb2, "WatchService"), watch_service(hub))
         server.add(_service(_operations_pb2, "Operations"), longrunning)
-        server.add(_service(operations_pb2, "OperationService"), operation_watch_service(hub))
+        server.add(_service(operations_pb2, "OperationService"), operation_watch_service(hub, self.operations.owner))
         server.add(_service(attachment_pb2, "AttachmentService"), AttachmentServicer(self.attachments), peer=True)
         # Compute makes volumes for new domains on behalf of its callers.
         server.add(_service(pool_pb2, "PoolService"), pools, peer=True)

@@ -92,10 +92,10 @@ class Openings:
     async def _open(self, name: str, *, build: bool, look: bool, wanted: bool) -> None:
         pool = catalog.need_pool(self._store, name)
         backend = await self._places.ready_backend_of(pool.spec)
-        path = pool.status.target_path
+        path, built = pool.status.target_path, False
         if build:
             await self.make_root(path)
-            await backend.build(path)
+            built = await backend.build(path)
         others = {row.uid for row in self._store.list(catalog.POOL)}
         opened = await backend.open(path, pool.uid, claim=build, others=others)
         async with AsyncExitStack() as undo:
@@ -114,6 +114,8 @@ class Openings:
                     raise WrongState(f"{name} was stopped", resource=name, state="INACTIVE")
                 refresh.found(tx, current, usage)
                 catalog.put_pool(tx, current, cause=START_POOL)
+                if built:
+                    catalog.tell(tx, current, watch_pb2.EVENT_TYPE_POOL_BUILT)
                 if fresh:
                     catalog.tell(tx, current, watch_pb2.EVENT_TYPE_POOL_STARTED)
 

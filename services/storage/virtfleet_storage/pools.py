@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -99,7 +98,7 @@ class Pools:
         pool = pool_pb2.Pool()
         pool.CopyFrom(request.pool)
         pool.ClearField("status")
-        uid = str(uuid.uuid4())
+        uid = resources.uid_for(pool)
         id_ = request.pool_id or f"pool-{uid[:8]}"
         name = names.child(request.parent, "pools", names.check_id(id_, "pool_id"))
         resources.create_head(pool, name, call=call, uid=uid)
@@ -146,6 +145,9 @@ class Pools:
     def _refuse_taken(self, tx: Transaction, pool: pool_pb2.Pool) -> None:
         if tx.get(pool.name) is not None:
             raise ResourceExists(f"{pool.name} exists", resource=pool.name, name=pool.name)
+        same = tx.get_by_uid(catalog.POOL, pool.uid)
+        if same is not None:
+            raise IdentityInUse(f"{same.name} has the uid {pool.uid}", field="pool.uid", holder=same.name, uid=pool.uid)
         for other in catalog.pools(tx.list(catalog.POOL)):
             if other.status.target_path == pool.status.target_path:
                 raise IdentityInUse(
@@ -157,13 +159,14 @@ class Pools:
 
     async def _create(self, job: Job, pool: pool_pb2.Pool, *, build: bool, start: bool) -> Commit:
         backend = self._places.backend_of(pool.spec)
-        path = pool.status.target_path
+        path, built = pool.status.target_path, False
         async with AsyncExitStack() as undo:
             job.progress(phase="making the place")
             await job.journal("build", path.encode())
             if build:
                 await self._openings.make_root(path)
-                if await backend.build(path):
+                built = await backend.build(path)
+                if built:
                     undo.push_async_callback(backend.unbuild, path)
             failpoints.reach("storage.pool.create.built")
             others = {row.uid: row.name for row in self._store.list(catalog.POOL)}
@@ -188,6 +191,8 @@ class Pools:
             _use(pool, usage.capacity_bytes, usage.allocation_bytes, usage.available_bytes)
             catalog.put_pool(tx, pool, cause=f"{SERVICE}.CreatePool")
             catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_DEFINED)
+            if built:
+                catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_BUILT)
             if start:
                 catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_STARTED)
                 self._places.add(Place(pool.name, opened))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from virtfleet_service.errors import (
     CapabilityMissing,
     ChangeRolledBack,
     FieldConflict,
+    IdentityInUse,
     PoolFull,
     ResourceExists,
     ResourceInUse,
@@ -94,7 +94,7 @@ class Volumes:
         volume = volume_pb2.Volume()
         volume.CopyFrom(request.volume)
         volume.ClearField("status")
-        uid = str(uuid.uuid4())
+        uid = resources.uid_for(volume)
         id_ = names.check_id(request.volume_id or f"vol-{uid[:8]}", "volume_id")
         resources.create_head(volume, names.child(request.parent, "volumes", id_), call=call, uid=uid)
         source = await self._origin(request.source_volume, "source_volume", call)
@@ -499,6 +499,11 @@ def _refuse_taken(tx: Transaction, volume: volume_pb2.Volume, origins: Sequence[
     """Accept a new volume whose name and file are free, and whose origins nobody writes."""
     if tx.get(volume.name) is not None:
         raise ResourceExists(f"{volume.name} exists", resource=volume.name, name=volume.name)
+    same = tx.get_by_uid(catalog.VOLUME, volume.uid)
+    if same is not None:
+        raise IdentityInUse(
+            f"{same.name} has the uid {volume.uid}", field="volume.uid", holder=same.name, uid=volume.uid
+        )
     other = catalog.volume_at(tx, volume.status.path)
     if other is not None:
         raise ResourceExists(f"{volume.status.path} is {other.name}", resource=other.name, name=other.name)

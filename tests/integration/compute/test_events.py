@@ -186,6 +186,30 @@ async def test_a_console_that_does_not_exist(node: Service) -> None:
         await typed(node, "web", "x")
 
 
+async def test_counters_by_name_come_in_pages_and_leave_nobody_out(node: Service) -> None:
+    for id_ in ("a", "b", "c"):
+        await node.create(id_, labels={"half": "one" if id_ < "c" else "two"})
+    wanted = [name(id_) for id_ in ("c", "gone", "a", "b")]
+    request = stats_pb2.BatchGetDomainStatsRequest(parent=PARENT, names=wanted, page_size=3)
+    first = await node.call(node.stats.BatchGetDomainStats, request)
+    assert [one.name for one in first.stats] == wanted[:3]
+    assert [one.failure.code for one in first.stats] == [0, 5, 0]
+    request.page_token = first.next_page_token
+    rest = await node.call(node.stats.BatchGetDomainStats, request)
+    assert ([one.name for one in rest.stats], rest.next_page_token) == (wanted[3:], "")
+    request.page_token, request.page_size, request.filter = "", 0, 'labels.half="one"'
+    some = await node.call(node.stats.BatchGetDomainStats, request)
+    assert [one.name for one in some.stats] == [name("gone"), name("a"), name("b")]
+    request.page_token = first.next_page_token
+    with pytest.raises(Refused) as refused:
+        await node.call(node.stats.BatchGetDomainStats, request)
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"
+    stream = node.stats.StreamDomainStats(stats_pb2.StreamDomainStatsRequest(parent=PARENT, names=wanted), timeout=10)
+    response = await stream.read()
+    assert ([one.name for one in response.stats], response.round_end) == (wanted, True)
+    stream.cancel()
+
+
 async def test_counters_move_and_stand_in_groups(node: Service) -> None:
     spec = domain_spec_pb2.DomainSpec()
     spec.interfaces["net0"].SetInParent()

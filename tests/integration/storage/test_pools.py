@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import empty_pb2, field_mask_pb2
 
 from tests.integration.storage.rig import PARENT, Client, Refused, Rig
-from virtfleet.storage.v1 import pool_pb2, watch_pb2
+from virtfleet.storage.v1 import pool_pb2, volume_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
 
 
@@ -50,6 +50,7 @@ async def test_a_pool_is_made_started_stopped_and_forgotten(node: Rig) -> None:
     kinds = [event.type for event in await client.events()]
     for wanted in (
         watch_pb2.EVENT_TYPE_POOL_DEFINED,
+        watch_pb2.EVENT_TYPE_POOL_BUILT,
         watch_pb2.EVENT_TYPE_POOL_STARTED,
         watch_pb2.EVENT_TYPE_POOL_REFRESHED,
         watch_pb2.EVENT_TYPE_POOL_STOPPED,
@@ -111,6 +112,47 @@ async def test_a_missing_parent_is_told(node: Rig, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         await node.client.pool("deep", target_path=str(tmp_path / "a" / "b"))
     assert refused.value.reason == "BACKING_MISSING"
+
+
+async def test_what_is_made_has_the_uid_that_was_asked_for(node: Rig) -> None:
+    client, uid = node.client, "a0000000-0000-4000-8000-000000000000"
+    request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="one", pool=pool_pb2.Pool(uid=uid), start=True)
+    assert (await client.do(client.pools.CreatePool, request, pool_pb2.Pool)).uid == uid
+    making = volume_pb2.CreateVolumeRequest(
+        parent=f"{PARENT}/pools/one", volume_id="disk", volume=volume_pb2.Volume(uid=uid)
+    )
+    assert (await client.do(client.volumes.CreateVolume, making, volume_pb2.Volume)).uid == uid
+    request.pool_id, making.volume_id = "two", "other"
+    for method, again, field in (
+        (client.pools.CreatePool, request, "pool.uid"),
+        (client.volumes.CreateVolume, making, "volume.uid"),
+    ):
+        with pytest.raises(Refused) as refused:
+            await client.call(method, again)
+        assert (refused.value.reason, refused.value.metadata["field"]) == ("IDENTITY_IN_USE", field)
+    request.pool.uid = making.volume.uid = "A" + uid[1:]
+    for method, again in ((client.pools.CreatePool, request), (client.volumes.CreateVolume, making)):
+        with pytest.raises(Refused) as refused:
+            await client.call(method, again)
+        assert refused.value.reason == "FIELD_OUT_OF_RANGE"
+    assert [volume.name for volume in await client.volumes_of()] == [f"{PARENT}/pools/one/volumes/disk"]
+
+
+async def test_kinds_of_pools_come_in_pages(node: Rig) -> None:
+    client = node.client
+    request = pool_pb2.ListPoolBackendsRequest(parent=PARENT, page_size=1)
+    found, pages = [], 0
+    while pages == 0 or request.page_token:
+        answer = await client.call(client.pools.ListPoolBackends, request)
+        assert len(answer.pool_backends) <= 1
+        found += [kind.name for kind in answer.pool_backends]
+        request.page_token, pages = answer.next_page_token, pages + 1
+    whole = await client.call(client.pools.ListPoolBackends, pool_pb2.ListPoolBackendsRequest(parent=PARENT))
+    assert found == [kind.name for kind in whole.pool_backends]
+    request.page_token = "made up"
+    with pytest.raises(Refused) as refused:
+        await client.call(client.pools.ListPoolBackends, request)
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"
 
 
 async def test_a_transient_pool_has_no_autostart(node: Rig) -> None:

@@ -17,7 +17,7 @@ from virtfleet_service import errors
 from virtfleet_service.longrunning import OperationsService, metadata_of
 from virtfleet_service.operations import Commit, Job, Operations
 from virtfleet_service.store import Store
-from virtfleet_service.watch import WatchHub
+from virtfleet_service.watch import WatchHub, operation_watch_service
 
 
 @pytest.fixture
@@ -94,6 +94,21 @@ async def test_operations_of_others_are_hidden(operations: Operations) -> None:
             operations_pb2.GetOperationRequest(name=done.name),
             call("google.longrunning.Operations.GetOperation", roles=("admin@nodes/n1/domains/b",)),
         )
+
+
+@pytest.mark.parametrize("prefix", [None, "operations/"])
+async def test_a_watch_is_of_this_process_alone(store: Store, prefix: str | None) -> None:
+    operations = Operations(store, service="compute", node="n1", prefix=prefix)
+    service = operation_watch_service(WatchHub(store), operations.owner)
+    watcher = call("virtfleet.common.v1.OperationService.WatchOperations")
+    for parent in ("", operations.owner):
+        stream = service.watch_operations(common_pb2.WatchOperationsRequest(parent=parent), watcher)
+        assert await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+    request = common_pb2.WatchOperationsRequest(parent="nodes/n1/services/storage")
+    with pytest.raises(errors.NameMalformed) as refused:
+        service.watch_operations(request, watcher)
+    assert refused.value.field == "parent"
 
 
 async def test_a_watcher_sees_start_progress_and_end_in_order(store: Store, operations: Operations) -> None:

@@ -163,7 +163,7 @@ def test_a_network_with_plugged_ports_stops_by_force_alone_and_finds_them_again(
     assert (refused.value.reason, refused.value.metadata["holder"]) == ("RESOURCE_IN_USE", f"{NODE}/domains/d1")
     with pytest.raises(Refusal) as children:
         node.delete("demo", force=True)
-    assert (children.value.reason, children.value.metadata["child"]) == ("HAS_CHILDREN", PORT)
+    assert (children.value.reason, children.value.metadata["holder"]) == ("HAS_CHILDREN", PORT)
     node.stop("demo", force=True)
     assert "master" not in taps(node)[tap]
     other = new_uid()

@@ -20,6 +20,7 @@ from virtfleet_gateway.upward import Upward
 from virtfleet_service import unread
 from virtfleet_service.errors import (
     CredentialsInvalid,
+    FieldConflict,
     FieldRequired,
     MethodNotImplemented,
     NameMalformed,
@@ -85,6 +86,18 @@ class Roster(Protocol):
 
     def knows_domain(self, name: str) -> bool:
         """Tell whether a domain of that name is known, so that a change of it is no creation."""
+
+
+def only_stated(before: str | None, value: str | bytes) -> str:
+    """Return the node that a call states, as its metadata are read one by one.
+
+    Raises:
+        FieldConflict: It states two.
+    """
+    stated = str(value)
+    if before is not None and before != stated:
+        raise FieldConflict(f"The metadata {NODE_METADATA} say both {before} and {stated}", stated=stated)
+    return stated
 
 
 def only_conveyed(before: str | bytes | None, value: str | bytes) -> str | bytes:
@@ -196,7 +209,7 @@ class Forwarder(grpc.GenericRpcHandler):
             if item[0] not in _HOP_BY_HOP:
                 metadata.append(item)
             elif item[0] == NODE_METADATA:
-                stated = str(item[1])
+                stated = only_stated(stated, item[1])
             elif item[0] == CALLER_METADATA:
                 conveyed = only_conveyed(conveyed, item[1])
         passport = self._gate.authenticate(context, conveyed)

@@ -15,16 +15,16 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from virtfleet_gateway.forward import CALLER_METADATA, only_conveyed
+from virtfleet_gateway.forward import CALLER_METADATA, only_conveyed, only_stated
 from virtfleet_gateway.relay import abort, pump
 from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
-from virtfleet_service.errors import DocumentInvalid, NodeUnknown, VirtfleetError
+from virtfleet_service.errors import DocumentInvalid, NodeUnknown, NodeUnreachable, VirtfleetError
 from virtfleet_service.pipeline import unexpected
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
-    from virtfleet_gateway.channels import Channels
+    from virtfleet_gateway.channels import Channels, Lane
     from virtfleet_gateway.forward import Forwarder, Gate
     from virtfleet_gateway.relay import Context, Passport
 
@@ -67,22 +67,14 @@ class NodeStandard(grpc.GenericRpcHandler):
         stated = [value for key, value in handler_call_details.invocation_metadata or () if key == NODE_METADATA]
         if not stated:
             return None
-        return self._handler(path, str(stated[0]))
+        return self._handler(path, stated)
 
-    def _handler(self, path: str, stated: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def _handler(self, path: str, stated: list[str | bytes]) -> grpc.RpcMethodHandler[Any, Any]:
         unary = path in (f"{HEALTH}Check", f"{HEALTH}List")
 
         async def handle(request: Any, context: Context) -> Any:  # noqa: ANN401 - grpc's handler
             try:
-                passport = self._authenticate(context)
-                target = parse_stated(stated)
-                if self._channels.node(target.node) is None:
-                    raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
-                if target.service:
-                    return await self._forward(path, target, request, context, passport)
-                if path.startswith(HEALTH):
-                    return await _while_good(passport, self._health(path, target.node, request, context))
-                return await _while_good(passport, self._reflection(path, target.node, context))
+                return await self._answer(path, stated, request, context)
             except VirtfleetError as error:
                 self._gate.refused(path[1:].replace("/", "."), context, error, mutates=False)
                 await abort(context, error)
@@ -97,6 +89,20 @@ class NodeStandard(grpc.GenericRpcHandler):
         if path == f"{HEALTH}Watch":
             return grpc.unary_stream_rpc_method_handler(handle)
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _answer(self, path: str, stated: list[str | bytes], request: Any, context: Context) -> Any:  # noqa: ANN401 - as above
+        passport = self._authenticate(context)
+        named: str | None = None
+        for value in stated:
+            named = only_stated(named, value)
+        target = parse_stated(named or "")
+        if self._channels.node(target.node) is None:
+            raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
+        if target.service:
+            return await self._forward(path, target, request, context, passport)
+        if path.startswith(HEALTH):
+            return await _while_good(passport, self._health(path, target.node, request, context))
+        return await _while_good(passport, self._reflection(path, target.node, context))
 
     def _authenticate(self, context: Context) -> Passport:
         conveyed: str | bytes | None = None
@@ -127,33 +133,42 @@ class NodeStandard(grpc.GenericRpcHandler):
         return [part for part in SERVICES if part in there]
 
     async def _check(self, node: str, service: str, lane_service: str) -> int:
+        """Return what a service says of its health; one that says nothing, or what cannot be read, is not well.
+
+        Raises:
+            NodeUnknown: It does not know the service that is asked for.
+        """
         lane = self._forwarder.lane(Target(node, lane_service), bulk=False)
-        await lane.up(2.0)
-        start: Any = lane.callable(f"{HEALTH}Check", client_streaming=False, server_streaming=False)
-        request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
-        answer: bytes = await start(request, timeout=2.0)
-        return int(health_pb2.HealthCheckResponse.FromString(answer).status)
+        try:
+            await lane.up(2.0)
+            start: Any = lane.callable(f"{HEALTH}Check", client_streaming=False, server_streaming=False)
+            request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+            answer: bytes = await start(request, timeout=2.0)
+            return int(health_pb2.HealthCheckResponse.FromString(answer).status)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise NodeUnknown(f"Node {node} has no service {service}", node=node, service=service) from error
+            return int(NOT_SERVING)
+        except (NodeUnreachable, DecodeError, grpc.aio.BaseError):
+            return int(NOT_SERVING)
 
     async def _health_of(self, node: str, service: str) -> int:
         parts = [part for part in SERVICES if service.startswith(f"virtfleet.{part}.")] or self._parts(node)
-        found = await asyncio.gather(*(self._check(node, service, part) for part in parts), return_exceptions=True)
-        for one in found:
-            if isinstance(one, grpc.aio.AioRpcError) and one.code() is grpc.StatusCode.NOT_FOUND:
-                raise NodeUnknown(f"Node {node} has no service {service}", node=node, service=service) from one
+        found = await asyncio.gather(*(self._check(node, service, part) for part in parts))
         return int(SERVING) if all(one == SERVING for one in found) else int(NOT_SERVING)
 
     async def _health(self, path: str, node: str, request: bytes, context: Context) -> bytes | None:
         try:
             service = health_pb2.HealthCheckRequest.FromString(request).service
         except DecodeError as error:
-            raise DocumentInvalid("the request is no valid HealthCheckRequest") from error
+            raise DocumentInvalid("The request is no valid HealthCheckRequest") from error
         if path == f"{HEALTH}Check":
             status = await self._health_of(node, service)
             return bytes(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
         if path == f"{HEALTH}List":
             answer = health_pb2.HealthListResponse()
             parts = self._parts(node)
-            states = await asyncio.gather(*(self._one(node, part) for part in parts))
+            states = await asyncio.gather(*(self._check(node, "", part) for part in parts))
             for part, status in zip(parts, states, strict=True):
                 answer.statuses[part].status = cast("Any", status)
             return bytes(answer.SerializeToString())
@@ -164,12 +179,8 @@ class NodeStandard(grpc.GenericRpcHandler):
                 told = status
                 await context.write(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())
             await asyncio.sleep(1.0)
-
-    async def _one(self, node: str, part: str) -> int:
-        try:
-            return await self._check(node, "", part)
-        except (VirtfleetError, grpc.aio.AioRpcError):
-            return int(NOT_SERVING)
+            # The gateway may be about to stop.
+            self._authenticate(context)
 
     async def _reflection(self, path: str, node: str, context: Context) -> None:
         """Answer each question from the first service that can, and the list of services from all of them."""
@@ -177,23 +188,33 @@ class NodeStandard(grpc.GenericRpcHandler):
         await asyncio.gather(*(lane.up(context.time_remaining()) for lane in lanes))
         read: Any = context.read
         while (question := await read()) is not grpc.aio.EOF:
-            answers = []
-            for lane in lanes:
-                start: Any = lane.callable(path, client_streaming=True, server_streaming=True)
-                call = start(timeout=context.time_remaining())
-                try:
-                    await call.write(question)
-                    await call.done_writing()
-                    answer = await call.read()
-                    if answer is grpc.aio.EOF:
-                        raise lane.unreachable(sent=True, cause=await call.details() or "it has no answer")
-                    answers.append(reflection_pb2.ServerReflectionResponse.FromString(answer))
-                except (grpc.aio.AioRpcError, DecodeError) as error:
-                    cause = error.details() if isinstance(error, grpc.aio.AioRpcError) else "its answer does not parse"
-                    raise lane.unreachable(sent=True, cause=cause or "") from error
-                finally:
-                    call.cancel()
+            answers = [await _reflected(lane, path, question, context.time_remaining()) for lane in lanes]
             await context.write(_merged(answers).SerializeToString())
+
+
+async def _reflected(
+    lane: Lane, path: str, question: bytes, seconds: float | None
+) -> reflection_pb2.ServerReflectionResponse:
+    """Return what one service answers to a question of reflection.
+
+    Raises:
+        NodeUnreachable: It does not answer, or what cannot be read.
+    """
+    start: Any = lane.callable(path, client_streaming=True, server_streaming=True)
+    call = start(timeout=seconds)
+    try:
+        await call.write(question)
+        await call.done_writing()
+        answer: Any = await call.read()
+        if answer is grpc.aio.EOF:
+            raise lane.unreachable(sent=True, cause="it ended the stream without an answer")
+        return reflection_pb2.ServerReflectionResponse.FromString(answer)
+    except grpc.aio.AioRpcError as error:
+        raise lane.unreachable(sent=True, cause=error.details() or error.code().name) from error
+    except (DecodeError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+        raise lane.unreachable(sent=True, cause=str(error)) from error
+    finally:
+        call.cancel()
 
 
 async def _while_good(passport: Passport, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - what the work returns

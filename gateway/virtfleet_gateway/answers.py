@@ -40,6 +40,7 @@ class Answer:
         items: Of a list: what is in its field 1.
         next_page_token: Of a list: where it goes on.
         error: Why there is no response; None: there is one.
+        late: Whether it did not answer in its share of the time.
     """
 
     node: str
@@ -47,6 +48,7 @@ class Answer:
     items: Sequence[bytes] = ()
     next_page_token: str = ""
     error: VirtfleetError | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)

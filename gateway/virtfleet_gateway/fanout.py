@@ -16,7 +16,7 @@ from google.rpc import status_pb2
 
 from virtfleet_gateway.answers import Answer, taken
 from virtfleet_gateway.forward import CALLER_METADATA
-from virtfleet_gateway.relay import DETAILS_METADATA
+from virtfleet_gateway.relay import DETAILS_METADATA, given_up, is_cancelled
 from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
 from virtfleet_service.identity import encode_caller
 from virtfleet_service.requests import error_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import MethodDescriptor
 
-    from virtfleet_gateway.channels import Channels
+    from virtfleet_gateway.channels import Channels, Lane
     from virtfleet_service.call import Call
     from virtfleet_service.telemetry import Tracer
 
@@ -110,26 +110,36 @@ class FanOut:
             return Answer(node, error=NodeUnknown(f"The fleet has no node {node}", node=node))
         lane = channels.control
         try:
-            async with asyncio.timeout(seconds), self._turns:
+            async with asyncio.timeout(seconds):
+                # Outside of the turns: nodes that are being connected to take none from those that are there.
                 if not lane.is_up():
                     await lane.up(seconds)
-                path = f"/{method.containing_service.full_name}/{method.name}"
-                start: Any = lane.callable(path, client_streaming=False, server_streaming=False)
-                body: bytes = await start(request, metadata=metadata)
+                async with self._turns:
+                    path = f"/{method.containing_service.full_name}/{method.name}"
+                    start: Any = lane.callable(path, client_streaming=False, server_streaming=False)
+                    body: bytes = await start(request, metadata=metadata)
             return taken(node, body, method.output_type)
         except NodeUnreachable as error:
             return Answer(node, error=error)
         except TimeoutError:
-            return Answer(node, error=lane.unreachable(sent=True, cause=f"no answer within {seconds:.1f} s"))
-        except grpc.aio.AioRpcError as error:
-            return Answer(node, error=_error_of(error, lane.unreachable(sent=True, cause=error.details() or "")))
+            late = lane.unreachable(sent=True, cause=f"no answer within {seconds:.1f} s")
+            return Answer(node, error=late, late=True)
+        except grpc.aio.AioRpcError as failure:
+            return Answer(node, error=_error_of(failure, lane))
+        except grpc.aio.BaseError as failure:
+            return Answer(node, error=lane.unreachable(sent=True, cause=str(failure)))
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            return Answer(node, error=given_up(lane))
 
 
-def _error_of(error: grpc.aio.AioRpcError, unreachable: NodeUnreachable) -> VirtfleetError:
-    for key, value in error.trailing_metadata() or ():
+def _error_of(failure: grpc.aio.AioRpcError, lane: Lane) -> VirtfleetError:
+    cause = failure.details() or ""
+    for key, value in failure.trailing_metadata() or ():
         if key == DETAILS_METADATA and isinstance(value, bytes):
             try:
                 return error_of(status_pb2.Status.FromString(value))
             except DecodeError:
-                break
-    return unreachable
+                cause = "its error does not parse"
+    return lane.unreachable(sent=True, cause=cause)

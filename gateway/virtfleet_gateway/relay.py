@@ -5,7 +5,8 @@ One message is under way in each direction at a time: HTTP/2 flow control holds 
 A node's own status passes unchanged. A failure of the connection under a call that has been sent becomes
 UNAVAILABLE NODE_UNREACHABLE with `sent=true` in its metadata: the node may have done what the call asks. Services put
 details into every status of their own, so UNAVAILABLE without any trailing metadata is the transport's; so is
-CANCELLED, which gRPC gives to calls that wait inside a server when it stops.
+CANCELLED, which gRPC gives to calls that wait inside a server when it stops, and RESOURCE_EXHAUSTED, which it gives for
+a message or for metadata that are larger than it takes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import grpc
 import grpc.aio
 
 from virtfleet_gateway.upward import Upward
+from virtfleet_service.errors import MessageTooLarge
 
 if TYPE_CHECKING:
     from virtfleet_gateway.channels import Lane
@@ -97,6 +99,12 @@ class OpenCalls:
         return ended
 
 
+def is_cancelled() -> bool:
+    """Tell whether the present task itself is being cancelled, and not only a call that it waits for."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 async def abort(context: Context, error: VirtfleetError) -> NoReturn:
     """End a call with an error of the gateway's own."""
     status = error.to_status()
@@ -126,9 +134,9 @@ async def pump_down(
     except grpc.aio.AioRpcError as failure:
         error = failure
     except asyncio.CancelledError:
-        if not cut:
+        if not cut and is_cancelled():
             raise
-        await abort(context, cut[0])
+        await abort(context, cut[0] if cut else given_up(lane))
     if cut:
         await abort(context, cut[0])
     if up is not None:
@@ -158,9 +166,9 @@ async def one_reply(
     except grpc.aio.AioRpcError as failure:
         error = failure
     except asyncio.CancelledError:
-        if not cut:
+        if not cut and is_cancelled():
             raise
-        await abort(context, cut[0])
+        await abort(context, cut[0] if cut else given_up(lane))
     if cut:
         await abort(context, cut[0])
     if up is not None:
@@ -168,12 +176,30 @@ async def one_reply(
     return await pass_failure(context, lane, error)
 
 
+def given_up(lane: Lane) -> VirtfleetError:
+    """Return the error for a call that ended with its lane: the node has been removed, or is elsewhere now."""
+    return lane.unreachable(sent=True, cause="its connection was given up")
+
+
 async def pass_failure(context: Context, lane: Lane, error: grpc.aio.AioRpcError) -> NoReturn:
     """End the caller's call as the node's ended."""
     trailing = tuple(error.trailing_metadata() or ())
-    if error.code() in _OF_THE_TRANSPORT and not trailing:
-        await abort(context, lane.unreachable(sent=True, cause=error.details() or ""))
+    if not trailing:
+        if error.code() in _OF_THE_TRANSPORT:
+            await abort(context, lane.unreachable(sent=True, cause=error.details() or ""))
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            await abort(context, _too_large(lane, error.details() or ""))
     await context.abort(error.code(), error.details() or "", cast("Any", trailing))
+
+
+def _too_large(lane: Lane, cause: str) -> MessageTooLarge:
+    """Return the error for what the transport itself refuses to carry: a message, or the metadata of an answer."""
+    return MessageTooLarge(
+        f"Between the gateway and service {lane.service} of node {lane.node} something is too large: {cause}",
+        node=f"nodes/{lane.node}",
+        service=lane.service,
+        cause=cause,
+    )
 
 
 async def pump(

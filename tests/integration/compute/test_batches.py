@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,10 +91,11 @@ async def test_a_plan_says_what_the_batch_would(node: Service) -> None:
             domain_pb2.DeleteDomainRequest(name=name("on")),
         ],
     )
-    for method, batch, kind in (
+    batches: list[tuple[Any, Any, Any]] = [
         (node.domains.BatchCreateDomains, create, domain_pb2.BatchCreateDomainsResponse),
         (node.domains.BatchDeleteDomains, delete, domain_pb2.BatchDeleteDomainsResponse),
-    ):
+    ]
+    for method, batch, kind in batches:
         plan = type(batch)()
         plan.CopyFrom(batch)
         plan.validate_only = True

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.integration.gateway.client import failure
-from tests.integration.gateway.nodes import OpenGate, details_of
+from tests.integration.gateway.nodes import OpenGate, Roster, details_of
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.forward import Forwarder
 from virtfleet_gateway.node_standard import NodeStandard
@@ -50,7 +50,7 @@ class Rig:
         self.services = Services()
         self.gate = OpenGate()
         self.channels = Channels(None, lambda *_: "")
-        forwarder = Forwarder(build_table(), self.channels, self.gate, {}, lambda _: False)
+        forwarder = Forwarder(build_table(), self.channels, self.gate, {}, Roster())
         self.standard = NodeStandard(self.channels, forwarder, self.gate, {})
         self.client: Any = None
 

@@ -146,9 +146,10 @@ def test_death_in_a_delete_ends_with_the_network_gone(node: Node, failpoint: str
 def only_operation(node: Node, method: str) -> operations_pb2.Operation:
     request = operations_pb2.ListOperationsRequest(name=f"{NODE}/services/network")
     found = [one for one in node.operations.ListOperations(request).operations if method in str(one.metadata.value)]
-    assert len(found) == 1
-    assert found[0].done
-    return found[0]
+    operation: operations_pb2.Operation
+    [operation] = found
+    assert operation.done
+    return operation
 
 
 def test_death_in_an_update_of_a_running_network_finishes_it(node: Node) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from virtfleet_service import durable, files
 from virtfleet_service.errors import DocumentInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_TRUST_DOMAIN = "virtfleet.dev"
 ROLE_PREFIX = "virtfleet:"
@@ -81,7 +85,7 @@ class Authority:
         """Make a new authority and write `ca.key` (mode 0600) and `ca.crt` into a directory.
 
         Raises:
-            FileExistsError: There is an authority already; it is left alone.
+            FileExistsError: There is an authority already, or the key of one; it is left alone.
             OSError: The directory cannot be written.
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -107,7 +111,7 @@ class Authority:
         )
         # The key first, and only where none is: a second `create` must never replace it.
         write_private(directory / "ca.key", private_pem(key))
-        (directory / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        durable.write(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
         return cls(key, certificate)
 
     @classmethod
@@ -118,7 +122,12 @@ class Authority:
             OSError: A file cannot be read.
             ValueError: A file is not what it should be.
         """
-        key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), password=None)
+        key_file = directory / "ca.key"
+        if files.open_to_others(key_file):
+            _log.warning(
+                "the key of the fleet's authority %s can be read by others: whoever has it is everybody", key_file
+            )
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
         certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             message = f"{directory}: ca.key is not the key of ca.crt"

@@ -54,6 +54,11 @@ def join(
 def _token(path: Path) -> str:
     standard = str(path) == "-"
     content = files.read_from(sys.stdin.buffer, "-") if standard else files.read(path)
+    if not standard and files.open_to_others(path):
+        sys.stderr.write(
+            f"virtfleet: {path} can be read by others, and whoever reads it first can join in the place of this node;"
+            " `chmod 600` it, and delete the token at the gateway if this fails\n"
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:

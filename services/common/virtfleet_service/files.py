@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,3 +33,13 @@ def read_from(file: IO[bytes], name: str, limit_bytes: int = LIMIT_BYTES) -> byt
     if len(content) > limit_bytes:
         raise OSError(errno.EFBIG, f"has more than {limit_bytes >> 20} MiB", name)
     return content
+
+
+def open_to_others(path: Path) -> bool:
+    """Tell whether a file on a disk can be read by anybody but its owner.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    return stat.S_ISREG(mode) and bool(mode & (stat.S_IRGRP | stat.S_IROTH))

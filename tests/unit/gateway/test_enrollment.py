@@ -371,3 +371,12 @@ def test_a_users_certificate_carries_roles_and_cannot_serve(tmp_path: Path) -> N
     assert organisations == [f"{authorities.ROLE_PREFIX}viewer", f"{authorities.ROLE_PREFIX}operator"]
     usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+def test_an_authority_whose_key_others_can_read_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Authority.create(tmp_path / "ca")
+    Authority.load(tmp_path / "ca")
+    assert caplog.messages == []
+    (tmp_path / "ca/ca.key").chmod(0o640)
+    Authority.load(tmp_path / "ca")
+    assert ["can be read by others" in message for message in caplog.messages] == [True]

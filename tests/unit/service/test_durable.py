@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from virtfleet_gateway import credentials
 from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.credentials import OwnCertificate
 from virtfleet_service import durable
@@ -24,6 +26,7 @@ DAY = dt.timedelta(days=1)
 RENEWAL = """
 import datetime as dt, sys
 from pathlib import Path
+from virtfleet_gateway import credentials
 from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_service import durable
 
@@ -99,3 +102,34 @@ def test_a_damaged_denial_list_does_not_keep_a_gateway_from_its_certificate(tmp_
     own.ensure()
     own.denied_file.write_bytes(b"\xff")
     own.ensure()
+
+
+async def test_a_gateway_that_cannot_write_its_certificate_goes_on_and_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_RETRY_SECONDS", 0.05)
+    changes: list[None] = []
+    own = OwnCertificate(
+        Authority.create(tmp_path / "ca"), tmp_path / "identity", "g1", ["localhost"], lambda: changes.append(None)
+    )
+    own.ensure()
+    before = own.certificate_file.read_bytes()
+    entered: list[bytes] = []
+
+    async def enter(pem: bytes) -> None:
+        entered.append(pem)
+
+    in_the_way = own.key_file.with_name("gateway.key.next")
+    in_the_way.mkdir()
+    own._hosts = ("localhost", "gateway.example.com")
+    running = asyncio.create_task(own.run(enter))
+    await asyncio.sleep(0.3)
+    assert not running.done()
+    assert own.certificate_file.read_bytes() == before
+    in_the_way.rmdir()
+    async with asyncio.timeout(5):
+        while len(entered) < 1:
+            await asyncio.sleep(0.01)
+    assert entered != [before]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

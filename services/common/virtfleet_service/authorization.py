@@ -106,8 +106,8 @@ class Authorizer:
 
     @property
     def role_names(self) -> frozenset[str]:
-        """The roles that exist here."""
-        return frozenset(self._roles)
+        """The roles that a policy may bind: that of the node's own services is for them alone."""
+        return frozenset(self._roles) - {SERVICE}
 
     def register(self, facts: MethodFacts) -> None:
         """Learn a permission and its effect from a method."""

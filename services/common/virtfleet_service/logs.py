@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+ANONYMOUS: Final = "anonymous"
+"""The subject of whoever has shown no certificate."""
+
+_REFUSALS: Final = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
+
 UNWRITTEN_LIMIT_LINES: Final = 1024
 """How many lines are kept while the file takes none: what was under way when it began, and refusals since."""
 
@@ -71,56 +76,35 @@ def configure(service: str, node: str, level: str = "INFO", stream: TextIO = sys
 
 
 class AuditLog:
-    """Is the file in which every mutation and refusal stands before it is acknowledged.
+    """Is where every mutation and refusal stands before it is acknowledged.
 
-    One JSON object a line, whole or not at all; for the event loop alone. It is not synced: it survives the death of
-    the process, as much as an acknowledged answer on its way does, and a power cut may take its last seconds. Lines
-    that the file does not take are kept, and written before any other.
+    What was done, or was tried by somebody who may do such things, is in the file; who was refused, in another beside
+    it (`compute.audit.refused.log`): whoever reaches the port can be refused without end, and must not thereby drive
+    out of the file what was done.
 
     Args:
         path: The file; None: entries go to the log of the process only.
-        limit_bytes: Above it the file is renamed to `….1`, in place of the one before.
+        limit_bytes: Above it a file is renamed to `….1`, in place of the one before.
     """
 
     def __init__(self, path: Path | None, *, limit_bytes: int = 64 << 20) -> None:
-        self._path = path
-        self._limit_bytes = limit_bytes
-        self._descriptor = -1
-        self._size_bytes = 0
-        self._in_use = False
-        self._broken: OSError | None = None
-        # Lines that the file has not taken: written first when it takes some again.
-        self._unwritten: deque[bytes] = deque()
-        self._lost_count = 0
+        refusals = path.with_name(f"{path.stem}.refused{path.suffix}") if path is not None else None
+        self._done = _Lines(path, limit_bytes)
+        self._refused = _Lines(refusals, limit_bytes)
 
     def open(self) -> None:
-        """Open the file for appending.
+        """Open the files for appending.
 
         Raises:
-            OSError: It cannot be opened.
+            OSError: One cannot be opened.
         """
-        if self._path is None or self._descriptor >= 0:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._open(self._path)
-        self._in_use = True
+        self._done.open()
+        self._refused.open()
 
     def close(self) -> None:
-        """Close the file; succeeds if it is closed."""
-        self._flush()
-        if self._in_use and self._unwritten:
-            _log.critical("the audit log lacks its last lines", extra={"lost_count": len(self._unwritten)})
-        self._in_use = False
-        self._let_go()
-
-    def _open(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size_bytes = os.fstat(self._descriptor).st_size
-
-    def _let_go(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Close the files; succeeds if they are closed."""
+        self._done.close()
+        self._refused.close()
 
     def check(self) -> None:
         """Refuse a mutation that could not be recorded.
@@ -128,20 +112,20 @@ class AuditLog:
         Raises:
             BackendUnreachable: An entry could not be written, and still cannot.
         """
-        if self._broken is None:
-            return
-        self._flush()
-        if self._broken is not None:
+        broken = self._done.still_broken() or self._refused.still_broken()
+        if broken is not None:
             raise BackendUnreachable(
-                f"the audit log cannot be written, so nothing may be changed: {self._broken.strerror}",
+                f"the audit log cannot be written, so nothing may be changed: {broken.strerror}",
                 retry_delay_seconds=5,
-                cause=self._broken.strerror,
+                cause=broken.strerror,
             )
 
     def record(self, call: Call, *, code: str, reason: str = "", event: str = "call") -> None:
         """Write what became of a call. A failure is logged, and stops mutations until it is mended (`check`)."""
         caller = call.caller
-        self._append(
+        stranger = caller.subject == ANONYMOUS and code not in ("", "OK")
+        lines = self._refused if stranger or code in _REFUSALS else self._done
+        lines.append(
             {
                 "event": event,
                 "method": call.method.full_name,
@@ -159,7 +143,7 @@ class AuditLog:
 
     def refused(self, method: str, *, peer: str, subject: str, code: str, reason: str, message: str) -> None:
         """Write that somebody was refused before the caller was known."""
-        self._append(
+        self._refused.append(
             {
                 "event": "refused",
                 "method": method,
@@ -171,7 +155,54 @@ class AuditLog:
             }
         )
 
-    def _append(self, entry: dict[str, object]) -> None:
+
+class _Lines:
+    """Is one file of an audit log.
+
+    One JSON object a line, whole or not at all; for the event loop alone. It is not synced: it survives the death of
+    the process, as much as an acknowledged answer on its way does, and a power cut may take its last seconds. Lines
+    that the file does not take are kept, and written before any other.
+
+    Args:
+        path: The file; None: entries go to the log of the process only.
+        limit_bytes: Above it the file is renamed.
+    """
+
+    def __init__(self, path: Path | None, limit_bytes: int) -> None:
+        self._path = path
+        self._limit_bytes = limit_bytes
+        self._descriptor = -1
+        self._size_bytes = 0
+        self._in_use = False
+        self._broken: OSError | None = None
+        # Lines that the file has not taken: written first when it takes some again.
+        self._unwritten: deque[bytes] = deque()
+        self._lost_count = 0
+
+    def open(self) -> None:
+        """Open the file for appending."""
+        if self._path is None or self._descriptor >= 0:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._open(self._path)
+        self._in_use = True
+
+    def close(self) -> None:
+        """Close the file; succeeds if it is closed."""
+        self._flush()
+        if self._in_use and self._unwritten:
+            _log.critical("the audit log lacks its last lines", extra={"lost_count": len(self._unwritten)})
+        self._in_use = False
+        self._let_go()
+
+    def still_broken(self) -> OSError | None:
+        """Return why the file takes no lines now; None: it takes them."""
+        if self._broken is not None:
+            self._flush()
+        return self._broken
+
+    def append(self, entry: dict[str, object]) -> None:
+        """Write an entry, or keep it until it can be."""
         kept = {key: value for key, value in entry.items() if value not in ("", [])}
         kept = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="microseconds"), **kept}
         if self._path is None or not self._in_use:
@@ -182,6 +213,15 @@ class AuditLog:
         else:
             self._unwritten.append((json.dumps(kept, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
         self._flush()
+
+    def _open(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._size_bytes = os.fstat(self._descriptor).st_size
+
+    def _let_go(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _flush(self) -> None:
         """Write what is unwritten, in order; that it went well again is an entry of its own."""
@@ -201,7 +241,7 @@ class AuditLog:
             return
         if self._broken is not None:
             lost, self._lost_count, self._broken = self._lost_count, 0, None
-            self._append({"event": "audit_resumed", "lost_count": lost or ""})
+            self.append({"event": "audit_resumed", "lost_count": lost or ""})
 
     def _write(self, line: bytes) -> None:
         """Append a line, whole or not at all.

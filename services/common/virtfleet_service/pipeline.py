@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from virtfleet_service import names, unread
+from virtfleet_service import logs, names, unread
 from virtfleet_service.call import CALLER_KEY, CURRENT, NODE_KEY, Call, Caller
 from virtfleet_service.errors import (
     CredentialsInvalid,
@@ -61,7 +61,7 @@ ANONYMOUS: Final = "anonymous"
 END_OF_STREAM_PAUSE_SECONDS: Final = 0.005
 
 _REFUSALS: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
-_ANONYMOUS_CALLER: Final = Caller("anonymous", (), "tls")
+_ANONYMOUS_CALLER: Final = Caller(logs.ANONYMOUS, (), "tls")
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,16 @@ async def test_the_enrolment_port_serves_enrolment_alone(gateway: App) -> None:
     assert caught.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED)
 
 
+async def test_no_denial_list_is_taken_on_the_enrolment_port(gateway: App) -> None:
+    ca = (gateway.settings.authority_dir / "ca.crt").read_bytes()
+    brought = enrollment_pb2.SignedDenialList(content=bytes(1 << 20), key_sha256="0" * 64)
+    async with grpc.aio.secure_channel(gateway.settings.enrollment_listen, grpc.ssl_channel_credentials(ca)) as channel:
+        bundle = await enrollment_pb2_grpc.EnrollmentServiceStub(channel).GetTrustBundle(
+            enrollment_pb2.GetTrustBundleRequest(denial_list=brought)
+        )
+    assert bundle.ca_certificates == [ca.decode()]
+
+
 async def test_a_member_renews_its_certificate_and_hears_of_a_revocation(
     gateway: App, admin: grpc.aio.Channel, tmp_path: Path
 ) -> None:

@@ -239,7 +239,7 @@ async def test_roles_hold_at_the_gateway(fleet: RealFleet) -> None:
         domains = domain_pb2_grpc.DomainServiceStub(channel)
         error = await failure(domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-")))
         assert details_of(error)["reason"] == "PERMISSION_MISSING"
-    audit = (fleet.folder / "gateway/gateway.audit.log").read_text().splitlines()
+    audit = (fleet.folder / "gateway/gateway.audit.refused.log").read_text().splitlines()
     refused = [entry for entry in map(json.loads, audit) if entry.get("reason") == "PERMISSION_MISSING"]
     assert any(entry["method"].endswith("DeleteDomain") for entry in refused)
 

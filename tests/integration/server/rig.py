@@ -163,9 +163,10 @@ class Rig:
         )
 
     def audit(self) -> list[dict[str, Any]]:
-        """Return the entries of the audit log."""
-        text = (self.settings.state_dir / "compute.audit.log").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        """Return the entries of the audit log, of what was done and of what was refused, in the order of time."""
+        files = [self.settings.state_dir / name for name in ("compute.audit.log", "compute.audit.refused.log")]
+        entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return sorted(entries, key=lambda entry: entry["time"])
 
 
 @asynccontextmanager

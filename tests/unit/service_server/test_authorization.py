@@ -201,6 +201,13 @@ def test_a_policy_that_could_be_misread_is_refused(text: str, says: str) -> None
         parse_policy(text, {"viewer"})
 
 
+def test_the_role_of_a_nodes_own_services_is_bound_to_nobody(judge: Authorizer, tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text('[[binding]]\nsubject = "spiffe://virtfleet.dev/user/ci"\nrole = "service"\n')
+    with pytest.raises(PolicyError, match="unknown role `service`"):
+        judge.load_policy(path)
+
+
 def test_permissions_of_a_caller_are_listed(judge: Authorizer) -> None:
     listed = judge.permissions(Caller("x", ("viewer",)))
     assert listed == sorted(listed)

@@ -14,8 +14,8 @@ import pytest
 
 from tests.unit.service_server.test_call import Transport, call_of
 from virtfleet_service import errors
-from virtfleet_service.call import CURRENT
-from virtfleet_service.logs import UNWRITTEN_LIMIT_LINES, AuditLog, JsonFormatter
+from virtfleet_service.call import CURRENT, Caller
+from virtfleet_service.logs import ANONYMOUS, UNWRITTEN_LIMIT_LINES, AuditLog, JsonFormatter
 
 
 def entry_of(record: logging.LogRecord) -> dict[str, object]:
@@ -77,7 +77,7 @@ def test_what_a_caller_sends_stays_inside_its_line(tmp_path: Path) -> None:
     log.open()
     log.refused("m", peer="p", subject='a"}\n{"event":"call', code="X", reason="", message="\ud800")
     log.close()
-    assert len(lines(tmp_path / "audit.log")) == 1
+    assert len(lines(tmp_path / "audit.refused.log")) == 1
 
 
 def test_a_full_log_makes_room(tmp_path: Path) -> None:
@@ -97,12 +97,12 @@ def test_mutations_wait_until_the_log_can_be_written_again(tmp_path: Path) -> No
     log.open()
     log.check()
     full = os.open("/dev/full", os.O_WRONLY)
-    good = log._descriptor
-    log._descriptor = full
+    good = log._done._descriptor
+    log._done._descriptor = full
     log.record(call_of(None), code="OK")
     with pytest.raises(errors.BackendUnreachable):
         log.check()
-    log._descriptor = good
+    log._done._descriptor = good
     os.close(full)
     log.check()
     log.close()
@@ -133,18 +133,36 @@ def test_a_log_that_could_not_make_room_goes_on_when_it_can(tmp_path: Path) -> N
 
 
 def test_refusals_without_end_cost_no_memory_while_the_log_cannot_be_written(tmp_path: Path) -> None:
-    path = tmp_path / "audit.log"
-    log = AuditLog(path)
+    log = AuditLog(tmp_path / "audit.log")
     log.open()
-    good, log._descriptor = log._descriptor, os.open("/dev/full", os.O_WRONLY)
+    good, log._refused._descriptor = log._refused._descriptor, os.open("/dev/full", os.O_WRONLY)
     for _ in range(UNWRITTEN_LIMIT_LINES + 5):
         log.refused("m", peer="p", subject="s", code="X", reason="", message="")
-    os.close(log._descriptor)
-    log._descriptor = good
+    with pytest.raises(errors.BackendUnreachable):
+        log.check()
+    os.close(log._refused._descriptor)
+    log._refused._descriptor = good
     log.close()
-    written = lines(path)
+    written = lines(tmp_path / "audit.refused.log")
     assert len(written) == UNWRITTEN_LIMIT_LINES + 1
     assert written[-1]["lost_count"] == 5
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"])
+def test_who_is_refused_without_end_drives_out_nothing_that_was_done(tmp_path: Path, code: str) -> None:
+    log = AuditLog(tmp_path / "audit.log", limit_bytes=10_000)
+    log.open()
+    log.record(call_of(None), code="OK")
+    log.record(call_of(None), code="NOT_FOUND")
+    nobody = call_of(None)
+    nobody.caller = Caller(ANONYMOUS, (), "tls")
+    for _ in range(200):
+        log.record(nobody, code=code)
+        log.refused("m", peer="p", subject="s", code="UNAUTHENTICATED", reason="", message="")
+    log.close()
+    assert [line["code"] for line in lines(tmp_path / "audit.log")] == ["OK", "NOT_FOUND"]
+    assert stat.S_IMODE((tmp_path / "audit.refused.log").stat().st_mode) == 0o600
+    assert (tmp_path / "audit.refused.log.1").stat().st_size <= 10_000
 
 
 FULL_IN_THE_MIDDLE = """

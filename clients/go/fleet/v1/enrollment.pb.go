@@ -2041,6 +2041,7 @@ type GetTrustBundleRequest struct {
 	KnownCaDigest string `protobuf:"bytes,3,opt,name=known_ca_digest,json=knownCaDigest,proto3" json:"known_ca_digest,omitempty"`
 	// A denial list that the caller holds and the gateway seems not to know, because its own has a lower number or lacks certificates of it: the gateway then
 	// denies these too, under a higher number. So a gateway whose store was put back from a copy learns again what it has denied since.
+	// Passed over from callers without a certificate.
 	// INVALID_ARGUMENT DOCUMENT_INVALID: the authority of this fleet has not signed it.
 	DenialList    *SignedDenialList `protobuf:"bytes,4,opt,name=denial_list,json=denialList,proto3" json:"denial_list,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -1111,6 +1111,7 @@ class GetTrustBundleRequest(message.Message):
     def denial_list(self) -> SignedDenialList:
         """A denial list that the caller holds and the gateway seems not to know, because its own has a lower number or lacks certificates of it: the gateway then
         denies these too, under a higher number. So a gateway whose store was put back from a copy learns again what it has denied since.
+        Passed over from callers without a certificate.
         INVALID_ARGUMENT DOCUMENT_INVALID: the authority of this fleet has not signed it.
         """
 

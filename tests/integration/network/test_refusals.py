@@ -40,6 +40,7 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("bridge name too long", bridge("b" * 16), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.bridge_name"),
     ("bridge name with a slash", bridge("a/b"), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.bridge_name"),
     ("bridge name of a link of the node", bridge("wan0"), EXISTS, "IDENTITY_IN_USE", "network.spec.bridge_name"),
+    ("bridge name of another network", bridge("taken0"), EXISTS, "IDENTITY_IN_USE", "network.spec.bridge_name"),
     ("host bits in the prefix", prefix("192.168.9.1/24"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("no prefix at all", prefix("lan"), INVALID, "FIELD_OUT_OF_RANGE", ""),
     ("loopback", prefix("127.0.0.0/16"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
@@ -67,7 +68,9 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
 def test_specs_that_cannot_be(node: Node) -> None:
     node.outside()
     node.namespace("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2")
-    node.create("there", nat())
+    there = nat()
+    there.bridge_name = "taken0"
+    node.create("there", there)
     links, tables = set(node.namespace.links()), node.namespace("nft", "list", "ruleset")
     wrong = []
     for what, change, code, reason, field in SPECS:

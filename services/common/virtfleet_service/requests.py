@@ -8,6 +8,7 @@ a remembered RESOURCE_EXHAUSTED would make every retry useless.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -51,6 +52,16 @@ class RequestKey:
     method: str
     request_id: str
     digest: bytes
+
+    def encode(self) -> str:
+        """Return it as text, to be kept beside an effect that a crash may cut from its answer."""
+        return json.dumps([self.subject, self.method, self.request_id, self.digest.hex()])
+
+    @classmethod
+    def decode(cls, text: str) -> RequestKey:
+        """Read it."""
+        subject, method, request_id, digest = json.loads(text)
+        return cls(subject, method, request_id, bytes.fromhex(digest))
 
 
 @dataclass(frozen=True, slots=True)

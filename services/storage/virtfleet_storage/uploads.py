@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import google_crc32c
 
@@ -364,6 +365,7 @@ class Uploads:
             raise
         claim = self._claims.claim(f"UploadVolume of {volume.name}")
         key = catalog.key_of(volume)
+        key_of_request = requests.key_of(call, first)
         before = await chains.look(place, volume)
 
         def intend(tx: Transaction) -> None:
@@ -376,6 +378,8 @@ class Uploads:
                 "identity": staged.identity,
                 "digest": digest,
                 "upload_id": first.start.upload_id,
+                "length_bytes": first.start.length_bytes,
+                "request": key_of_request.encode() if key_of_request is not None else "",
             }
             tx.put_record(catalog.REPLACING, volume.uid, json.dumps(note).encode())
 
@@ -450,7 +454,7 @@ class Uploads:
                 else:
                     await staged.close()
 
-    async def _settle_one(self, name: str, place: Place, note: dict[str, str]) -> None:
+    async def _settle_one(self, name: str, place: Place, note: dict[str, Any]) -> None:
         volume = catalog.need_volume(self._store, name)
         staged = await place.open.reopen(note["token"])
         if staged is not None:
@@ -472,6 +476,12 @@ class Uploads:
             current = record_content(tx, name, Sighting(facts, tuple(links)), note["digest"], self._node)
             catalog.delete_upload(tx, volume.uid, note["upload_id"])
             catalog.put_volume(tx, current, cause=METHOD)
+            if note.get("request"):
+                # Whoever was not answered asks again, and is told what came out.
+                response = volume_pb2.UploadVolumeResponse(
+                    volume=current, complete=True, received_bytes=note["length_bytes"]
+                )
+                requests.remember_response(tx, requests.RequestKey.decode(note["request"]), response)
 
         await self._store.write(record)
 

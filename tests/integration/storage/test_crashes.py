@@ -15,7 +15,7 @@ import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
 
-from tests.integration.storage.rig import MIB, PARENT, Process, Rig, chunks, first_message, info, sha256
+from tests.integration.storage.rig import MIB, PARENT, Process, Refused, Rig, chunks, first_message, info, sha256
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_service import errors
 
@@ -198,6 +198,39 @@ async def test_an_upload_replaces_all_or_nothing(
         answer = await base.client.upload(DISK, data, upload_id=upload_id, offset=0)
         assert answer.complete
         assert staged(base) == []
+
+
+async def test_an_upload_that_replaced_the_content_and_was_not_answered_is_done_once(base: Rig) -> None:
+    """Who asks again with the same request_id is told what came out, although the etag is another by now."""
+    await prepare(base)
+    data = os.urandom(MIB)
+    before: list[volume_pb2.Volume] = []
+
+    async def act() -> None:
+        before.append(await base.client.get(DISK))
+
+        async def messages() -> AsyncIterator[volume_pb2.UploadVolumeRequest]:
+            yield first_message(DISK, data, request_id="once", etag=before[0].etag)
+            for message in chunks(data, 0, len(data), MIB):
+                yield message
+
+        await base.client.volumes.UploadVolume(messages(), timeout=10)
+
+    await killed_at(base, "storage.upload.replaced", act)
+    async with base.running():
+        path = base.root / "images" / "disk"
+        assert path.read_bytes() == data
+        inode = path.stat().st_ino
+        answer = await base.client.upload(DISK, data, request_id="once", etag=before[0].etag)
+        assert answer.complete
+        assert answer.received_bytes == len(data)
+        assert answer.volume.generation == before[0].generation + 1
+        assert answer.volume == await base.client.get(DISK)
+        assert path.stat().st_ino == inode, "nothing was written a second time"
+        with pytest.raises(Refused) as reused:
+            await base.client.upload(DISK, data + b"x", request_id="once")
+        assert (reused.value.code, reused.value.reason) == (3, "REQUEST_ID_REUSED")
+        assert path.read_bytes() == data
 
 
 async def test_an_upload_is_killed_in_the_middle_and_goes_on(base: Rig) -> None:

@@ -135,6 +135,8 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -2048")
+        # What a transaction notes to undo a part of it would be a file in /var/tmp, which may be full when this is not.
+        connection.execute("PRAGMA temp_store = MEMORY")
         # After a burst the log file shrinks again.
         connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
     except sqlite3.DatabaseError as error:

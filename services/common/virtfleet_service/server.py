@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import grpc
 
 from virtfleet_service import admin, standard
-from virtfleet_service.authorization import ADMIN, OPERATOR, VIEWER, Authorizer
+from virtfleet_service.authorization import ADMIN, OPERATOR, SERVICE, VIEWER, Authorizer
+from virtfleet_service.call import Call, Caller
 from virtfleet_service.errors import ServiceDraining, VirtfleetError
 from virtfleet_service.logs import AuditLog
 from virtfleet_service.memory import FLOW_OPTIONS, tune_allocator
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
-    from google.protobuf.descriptor import ServiceDescriptor
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
     from virtfleet.type.v1 import method_pb2
     from virtfleet_service.denial import Denials
@@ -201,6 +202,11 @@ class Server:
         self._services.append(_Registered(service.full_name, facts, implementation, peer=peer, local=local))
         if not peer:
             self.health.set(service.full_name, serving=True)
+
+    def own_call(self, method: MethodDescriptor) -> Call:
+        """Make a call of the service itself, for what it does without being asked."""
+        caller = Caller(f"service:{self.settings.node}/{self.service}", (SERVICE,))
+        return Call(facts_of(method), caller, self.authorizer, node=self.settings.node)
 
     def on_drain(self, hook: Callable[[], Awaitable[None] | None]) -> None:
         """Have something called when the server drains: after health says NOT_SERVING, before calls are refused."""

@@ -48,10 +48,7 @@ from virtfleet_compute.sweep import Sweep
 from virtfleet_compute.updates import Updates
 from virtfleet_compute.wiring import Wiring
 from virtfleet_service import admin
-from virtfleet_service.authorization import SERVICE
-from virtfleet_service.call import Call, Caller
 from virtfleet_service.longrunning import longrunning_service
-from virtfleet_service.methods import facts_of
 from virtfleet_service.operations import Operations
 from virtfleet_service.peers import Peer
 from virtfleet_service.server import Server
@@ -64,6 +61,7 @@ if TYPE_CHECKING:
 
 SERVICE_NAME = "compute"
 PACKAGE = "virtfleet.compute.v1"
+_START_DOMAIN = domain_pb2.DESCRIPTOR.services_by_name["DomainService"].methods_by_name["StartDomain"]
 RESOURCE_TYPES = {"domain": domain_pb2.Domain, "host": host_pb2.Host, "driver": capability_pb2.Driver}
 
 
@@ -145,7 +143,7 @@ async def running(
         domains = Domains(context, guests, creation)
         power = Power(context, guests)
         boot_id = admin.boot_id()
-        autostart = Autostart(context, power, boot_id, lambda: _own_call(server, settings.node))
+        autostart = Autostart(context, power, boot_id, lambda: server.own_call(_START_DOMAIN))
         hosts = Hosts(context, boot_id)
         await hosts_module.forget_drivers(store, settings.node, settings.enabled_drivers)
         await context.occupation.forget()
@@ -192,10 +190,3 @@ def _register(server: Server, services: dict[FileDescriptor, dict[str, object]])
     for file, implementations in services.items():
         for name, implementation in implementations.items():
             server.add(_service(file, name), implementation)
-
-
-def _own_call(server: Server, node: str) -> Call:
-    """Make a call of the service itself, for what it starts without being asked."""
-    method = _service(domain_pb2.DESCRIPTOR, "DomainService").methods_by_name["StartDomain"]
-    caller = Caller(f"service:{node}/compute", (SERVICE,))
-    return Call(facts_of(method), caller, server.authorizer, node=node)

@@ -33,6 +33,7 @@ from virtfleet_service.watch import WatchHub, operation_watch_service, watch_ser
 __all__ = ["App", "running"]
 
 PACKAGE = "virtfleet.network.v1"
+_START_NETWORK = network_pb2.DESCRIPTOR.services_by_name["NetworkService"].methods_by_name["StartNetwork"]
 RESOURCE_TYPES = {"network": network_pb2.Network, "port": port_pb2.Port, "lease": network_pb2.Lease}
 
 
@@ -93,6 +94,8 @@ async def running(settings: NetworkSettings) -> AsyncIterator[App]:
                     tasks.create_task(reconciler.take_news(), name="news of the back end"),
                     tasks.create_task(ports.forget_removed(), name="removed links"),
                 ]
+                own = reconciler.autostart(lambda: server.own_call(_START_NETWORK), settings.autostart_seconds)
+                background.append(tasks.create_task(own, name="autostart"))
                 try:
                     async with server:
                         yield App(settings, server, store)

@@ -23,6 +23,7 @@ from virtfleet_service.errors import (
     DriverBroken,
     HasChildren,
     ResourceInUse,
+    ResourceNotFound,
     VirtfleetError,
     WrongState,
 )
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["Networks"]
 
 _log = logging.getLogger(__name__)
+
+AUTOSTART_WAIT_SECONDS = 60.0
+"""How long the start of one network by itself may take before the next ones have their turn."""
 
 _SERVICE = "virtfleet.network.v1.NetworkService"
 _CREATE, _UPDATE, _DELETE = f"{_SERVICE}.CreateNetwork", f"{_SERVICE}.UpdateNetwork", f"{_SERVICE}.DeleteNetwork"
@@ -126,16 +130,19 @@ class Networks:
                 await self._backend.check(records.current_plan(self._store, network))
             return plan(network)
 
+        async def work(job: Job) -> Commit:
+            return await self._start(job, name, _START)
+
+        return await self._operations.run(call, request, target=name, intent=self._intends(request), work=work)
+
+    def _intends(self, request: network_pb2.StartNetworkRequest) -> Callable[[Transaction], str]:
         def intent(tx: Transaction) -> str:
-            network = self._checked(tx, name, request.etag, request.expected_uid)
+            network = self._checked(tx, request.name, request.etag, request.expected_uid)
             if not records.is_up(network):
                 records.record_bridge(tx, network)
             return network.uid
 
-        async def work(job: Job) -> Commit:
-            return await self._start(job, name, _START)
-
-        return await self._operations.run(call, request, target=name, intent=intent, work=work)
+        return intent
 
     @staticmethod
     def _checked(tx: Transaction, name: str, etag: str, expected_uid: str) -> network_pb2.Network:
@@ -171,6 +178,12 @@ class Networks:
         network.status.active_spec.CopyFrom(network.status.resolved_spec)
         network.status.observed_generation = network.generation
         network.status.start_time.CopyFrom(resources.now())
+        once = network.spec.autostart == resource_pb2.AUTOSTART_ONCE
+        if once and reason == network_pb2.NETWORK_STATE_REASON_AUTOSTARTED:
+            for spec in (network.spec, network.status.resolved_spec, network.status.active_spec):
+                spec.autostart = resource_pb2.AUTOSTART_NEVER
+            resources.touch(network)
+            network.status.observed_generation = network.generation
         tx.put("network", network, cause=cause)
         text = network_pb2.NetworkStateReason.Name(reason).removeprefix("NETWORK_STATE_REASON_")
         records.emit(tx, network, watch_pb2.EVENT_TYPE_NETWORK_STARTED, text, f"{name} runs")
@@ -191,32 +204,30 @@ class Networks:
         tx.delete_record(records.LINKS, network.uid)
         tx.put("network", network, cause=cause)
 
-    async def autostart(self, name: str) -> None:
-        """Start a network on the service's own account; a failure stands in its status and the log."""
-        network = records.network_of(self._store.need(name))
+    async def autostart(self, name: str, call: Call) -> bool:
+        """Start a network on the service's own account.
 
-        def begin(tx: Transaction) -> None:
-            records.record_bridge(tx, network)
-
-        def once(tx: Transaction) -> None:
-            done = records.network_of(tx.need(name))
-            if done.spec.autostart == resource_pb2.AUTOSTART_ONCE:
-                done.spec.autostart = resource_pb2.AUTOSTART_NEVER
-                done.status.resolved_spec.autostart = resource_pb2.AUTOSTART_NEVER
-                resources.touch(done)
-                tx.put("network", done, cause=records.OBSERVED)
-
-        await self._store.write(begin)
-        await self._store.write(once)
-        try:
-            await self._backend.start(records.current_plan(self._store, network))
-        except VirtfleetError as error:
-            failure = error
-            _log.warning("%s does not start by itself: %s", name, error)
-            await self._store.write(lambda tx: self._start_failed(tx, name, failure, records.OBSERVED))
-            return
+        Returns:
+            Whether that is all there is to do: it runs, or is gone. A failure stands in its status and the log.
+        """
+        request = network_pb2.StartNetworkRequest(name=name)
         reason = network_pb2.NETWORK_STATE_REASON_AUTOSTARTED
-        await self._store.write(lambda tx: self._started(tx, name, records.OBSERVED, reason))
+
+        async def work(job: Job) -> Commit:
+            return await self._start(job, name, _START, reason)
+
+        try:
+            operation = await self._operations.run(call, request, target=name, intent=self._intends(request), work=work)
+            if not operation.done:
+                operation = await self._operations.wait(operation.name, AUTOSTART_WAIT_SECONDS)
+        except ResourceNotFound:
+            return True
+        except VirtfleetError as error:
+            _log.warning("%s does not start by itself yet: %s", name, error)
+            return False
+        if operation.HasField("error"):
+            _log.warning("%s does not start by itself yet: %s", name, operation.error.message)
+        return operation.HasField("response")
 
     # Stop.
 

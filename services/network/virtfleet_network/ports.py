@@ -23,6 +23,7 @@ from virtfleet_service.errors import (
     IdentityInUse,
     ResourceExists,
     ResourceInUse,
+    VirtfleetError,
     WrongState,
 )
 from virtfleet_service.failpoints import reach
@@ -47,6 +48,9 @@ _PLUGS = "virtfleet.node.v1.PlugService"
 _RESERVE, _UNRESERVE = f"{_PLUGS}.ReservePort", f"{_PLUGS}.UnreservePort"
 _PLUG, _UNPLUG = f"{_PLUGS}.PlugPort", f"{_PLUGS}.UnplugPort"
 _HOSTNAME_LIMIT = 63
+
+FORGET_AGAIN_SECONDS = 1.0
+"""When the store refuses, how long until it is asked again."""
 
 
 class Ports:
@@ -347,7 +351,17 @@ class Ports:
             while not self._removals.empty():
                 gone.append(self._removals.get_nowait())
             await self._backend.removed([name for _, name in gone])
-            await self._store.write(lambda tx, gone=tuple(gone): self._forget(tx, gone))  # type: ignore[misc]  # bound here, not later
+            await self._forget_gone(tuple(gone))
+
+    async def _forget_gone(self, gone: tuple[tuple[str, str], ...]) -> None:
+        while True:
+            try:
+                await self._store.write(lambda tx: self._forget(tx, gone))
+                return
+            except VirtfleetError as error:
+                # A full disk; the links are gone, and what is written down about them is no harm.
+                _log.warning("links that are gone stay written down for now: %s", error)
+                await asyncio.sleep(FORGET_AGAIN_SECONDS)
 
     @staticmethod
     def _forget(tx: Transaction, gone: tuple[tuple[str, str], ...]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
@@ -18,8 +19,11 @@ from virtfleet_network.ports import Ports
 from virtfleet_service import resources
 from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.operations import Operations
-from virtfleet_service.store import Store
+from virtfleet_service.store import Store, StoreUnwritable
 from virtfleet_service.transaction import Transaction
+
+if TYPE_CHECKING:
+    from virtfleet_service.call import Call
 
 __all__ = ["Reconciler"]
 
@@ -29,11 +33,23 @@ GATHER_SECONDS = 0.5
 """How long what is noticed is gathered before a look. Each start and stop of a guest is noticed too, and a look while a
 guest starts takes the processor from it."""
 
+RECORD_AGAIN_SECONDS = 1.0
+"""When the store refuses what was noticed, how long until it is asked again."""
+
 QUIET_SECONDS = 0.2
 """How long nothing is looked at after a look: others may change things faster than we mend them."""
 
 _NODE = "node"
-"""Records: `boot` → the boot id at the last start; `prior` → what the node had before networks ran."""
+"""Records.
+
+`boot` → the boot id at the last start; `autostart` → the same, until what starts by itself after that boot has had its
+time; `prior` → what the node had before networks ran.
+"""
+
+FIRST_DELAY_SECONDS, LAST_DELAY_SECONDS = 0.5, 5.0
+"""How long until what did not start by itself is tried again: at first, and at last."""
+
+_AUTOSTART = (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE)
 
 
 class Reconciler:
@@ -85,7 +101,7 @@ class Reconciler:
     # At start.
 
     async def start(self) -> None:
-        """Find what ran before, end what a crash left unfinished, and start what starts by itself."""
+        """Find what ran before, and end what a crash left unfinished."""
         booted = self._store.get_record(_NODE, "boot") != self._boot_id.encode()
         prior = Prior(self._save_prior)
         if booted:
@@ -101,9 +117,6 @@ class Reconciler:
         await self._remove_leftovers()
         await self._repair()
         await self._store.write(self._adopted)
-        if booted:
-            await self._autostart()
-            await self._store.write(lambda tx: tx.put_record(_NODE, "boot", self._boot_id.encode()))
 
     async def _save_prior(self) -> None:
         body = json.dumps(self._prior.values, sort_keys=True).encode()
@@ -132,6 +145,8 @@ class Reconciler:
         for uid, _ in tx.list_records(records.LINKS):
             tx.delete_record(records.LINKS, uid)
         tx.delete_record(_NODE, "prior")
+        tx.put_record(_NODE, "boot", self._boot_id.encode())
+        tx.put_record(_NODE, "autostart", self._boot_id.encode())
 
     async def _remove_leftovers(self) -> None:
         """Remove what is recorded as possibly there and belongs to nothing that runs."""
@@ -166,26 +181,53 @@ class Reconciler:
                 network.status.state_reason = network_pb2.NETWORK_STATE_REASON_ADOPTED
                 tx.put("network", network, cause=records.OBSERVED)
 
-    async def _autostart(self) -> None:
-        for row in self._store.list("network", parent=self._node):
-            network = records.network_of(row)
-            wanted = network.spec.autostart in (resource_pb2.AUTOSTART_ALWAYS, resource_pb2.AUTOSTART_ONCE)
-            if wanted and not records.is_up(network):
-                await self._networks.autostart(network.name)
+    async def autostart(self, call: Callable[[], Call], seconds: float) -> None:
+        """After a boot of the node start what starts by itself; returns when all of it runs or has had its time.
+
+        What keeps a network from starting may pass: the launcher comes up beside this service, a program is being
+        installed, a link is somebody's for a while.
+
+        Args:
+            call: Makes a call of the service itself.
+            seconds: How much time that is.
+        """
+        if self._store.get_record(_NODE, "autostart") is None:
+            return
+        rows = self._store.list("network", parent=self._node)
+        waiting = [row.name for row in rows if records.network_of(row).spec.autostart in _AUTOSTART]
+        until = asyncio.get_running_loop().time() + seconds
+        delay_seconds = FIRST_DELAY_SECONDS
+        while True:
+            waiting = [name for name in waiting if not await self._networks.autostart(name, call())]
+            if not waiting or asyncio.get_running_loop().time() + delay_seconds > until:
+                break
+            await asyncio.sleep(delay_seconds)
+            delay_seconds = min(2 * delay_seconds, LAST_DELAY_SECONDS)
+        if waiting:
+            _log.warning("given up after the boot: %s", ", ".join(waiting))
+        while True:
+            try:
+                await self._store.write(lambda tx: tx.delete_record(_NODE, "autostart"))
+                return
+            except StoreUnwritable:
+                await asyncio.sleep(RECORD_AGAIN_SECONDS)
 
     # While it runs.
 
     async def run(self) -> None:
         """Look whenever something was noticed, and from time to time; never ends."""
         while True:
+            quiet = False
             try:
                 async with asyncio.timeout(self._repair_seconds):
                     await self._changed.wait()
                 await asyncio.sleep(GATHER_SECONDS)
             except TimeoutError:
-                await self._leases.sweep(self._node)
+                quiet = True
             self._changed.clear()
             try:
+                if quiet:
+                    await self._leases.sweep(self._node)
                 if self._leftovers:
                     await self._remove_leftovers()
                 await self._repair()
@@ -197,13 +239,24 @@ class Reconciler:
         """Record what the back end has noticed, in order; never ends."""
         while True:
             network_uid, news = await self._news.get()
-            try:
-                if isinstance(news, Drift):
-                    await self._record([news])
-                else:
-                    await self._leases.take(network_uid, news)
-            except Exception:  # noqa: BLE001  # the boundary of one piece of news
-                _log.exception("what was noticed about network %s could not be recorded", network_uid)
+            while True:
+                if await self._taken(network_uid, news):
+                    break
+                await asyncio.sleep(RECORD_AGAIN_SECONDS)
+
+    async def _taken(self, network_uid: str, news: Sequence[LeaseRecord] | Drift) -> bool:
+        """Record a piece of news; False: the store refuses it for now, and nobody will tell it again."""
+        try:
+            if isinstance(news, Drift):
+                await self._record([news])
+            else:
+                await self._leases.take(network_uid, news)
+        except StoreUnwritable as error:
+            _log.warning("what was noticed about network %s is recorded later: %s", network_uid, error)
+            return False
+        except Exception:  # noqa: BLE001  # the boundary of one piece of news
+            _log.exception("what was noticed about network %s could not be recorded", network_uid)
+        return True
 
     async def _repair(self) -> None:
         drifts = await self._backend.repair()

@@ -21,6 +21,7 @@ class NetworkSettings(ServiceSettings):
         nft: The program.
         dnsmasq_uid: The numeric user and group of dnsmasq; unset: the last one of the launcher's range.
         repair_seconds: How often the node is looked at although nothing was noticed.
+        autostart_seconds: How long after a boot what starts by itself is tried again.
     """
 
     launcher_socket: Path | None = None
@@ -29,6 +30,7 @@ class NetworkSettings(ServiceSettings):
     nft: Path = Path("/usr/sbin/nft")
     dnsmasq_uid: int | None = None
     repair_seconds: float = 5.0
+    autostart_seconds: float = 180.0
 
     @property
     def launcher(self) -> Path:

@@ -299,7 +299,7 @@ class Node:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_text().split("\0")
-                if words[0] == DNSMASQ and any(str(self.folder) in word for word in words):
+                if any(word.startswith(f"--conf-file={self.folder}/") for word in words):
                     found.append(int(path.parent.name))
         return found
 

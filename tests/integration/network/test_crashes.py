@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import grpc
 import pytest
 from google.longrunning import operations_pb2
 
-from tests.integration.network.rig import NODE, Node, nat, new_uid
+from tests.integration.network.rig import NODE, Node, Refusal, nat, new_uid
 from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
 from virtfleet.node.v1 import plug_pb2
 
@@ -246,3 +249,62 @@ def test_a_service_without_its_launcher_serves_and_takes_up_later(node: Node) ->
     with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_RESTORED, seconds=20):
         node.start_launcher()
     assert node.dnsmasq(network.uid)
+
+
+def test_a_stop_that_fails_leaves_a_network_that_is_looked_after(node: Node) -> None:
+    network = node.create("demo", nat())
+    bridge = network.status.bridge_name
+    node.end("launcher", signal.SIGKILL)
+    with pytest.raises(Refusal) as refused:
+        node.stop("demo")
+    assert refused.value.reason == "BACKEND_UNREACHABLE"
+    # It runs, as its status says: guests keep their network, and what others change is mended.
+    assert node.get("demo").status.state == network_pb2.NETWORK_STATE_RUNNING
+    assert bridge in node.namespace.links()
+    with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_DRIFTED):
+        node.namespace("ip", "address", "flush", "dev", bridge, "scope", "global")
+    assert node.namespace.addresses(bridge) == {"192.168.177.1/24"}
+    uid = new_uid()
+    node.reserve("demo", "d1-lan", uid)
+    tap = node.plug(f"{NODE}/networks/demo/ports/d1-lan", uid).tap.interface_name
+    assert node.namespace.links()[tap]["master"] == bridge
+    node.unplug(f"{NODE}/networks/demo/ports/d1-lan", uid)
+    node.start_launcher()
+    node.stop("demo")
+    assert bridge not in node.namespace.links()
+    assert node.dnsmasq(network.uid) == 0
+
+
+def test_a_start_whose_undoing_fails_leaves_nothing_in_the_end(bare_node: Node) -> None:
+    node = bare_node
+    nft = node.folder / "nft"
+    # Makes rules once, and refuses all that comes later until it is told otherwise.
+    nft.write_text(
+        f'#!/bin/sh\n[ "$1" = -j ] && exec /usr/sbin/nft "$@"\n[ -e {node.folder}/used ] && exit 1\n'
+        f'touch {node.folder}/used\nexec /usr/sbin/nft "$@"\n'
+    )
+    nft.chmod(0o755)
+    node.settings |= {"nft": str(nft)}
+    node.start_launcher()
+    node.start_service()
+    program = (
+        "import socket; s = socket.socket(); s.bind(('0.0.0.0', 53)); s.listen(); print('ready', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [*node.prefix, sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(Refusal) as refused:
+            node.create("demo", nat())
+        other.kill()
+    # What the caller hears is why it does not start, not why that could not be undone.
+    assert "Address already in use" in refused.value.message
+    # The bridge went, although the rules before it did not.
+    assert set(node.namespace.links()) == {"lo"}
+    assert node.namespace.tables() == {"inet virtfleet"}
+    (node.folder / "used").unlink()
+    deadline = time.monotonic() + 10
+    while node.namespace.tables():
+        assert time.monotonic() < deadline, "the rules stay"
+        time.sleep(0.1)

@@ -38,7 +38,7 @@ def test_a_bridge_as_it_should_be() -> None:
     ids=str,
 )
 def test_a_bridge_that_others_changed_or_joined_to_something(harm: dict[str, object]) -> None:
-    assert bridge_differences(SETTINGS, seen(replace(BRIDGE, **harm))) == (False, True, False)  # type: ignore[arg-type]  # its fields by name
+    assert bridge_differences(SETTINGS, seen(replace(BRIDGE, **harm))) == (False, True, False)  # type: ignore[arg-type]  # fields of the link
 
 
 @pytest.mark.parametrize("there", [(), (replace(BRIDGE, alias=""),), (replace(BRIDGE, alias="virtfleet:other"),)])
@@ -58,7 +58,7 @@ def test_a_bridge_that_is_gone_or_is_not_ours(there: tuple[Link, ...]) -> None:
     ids=str,
 )
 def test_a_tap_is_where_and_as_it_should_be(harm: dict[str, object], wanted: tuple[bool, bool]) -> None:
-    assert tap_differences(PORT, SETTINGS, seen(BRIDGE, replace(TAP, **harm))) == wanted  # type: ignore[arg-type]  # as above
+    assert tap_differences(PORT, SETTINGS, seen(BRIDGE, replace(TAP, **harm))) == wanted  # type: ignore[arg-type]  # fields of the link
 
 
 def test_what_overlaps_is_named_and_default_routes_are_not_counted() -> None:

@@ -101,6 +101,8 @@ class BridgeBackend:
         self._taps: dict[str, str] = {}
         """The name of each tap that should be there → the uid of its network."""
         self._locks: dict[str, asyncio.Lock] = {}
+        self._half_undone: dict[str, NetworkPlan] = {}
+        """What failed starts have left, by the uid of the network."""
         self._given_up: dict[str, str] = {}
         self._reaping = asyncio.Event()
         self._reaped = asyncio.Condition()
@@ -193,6 +195,7 @@ class BridgeBackend:
         await self.check(plan)
         async with self._lock(plan.uid), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo, plan)
+            self._half_undone.pop(plan.uid, None)
             self._starting.add(plan.uid)
             undo.callback(self._starting.discard, plan.uid)
             self._take(plan)
@@ -209,10 +212,11 @@ class BridgeBackend:
 
     async def _undo(self, plan: NetworkPlan) -> None:
         try:
-            await self._remove(plan)
-        except VirtfleetError as error:
-            # The reason for the undoing is what the caller hears; what is left is removed by the next reconciliation.
-            _log.error("not all of the start of %s could be undone: %s", plan.name, error)
+            await self._remove(plan, stubborn=True)
+        except VirtfleetError:
+            # The reason for the undoing is what the caller hears; what is left is removed when the node is looked at.
+            _log.exception("the start of %s could not be undone", plan.name)
+            self._half_undone[plan.uid] = plan
 
     async def adopt(self, plans: Sequence[NetworkPlan]) -> None:
         """Take running networks as they are."""
@@ -235,32 +239,48 @@ class BridgeBackend:
         On failure the network counts as running still: repair brings back what has been removed.
         """
         async with self._lock(plan.uid):
+            ran = self._plans.get(plan.uid)
             try:
                 await self._remove(plan)
-            except BaseException:
-                self._take(plan)
+            except VirtfleetError:
+                # It is not stopped, so it runs: `repair` makes again what of it is gone, and a repetition may work.
+                if ran is not None:
+                    self._take(ran)
                 raise
+            self._half_undone.pop(plan.uid, None)
 
-    async def _remove(self, plan: NetworkPlan) -> None:
-        """Remove all of a network that can be removed; raises the first thing that went wrong."""
+    async def _remove(self, plan: NetworkPlan, *, stubborn: bool = False) -> None:
+        """Remove a network.
+
+        Args:
+            plan: The network.
+            stubborn: Go on where a step fails, and raise at the end: of a network that is not to be, as much as can
+                goes. Of one that was not to be stopped half, what is left runs on.
+        """
         self._plans.pop(plan.uid, None)
         self._bridge_indexes.pop(plan.uid, None)
         for name in [name for name, owner in self._taps.items() if owner == plan.uid]:
             del self._taps[name]
-        failures: list[VirtfleetError] = []
         spec = plan.spec
-        for step in (
+        steps = (
             lambda: self._need_daemons().stop(plan.uid),
             self._firewall.apply,
             lambda: self._netlink.call(links.delete_bridge, spec.bridge_name, plan.uid, spec.mac_address),
             self._restore_forwarding,
-        ):
+        )
+        failure: VirtfleetError | None = None
+        for step in steps:
             try:
                 await step()
             except VirtfleetError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
+                failure = failure or error
+            except OSError as error:
+                refused = BackendFailed(f"the kernel does not let us set forwarding back: {error}", cause=error)
+                failure = failure or refused
+            if failure is not None and not stubborn:
+                raise failure
+        if failure is not None:
+            raise failure
 
     async def forget(self, network_uid: str) -> None:
         """Remove the leases of a stopped network."""
@@ -332,6 +352,7 @@ class BridgeBackend:
 
     async def repair(self) -> Sequence[Drift]:
         """Hold links, rules, forwarding and dnsmasq against the plans."""
+        await self._undo_again()
         drifts: list[Drift] = []
         snapshot = await self._netlink.call(links.take_snapshot) if self._plans else None
         for uid in self._settled():
@@ -345,6 +366,12 @@ class BridgeBackend:
         drifts += await self._repair_rules()
         drifts += await self._repair_forwarding()
         return drifts
+
+    async def _undo_again(self) -> None:
+        for uid, plan in list(self._half_undone.items()):
+            async with self._lock(uid):
+                if self._half_undone.pop(uid, None) is not None:
+                    await self._undo(plan)
 
     def _settled(self) -> list[str]:
         """Return the networks that run, without those whose start is under way."""

@@ -7,11 +7,9 @@ done. The answer is good for one boot of the host.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import struct
-import tempfile
 import time
 from pathlib import Path
 
@@ -102,29 +100,32 @@ def _read(record: Path, stamp: list[str]) -> AcceleratorReport | None:
 
 async def try_out(binary: str, accelerator: str, seconds: float = TRIAL_SECONDS) -> AcceleratorReport:
     """Let an accelerator run the counting guest and report what came of it."""
-    with tempfile.TemporaryDirectory(prefix="virtfleet-probe-") as folder:
-        rom = Path(folder) / "counting.rom"
-        await asyncio.to_thread(rom.write_bytes, counting_firmware())
+    # In memory: a full disk must not look like an accelerator that does not work.
+    rom = os.memfd_create("counting.rom")
+    try:
+        os.write(rom, counting_firmware())
         begun = time.monotonic()
-        try:
-            done = await process.run(
-                [
-                    *(binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "4"),
-                    *("-accel", accelerator, "-bios", rom),
-                    *("-device", f"isa-debug-exit,iobase={_EXIT_PORT},iosize=1"),
-                ],
-                timeout_seconds=seconds,
-            )
-        except OperationTimedOut:
-            return AcceleratorReport(
-                accelerator,
-                usable=False,
-                reason=f"a guest that counts to {_TURNS:,} had not done so after {seconds:g} s: "
-                "its kernel's instructions are emulated",
-            )
-        except BackendFailed as error:
-            return AcceleratorReport(accelerator, usable=False, reason=str(error))
-        took = time.monotonic() - begun
+        done = await process.run(
+            [
+                *(binary, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-m", "4"),
+                *("-accel", accelerator, "-bios", f"/proc/self/fd/{rom}"),
+                *("-device", f"isa-debug-exit,iobase={_EXIT_PORT},iosize=1"),
+            ],
+            timeout_seconds=seconds,
+            pass_fds=[rom],
+        )
+    except OperationTimedOut:
+        return AcceleratorReport(
+            accelerator,
+            usable=False,
+            reason=f"a guest that counts to {_TURNS:,} had not done so after {seconds:g} s: "
+            "its kernel's instructions are emulated",
+        )
+    except BackendFailed as error:
+        return AcceleratorReport(accelerator, usable=False, reason=str(error))
+    finally:
+        os.close(rom)
+    took = time.monotonic() - begun
     if done.exit_code != _EXIT_VALUE * 2 + 1:
         return AcceleratorReport(
             accelerator, usable=False, reason=f"QEMU ended with code {done.exit_code}: {done.said or 'not a word'}"

@@ -70,6 +70,8 @@ class QemuDriver:
         self._counters = Counters(self._guests)
         self._live = LiveChanges(self._guests, self._records)
         self._emulator: Emulator | None = None
+        self._stamp: list[object] = []
+        self._looking = asyncio.Lock()
         self._accelerators: tuple[AcceleratorReport, ...] = ()
 
     @asynccontextmanager
@@ -85,11 +87,7 @@ class QemuDriver:
             raise DriverBroken(
                 "the QEMU driver needs the node's launcher", driver=self.driver_id, cause="no launcher_socket is set"
             )
-        emulator = await probe.probe(self._binary, self._environment.state_directory)
-        self._accelerators = await accelerator.accelerators(
-            emulator, self._environment.state_directory, self._settings.accelerator
-        )
-        self._emulator = emulator
+        emulator = await self._look()
         try:
             launcher = await self._launcher.capabilities()
         except LauncherError as error:
@@ -110,6 +108,16 @@ class QemuDriver:
             isolation_layers=_isolation(launcher, emulator),
         )
 
+    async def _look(self) -> Emulator:
+        """Find out what the binary is and what drives its guests."""
+        stamp = probe.stamp_of(self._binary)
+        emulator = await probe.probe(self._binary, self._environment.state_directory)
+        self._accelerators = await accelerator.accelerators(
+            emulator, self._environment.state_directory, self._settings.accelerator
+        )
+        self._emulator, self._stamp = emulator, stamp
+        return emulator
+
     def facet(self, kind: type[Facet]) -> Facet | None:
         """Return what implements a facet: the driver itself, or a part of it."""
         if kind in (Addresses, Inventory):
@@ -122,7 +130,7 @@ class QemuDriver:
         self, domain: DomainRef, spec: domain_spec_pb2.DomainSpec, previous: domain_spec_pb2.DomainSpec | None
     ) -> domain_spec_pb2.DomainSpec:
         """Decide machine, processor, buses, places."""
-        emulator = self._need_emulator()
+        emulator = await self._current_emulator()
         return resolution.resolve(
             domain.uid, spec, previous, resolution.Host(emulator, self._accelerator(domain_spec_pb2.QemuOptions()))
         )
@@ -178,7 +186,7 @@ class QemuDriver:
         return guest.observe()
 
     async def _spawn(self, plan: StartPlan) -> Guest:
-        emulator = self._need_emulator()
+        emulator = await self._current_emulator()
         accelerator_ = self._accelerator(plan.spec.qemu)
         invocation = arguments.build(plan, self._binary, accelerator_, sandbox=emulator.has_sandbox)
         birth = Birth(
@@ -370,9 +378,16 @@ class QemuDriver:
             raise WrongState(f"{domain.name} has no guest", resource=domain.name, state="SHUT_OFF")
         return guest
 
-    def _need_emulator(self) -> Emulator:
-        if self._emulator is None:
-            raise DriverBroken("QEMU has not been probed", driver=self.driver_id, cause="no probe")
+    async def _current_emulator(self) -> Emulator:
+        """Return what the binary is now: the distribution may have put another one in its place.
+
+        Raises:
+            DriverBroken: It is gone, or cannot be asked.
+        """
+        if self._emulator is None or self._stamp != probe.stamp_of(self._binary):
+            async with self._looking:
+                if self._emulator is None or self._stamp != probe.stamp_of(self._binary):
+                    return await self._look()
         return self._emulator
 
     def _accelerator(self, options: domain_spec_pb2.QemuOptions) -> str:

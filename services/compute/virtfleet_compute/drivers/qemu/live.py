@@ -100,12 +100,12 @@ class LiveChanges:
                 await self._change(guest, wanted, subject)
                 done.append(subject)
                 _copy(spec, wanted, subject)
+            self._records.put_active(guest.uid, guest.runtime_id, spec)
         except BaseException:
             for subject in reversed(done):
                 await self._change(guest, current, subject)
             raise
         guest.spec = spec
-        self._records.put_active(guest.uid, guest.runtime_id, spec)
 
     async def _change(self, guest: Guest, wanted: domain_spec_pb2.DomainSpec, subject: tuple[str, str]) -> None:
         kind, device_id = subject

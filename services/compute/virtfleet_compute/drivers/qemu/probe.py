@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 from virtfleet_compute.drivers.qemu.monitor import Monitor, MonitorLost
 from virtfleet_service import process
 from virtfleet_service.errors import BackendFailed, DriverBroken, HypervisorFailed, OperationTimedOut
+
+_log = logging.getLogger(__name__)
 
 OLDEST_VERSION = (7, 0)
 
@@ -67,11 +70,7 @@ async def probe(binary: str, state_directory: Path) -> Emulator:
     Raises:
         DriverBroken: It is missing, does not run, or is too old.
     """
-    try:
-        found = os.stat(binary)  # noqa: PTH116  # the text that the launcher compares, not a path of ours
-    except OSError as error:
-        raise _broken(f"there is no QEMU at {binary} ({error.strerror}); install qemu-system-x86") from error
-    stamp = [_FORMAT, binary, found.st_size, found.st_mtime_ns]
+    stamp = stamp_of(binary)
     record = state_directory / "emulator.json"
     kept = _read(record, stamp)
     if kept is not None:
@@ -84,12 +83,29 @@ async def probe(binary: str, state_directory: Path) -> Emulator:
     return emulator
 
 
+def stamp_of(binary: str) -> list[object]:
+    """Return what tells a binary from the one that takes its place.
+
+    Raises:
+        DriverBroken: It is missing.
+    """
+    try:
+        found = os.stat(binary)  # noqa: PTH116  # the text that the launcher compares, not a path of ours
+    except OSError as error:
+        raise _broken(f"there is no QEMU at {binary} ({error.strerror}); install qemu-system-x86") from error
+    return [_FORMAT, binary, found.st_size, found.st_mtime_ns]
+
+
 def write_record(record: Path, value: Mapping[str, object]) -> None:
-    """Write a small file of JSON that is there as a whole or not at all."""
-    record.parent.mkdir(parents=True, exist_ok=True)
+    """Write a small file of JSON that is there as a whole or not at all. It saves time: a full disk is no obstacle."""
     fresh = record.with_name(f"{record.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(value))
-    fresh.replace(record)
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(value))
+        fresh.replace(record)
+    except OSError as error:
+        _log.warning("what was found is asked again at the next start: %s", error)
+        fresh.unlink(missing_ok=True)
 
 
 def _read(record: Path, stamp: list[object]) -> Emulator | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet_service.errors import BackendFailed
+
+_log = logging.getLogger(__name__)
 
 _SPEC_FILE = "spec"
 
@@ -85,34 +89,49 @@ class Records:
         self._directory = directory
 
     def put_end(self, uid: str, runtime_id: str, end: End) -> None:
-        """Write down how a run is about to end."""
+        """Write down how a run is about to end. Never raises: a guest must end on a full disk as well."""
         value = {"runtime_id": runtime_id, "state": int(end.state), "reason": int(end.reason)}
-        self._write(uid, "end", json.dumps(value).encode())
+        try:
+            self._write(uid, "end", json.dumps(value).encode())
+        except OSError as error:
+            _log.warning("if this service dies now, the next one will not know why %s ended: %s", uid, error)
 
     def end(self, uid: str, runtime_id: str) -> End | None:
         """Return how a run was about to end; None: nobody knew."""
         value = self._read(uid, "end", runtime_id)
         if value is None:
             return None
-        return End(
-            domain_pb2.DomainState.ValueType(value["state"]), domain_pb2.DomainStateReason.ValueType(value["reason"])
-        )
+        state, reason = value.get("state"), value.get("reason")
+        if state not in domain_pb2.DomainState.values() or reason not in domain_pb2.DomainStateReason.values():
+            return None
+        return End(domain_pb2.DomainState.ValueType(state), domain_pb2.DomainStateReason.ValueType(reason))
 
     def drop_end(self, uid: str) -> None:
         """Take back what `put_end` wrote down."""
         (self._directory / uid / "end").unlink(missing_ok=True)
 
     def put_active(self, uid: str, runtime_id: str, spec: domain_spec_pb2.DomainSpec) -> None:
-        """Write down what runs after a live change."""
+        """Write down what runs after a live change.
+
+        Raises:
+            BackendFailed: The disk is full; what was written down before stands.
+        """
         text = base64.b64encode(spec.SerializeToString()).decode()
-        self._write(uid, "active", json.dumps({"runtime_id": runtime_id, "spec": text}).encode())
+        try:
+            self._write(uid, "active", json.dumps({"runtime_id": runtime_id, "spec": text}).encode())
+        except OSError as error:
+            raise BackendFailed(
+                f"what runs cannot be written down: {error.strerror}", path=self._directory / uid, cause=error
+            ) from error
 
     def active(self, uid: str, runtime_id: str) -> domain_spec_pb2.DomainSpec | None:
         """Return what runs after live changes; None: there were none."""
         value = self._read(uid, "active", runtime_id)
-        if value is None:
+        try:
+            return None if value is None else domain_spec_pb2.DomainSpec.FromString(base64.b64decode(value["spec"]))
+        except (KeyError, TypeError, ValueError, DecodeError) as error:
+            _log.warning("the record of what runs of %s cannot be read: %s", uid, error)
             return None
-        return domain_spec_pb2.DomainSpec.FromString(base64.b64decode(value["spec"]))
 
     def forget(self, uid: str) -> None:
         """Remove all records of a domain."""
@@ -126,13 +145,21 @@ class Records:
         folder = self._directory / uid
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = folder / f"{name}.{os.getpid()}"
-        fresh.write_bytes(data)
-        fresh.replace(folder / name)
+        try:
+            fresh.write_bytes(data)
+            fresh.replace(folder / name)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
 
     def _read(self, uid: str, name: str, runtime_id: str) -> dict[str, Any] | None:
         try:
             value = json.loads((self._directory / uid / name).read_bytes())
         except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            # It says something about a run that is found without it as well.
+            _log.warning("the record %s of %s cannot be read: %s", name, uid, error)
             return None
         if not isinstance(value, dict) or value.get("runtime_id") != runtime_id:
             return None

@@ -30,10 +30,11 @@ from virtfleet_compute.context import Context
 from virtfleet_compute.counters import Counters
 from virtfleet_compute.creation import Creation
 from virtfleet_compute.domains import Domains
+from virtfleet_compute.drivers.api import Driver
 from virtfleet_compute.guests import Guests
 from virtfleet_compute.holds import Holds
 from virtfleet_compute.hosts import Hosts
-from virtfleet_compute.hypervisors import Hypervisors
+from virtfleet_compute.hypervisors import Hypervisors, Joined
 from virtfleet_compute.observer import Observer
 from virtfleet_compute.occupation import Occupation
 from virtfleet_compute.power import Power
@@ -147,13 +148,14 @@ async def running(
         hosts = Hosts(context, boot_id)
         await hosts_module.forget_drivers(store, settings.node, settings.enabled_drivers)
         await context.occupation.forget()
-        await Reconciler(context, creation, domains, rebooted=autostart.rebooted).run()
+        reconciler = Reconciler(context, creation, domains, rebooted=autostart.rebooted)
+        await reconciler.run()
         # Not before: what is allocated is counted anew by reconciliation, and the first who ask must not read 0.
         await hosts.store()
         observer = Observer(context, guests, tasks)
         looks.append(observer)
         for driver in hypervisors.ready():
-            tasks.create_task(observer.follow(driver), name=f"events of {driver.driver_id}")
+            observer.listen(driver)
         await stack.enter_async_context(operations.running(drain_seconds=settings.drain_seconds))
         consoles = Consoles(context)
         addresses = AddressBook(context)
@@ -179,11 +181,25 @@ async def running(
         server.on_drain(consoles.drain)
         server.on_drain(hub.close)
         await stack.enter_async_context(server)
-        tasks.create_task(Sweep(context, creation).run(), name="sweep")
+        tasks.create_task(Sweep(context, creation, reconciler).run(), name="sweep")
+        tasks.create_task(hypervisors.watch(_joining(reconciler, observer, wiring, hosts)), name="drivers")
         tasks.create_task(autostart.run(), name="autostart")
         tasks.create_task(hosts.run(), name="host")
         tasks.create_task(addresses.run(), name="addresses")
         yield App(settings, server, store, context)
+
+
+def _joining(reconciler: Reconciler, observer: Observer, wiring: Wiring, hosts: Hosts) -> Joined:
+    """Return what takes in a driver that has come to run."""
+
+    async def joined(driver: Driver) -> None:
+        await reconciler.take_in(driver, observer.record)
+        observer.listen(driver)
+        for wanted in wiring.unswept.values():
+            wanted.set()
+        await hosts.store()
+
+    return joined
 
 
 def _register(server: Server, services: dict[FileDescriptor, dict[str, object]]) -> None:

@@ -42,6 +42,15 @@ _WORTH_WAITING = (Unavailable, WrongState, Aborted, BackingMissing, ResourceNotF
 """What passes by itself after a boot: a service that is not up, a pool or network that is not started yet."""
 
 
+UNKNOWN = domain_pb2.DOMAIN_STATE_UNKNOWN
+
+
+def _unknown(domain: domain_pb2.Domain) -> VirtfleetError:
+    return WrongState(
+        f"nobody can say whether {domain.name} runs: its driver cannot", resource=domain.name, state="UNKNOWN"
+    )
+
+
 class Autostart:
     """Starts domains once per boot.
 
@@ -80,9 +89,9 @@ class Autostart:
         delay_seconds = FIRST_DELAY_SECONDS
         while True:
             domain = self._context.by_uid(uid)
-            if domain is None or statuses.is_active(domain):
+            if domain is None or (statuses.is_active(domain) and domain.status.state != UNKNOWN):
                 return
-            error = await self._attempt(domain)
+            error = await self._attempt(domain) if domain.status.state != UNKNOWN else _unknown(domain)
             if error is None:
                 await self._context.store.write(lambda tx: self._started(tx, uid))
                 return

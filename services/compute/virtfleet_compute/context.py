@@ -80,6 +80,12 @@ class Context:
         """
         return self.hypervisors.get(domain.status.resolved_spec.driver)
 
+    async def look_again(self, name: str) -> None:
+        """Give the driver of a domain another chance if it could not run; for a call that is about to use it."""
+        row = self.store.get(name) if self.hypervisors.any_broken else None
+        if row is not None:
+            await self.hypervisors.look_again(domain_pb2.Domain.FromString(row.body).status.resolved_spec.driver)
+
     def facet(self, domain: domain_pb2.Domain, kind: type[Facet]) -> Facet:
         """Return a facet of the driver of a domain.
 

@@ -114,6 +114,7 @@ class Creation:
         specs.check(domain.spec)
         full = specs.with_defaults(domain.spec, self._context.hypervisors.default_id, previous)
         specs.check(full)
+        await self._context.hypervisors.look_again(full.driver)
         driver = self._context.hypervisors.get(full.driver)
         return await driver.resolve(ref(domain), full, previous)
 

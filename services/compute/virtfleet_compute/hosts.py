@@ -18,6 +18,7 @@ from virtfleet.compute.v1 import capability_pb2, host_pb2, stats_pb2
 from virtfleet_compute import statuses
 from virtfleet_compute.admission import memory_info
 from virtfleet_compute.context import Context
+from virtfleet_compute.drivers.api import DriverReport
 from virtfleet_service import paging, resources, views
 from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.store import Store, Transaction
@@ -44,6 +45,7 @@ class Hosts:
         self._boot_id = boot_id
         self._name = f"nodes/{context.node}/host"
         self._fixed: host_pb2.HostStatus | None = None
+        self._reports: tuple[tuple[str, DriverReport], ...] = ()
         self._probe_time = resources.now()
 
     async def run(self) -> None:
@@ -108,8 +110,10 @@ class Hosts:
         tx.put(HOST, host, cause=statuses.OBSERVED)
 
     def _status(self) -> host_pb2.HostStatus:
-        if self._fixed is None:
-            self._fixed = self._read_fixed()
+        reports = tuple(self._context.hypervisors.reports())
+        if self._fixed is None or reports != self._reports:
+            self._probe_time = resources.now()
+            self._fixed, self._reports = self._read_fixed(reports), reports
         status = host_pb2.HostStatus()
         status.CopyFrom(self._fixed)
         admission = self._context.admission
@@ -121,12 +125,12 @@ class Hosts:
         status.allocated.domain_count = admission.active_count
         return status
 
-    def _read_fixed(self) -> host_pb2.HostStatus:
-        """Read what does not change before the next boot."""
+    def _read_fixed(self, reports: Sequence[tuple[str, DriverReport]]) -> host_pb2.HostStatus:
+        """Read what does not change before the next boot, and what drivers have found out."""
         status = host_pb2.HostStatus()
         status.CopyFrom(_kernel_facts())
         status.boot_id = self._boot_id
-        for driver_id, report in self._context.hypervisors.reports():
+        for driver_id, report in reports:
             for accelerator in report.accelerators:
                 status.accelerators.add(
                     name=accelerator.name,

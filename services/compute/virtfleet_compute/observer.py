@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -12,9 +13,12 @@ from virtfleet_compute.context import KIND, Context, ref
 from virtfleet_compute.drivers.api import DomainObservation, Driver, DriverEvent, EventKind
 from virtfleet_compute.guests import Guests
 from virtfleet_service.errors import VirtfleetError
-from virtfleet_service.store import Transaction
+from virtfleet_service.store import StoreUnwritable, Transaction
 
 _log = logging.getLogger(__name__)
+
+RECORD_AGAIN_SECONDS = 1.0
+"""When the store refuses what was seen, how long until it is asked again."""
 
 _EVENT_TYPES: Mapping[EventKind, watch_pb2.EventType.ValueType] = {
     EventKind.REBOOTED: watch_pb2.EVENT_TYPE_DOMAIN_REBOOTED,
@@ -38,6 +42,13 @@ class Observer:
         self._context = context
         self._guests = guests
         self._tasks = tasks
+        self._heard: set[str] = set()
+
+    def listen(self, driver: Driver) -> None:
+        """Take in the events of a driver from now on. Repeatable."""
+        if driver.driver_id not in self._heard:
+            self._heard.add(driver.driver_id)
+            self._tasks.create_task(self.follow(driver), name=f"events of {driver.driver_id}")
 
     async def follow(self, driver: Driver) -> None:
         """Take in the events of a driver until cancelled."""
@@ -79,6 +90,18 @@ class Observer:
                 self.look(uid)
 
     async def _settle(self, uid: str, observation: DomainObservation | None) -> None:
+        while True:
+            try:
+                await self._settle_once(uid, observation)
+                return
+            except StoreUnwritable as error:
+                # The driver does not tell it again, and what an ended guest had is still its own.
+                _log.warning("what was seen of %s is recorded later: %s", uid, error)
+            await asyncio.sleep(RECORD_AGAIN_SECONDS)
+            # Looked at anew: by then it may be another thing.
+            observation = None
+
+    async def _settle_once(self, uid: str, observation: DomainObservation | None) -> None:
         waited = self._context.holds.get(uid) is not None
         async with self._context.holds.held(uid) as hold:
             domain = self._context.by_uid(uid)

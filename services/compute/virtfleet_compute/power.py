@@ -167,6 +167,7 @@ class Power:
         context = self._context
         message = request
         assert isinstance(message, Message)  # noqa: S101  # every request is one
+        await context.look_again(request.name)
 
         if request.validate_only:
             domain = context.domain(request.name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from virtfleet_compute.drivers.facets import FoundDomain, Inventory
 from virtfleet_compute.power import record_start
 from virtfleet_compute.settlement import Settlement
 from virtfleet_service import failpoints, resources
-from virtfleet_service.errors import VirtfleetError
+from virtfleet_service.errors import DriverBroken, VirtfleetError
 from virtfleet_service.store import Transaction
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ RECONNECT_SECONDS = 5.0
 
 State = domain_pb2.DomainState
 Reason = domain_pb2.DomainStateReason
+
+
+Record = Callable[[domain_pb2.Domain, DomainObservation], Awaitable[None]]
+"""Records what is seen of a domain that the caller holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,21 @@ class Reconciler:
         self._domains = domains
         self._rebooted = rebooted
         self._found: dict[str, DomainObservation] = {}
+        self._later_creations: dict[str, records.Creating] = {}
+        """Creations that were cut, by the uid of the domain, whose driver cannot run yet."""
+        self._later_starts: dict[str, records.Starting] = {}
+        """Starts that were cut, likewise."""
         self._template: _Template | None = None
 
     async def run(self) -> None:
         """Bring store and host together; afterwards operations may be run."""
         context = self._context
-        for driver in context.hypervisors.ready():
-            await self._list(driver)
+        for driver in list(context.hypervisors.ready()):
+            try:
+                await self._list(driver)
+            except VirtfleetError as error:
+                # Who cannot be asked has not said that there are no guests.
+                context.hypervisors.lost(driver.driver_id, error)
         await self._undo_creations()
         await self._end_starts()
         await self._compare()
@@ -80,39 +92,101 @@ class Reconciler:
         await self._adopt_unknown()
         await context.operations.settle(Settlement(context, self._domains).handlers())
 
+    def waits(self, uid: str) -> bool:
+        """Tell whether a creation or a start of a domain was cut and its driver cannot say yet what came of it."""
+        return uid in self._later_creations or uid in self._later_starts
+
+    async def take_in(self, driver: Driver, record: Record) -> None:
+        """Do for a driver that has come to run what could not be done at the start; calls are served meanwhile.
+
+        Args:
+            driver: The driver.
+            record: Records what is seen of a domain that is held.
+
+        Raises:
+            VirtfleetError: The driver cannot say what runs.
+        """
+        holds = self._context.holds
+        await self._list(driver)
+        for uid, creating in list(self._later_creations.items()):
+            if creating.driver == driver.driver_id:
+                async with holds.held(uid):
+                    await self._undo_creation(creating)
+                del self._later_creations[uid]
+        for uid, starting in list(self._later_starts.items()):
+            domain = self._context.by_uid(uid)
+            if domain is None or domain.status.resolved_spec.driver == driver.driver_id:
+                async with holds.held(uid):
+                    await self._end_start(uid, starting)
+                del self._later_starts[uid]
+        known = {uid for uid, _ in self._context.store.list_records(records.ACTIVE)}
+        for uid in sorted(known | set(self._found)):
+            async with holds.held(uid) as hold:
+                domain = self._context.by_uid(uid)
+                if domain is not None and domain.status.resolved_spec.driver == driver.driver_id:
+                    hold.seen = await self._seen(driver, domain)
+                    await record(domain, hold.seen)
+        await self._take_over(driver)
+        await self._adopt_unknown()
+        self._found.clear()
+
+    async def _seen(self, driver: Driver, domain: domain_pb2.Domain) -> DomainObservation:
+        """Look at a domain that is held: what was listed before may be over."""
+        observation = await driver.inspect(ref(domain))
+        unknown = not observation.active and not observation.runtime_id
+        return (self._gone(domain) if unknown else None) or observation
+
     async def _list(self, driver: Driver) -> None:
+        for observation in await driver.list():
+            self._found[observation.uid] = observation
+
+    def _runs(self, driver_id: str) -> bool:
+        """Tell whether a driver can say what became of something; one that is no more is not waited for."""
         try:
-            for observation in await driver.list():
-                self._found[observation.uid] = observation
-        except VirtfleetError as error:
-            _log.warning("driver %s cannot list its guests: %s", driver.driver_id, error)
+            self._context.hypervisors.get(driver_id)
+        except DriverBroken:
+            return False
+        except VirtfleetError:
+            return True
+        return True
 
     async def _undo_creations(self) -> None:
         for _, body in self._context.store.list_records(records.CREATE):
             creating = records.Creating.decode(body)
-            _log.info("the creation of %s was cut and is undone", creating.name)
-            await self._creation.undo_crashed(creating)
-            self._found.pop(creating.uid, None)
-            await self._context.store.write(lambda tx, creating=creating: self._creation.forget(tx, creating))  # type: ignore[misc]  # bound here
+            if self._runs(creating.driver):
+                await self._undo_creation(creating)
+            else:
+                self._later_creations[creating.uid] = creating
+
+    async def _undo_creation(self, creating: records.Creating) -> None:
+        _log.info("the creation of %s was cut and is undone", creating.name)
+        await self._creation.undo_crashed(creating)
+        self._found.pop(creating.uid, None)
+        await self._context.store.write(lambda tx: self._creation.forget(tx, creating))
 
     async def _end_starts(self) -> None:
         """Finish the starts whose guest runs, forget the others: what they hold is given back by the sweep."""
-        context = self._context
-        for uid, body in context.store.list_records(records.START):
+        for uid, body in self._context.store.list_records(records.START):
             starting = records.Starting.decode(body)
-            domain = context.by_uid(uid)
-            observation = self._found.get(uid)
-            if domain is None or observation is None or observation.runtime_id != starting.runtime_id:
-                observation = None
-            if domain is not None and observation is not None and observation.active:
-                connections = await self._reconnect(domain, observation)
-                run = statuses.Run(starting.runtime_id, observation.run_as_uid, connections, observation)
-                name = domain.name
-                await context.store.write(
-                    lambda tx, name=name, run=run: record_start(tx, name, run, statuses.OBSERVED)  # type: ignore[misc]  # bound here
-                )
+            domain = self._context.by_uid(uid)
+            if domain is None or self._runs(domain.status.resolved_spec.driver):
+                await self._end_start(uid, starting)
             else:
-                await context.store.write(lambda tx, uid=uid: tx.delete_record(records.START, uid))  # type: ignore[misc]  # bound here
+                self._later_starts[uid] = starting
+
+    async def _end_start(self, uid: str, starting: records.Starting) -> None:
+        context = self._context
+        domain = context.by_uid(uid)
+        observation = self._found.get(uid)
+        if domain is None or observation is None or observation.runtime_id != starting.runtime_id:
+            observation = None
+        if domain is not None and observation is not None and observation.active:
+            connections = await self._reconnect(domain, observation)
+            run = statuses.Run(starting.runtime_id, observation.run_as_uid, connections, observation)
+            name = domain.name
+            await context.store.write(lambda tx: record_start(tx, name, run, statuses.OBSERVED))
+        else:
+            await context.store.write(lambda tx: _forget_start(tx, uid, starting))
 
     async def _reconnect(self, domain: domain_pb2.Domain, observation: DomainObservation) -> Connections:
         """Ask again for what a running guest is joined to: the answers are the same as at its start."""
@@ -230,8 +304,9 @@ class Reconciler:
         """Make domains again out of guests that run and are not in the store: it was lost, or is an old one."""
         context = self._context
         prefix = f"nodes/{context.node}/domains/"
+        making = {records.Creating.decode(body).uid for _, body in context.store.list_records(records.CREATE)}
         for uid, observation in self._found.items():
-            if not observation.active or context.store.get_by_uid(KIND, uid) is not None:
+            if not observation.active or uid in making or context.store.get_by_uid(KIND, uid) is not None:
                 continue
             spec, name = observation.active_spec, observation.name
             if spec is None or not name.startswith(prefix) or context.store.get(name) is not None:
@@ -265,3 +340,10 @@ class Reconciler:
             except VirtfleetError:
                 counted = True
             context.admission.adopt(domain, counted=counted)
+
+
+def _forget_start(tx: Transaction, uid: str, starting: records.Starting) -> None:
+    """Forget a start that was cut; one that has begun since stays."""
+    body = tx.get_record(records.START, uid)
+    if body is not None and records.Starting.decode(body) == starting:
+        tx.delete_record(records.START, uid)

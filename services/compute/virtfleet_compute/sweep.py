@@ -12,6 +12,7 @@ from virtfleet_compute import records, statuses, wiring
 from virtfleet_compute.context import Context
 from virtfleet_compute.creation import Creation
 from virtfleet_compute.drivers.api import DomainRef
+from virtfleet_compute.reconcile import Reconciler
 from virtfleet_service.errors import HasChildren, ResourceInUse, VirtfleetError
 from virtfleet_service.peers import Peer
 
@@ -24,9 +25,10 @@ LAST_DELAY_SECONDS = 10.0
 class Sweep:
     """Looks at what the peers hold, at start and whenever something could not be given back."""
 
-    def __init__(self, context: Context, creation: Creation) -> None:
+    def __init__(self, context: Context, creation: Creation, reconciler: Reconciler) -> None:
         self._context = context
         self._creation = creation
+        self._reconciler = reconciler
 
     async def run(self) -> None:
         """Sweep at start and when asked to, again and again until both peers have answered. Runs until cancelled."""
@@ -81,6 +83,8 @@ class Sweep:
         context = self._context
         async with context.holds.held(attachment.domain_uid):
             # Looked at under the hold: a start that was on its way has ended by now.
+            if self._reconciler.waits(attachment.domain_uid):
+                return
             domain = context.by_uid(attachment.domain_uid)
             if domain is not None and statuses.is_active(domain) and self._has_volume(domain, attachment):
                 return
@@ -100,6 +104,8 @@ class Sweep:
         context = self._context
         target = DomainRef(plug.domain, plug.domain_uid)
         async with context.holds.held(plug.domain_uid):
+            if self._reconciler.waits(plug.domain_uid):
+                return
             domain = context.by_uid(plug.domain_uid)
             if domain is not None and statuses.is_active(domain) and plug.port in self._used(domain):
                 return

@@ -245,6 +245,15 @@ async def service(path: Path, **changes: Any) -> AsyncIterator[Service]:
             await client.close()
 
 
+def toml(value: Any) -> str:
+    """Return a value as a settings file has it: tables in lists are of the inline kind."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
 class Process:
     """The service as a process of its own, to be killed."""
 
@@ -266,7 +275,7 @@ class Process:
         ]
         lines += [f"{key} = {json.dumps(value)}" for key, value in self._changes.items() if key != "drivers"]
         driver = {"state_file": str(self.path / "guests"), **self._changes.get("drivers", {})}
-        lines += ["[compute.drivers.test]", *(f"{key} = {json.dumps(value)}" for key, value in driver.items() if value)]
+        lines += ["[compute.drivers.test]", *(f"{key} = {toml(value)}" for key, value in driver.items() if value)]
         self._config.write_text("\n".join(lines) + "\n")
 
     @property

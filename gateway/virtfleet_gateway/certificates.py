@@ -33,6 +33,10 @@ _CAUSE: Final = "virtfleet.fleet.v1.EnrollmentService."
 _ADOPTED: Final = "issued by command"
 _ENDED: Final = "expired"
 _LAPSE_SLICE: Final = 500
+_NEWEST: Final = "newestCertificate"
+"""The space of records that name, by its identity, the certificate that ends last, until its end has been announced."""
+_ENDING_RATIO: Final = 0.2
+"""What is left of the life of a certificate that should have been renewed: its holder does so at half of it."""
 _NAME = re.compile(r"certificates/c([1-9a-f][0-9a-f]{0,39})")
 _KINDS: Final = {
     identity.NODE: enrollment_pb2.CERTIFICATE_KIND_NODE,
@@ -145,6 +149,7 @@ class Certificates:
     @staticmethod
     def _put(transaction: Transaction, resource: enrollment_pb2.Certificate, cause: str, *, renewed: bool) -> None:
         transaction.put(KIND, resource, cause=cause)
+        _note_newest(transaction, resource)
         kind = watch_pb2.EVENT_TYPE_CERTIFICATE_RENEWED if renewed else watch_pb2.EVENT_TYPE_CERTIFICATE_ISSUED
         ends = resource.status.expire_time.ToDatetime(dt.UTC)
         transaction.event(
@@ -184,9 +189,14 @@ class Certificates:
             ends = certificate.status.expire_time.ToDatetime(dt.UTC)
             if ends < now - LISTED_AFTER_END:
                 transaction.delete(certificate.name, cause=_ENDED)
-            elif ends <= now and certificate.status.state == enrollment_pb2.CERTIFICATE_STATE_VALID:
+                _take_from_newest(transaction, certificate)
+            elif certificate.status.state != enrollment_pb2.CERTIFICATE_STATE_VALID:
+                continue
+            elif ends <= now:
                 certificate.status.state = enrollment_pb2.CERTIFICATE_STATE_EXPIRED
                 transaction.put(KIND, certificate, cause=_ENDED)
+            elif _is_ending(certificate, now) and _take_from_newest(transaction, certificate):
+                transaction.event(_ending(certificate, now))
         return rows[-1].name if len(rows) == _LAPSE_SLICE else ""
 
     # Their end
@@ -372,6 +382,44 @@ class Certificates:
             ],
             above=above,
         )
+
+
+def _note_newest(transaction: Transaction, certificate: enrollment_pb2.Certificate) -> None:
+    """Note a certificate as the newest of its identity unless another one ends later."""
+    identity_ = certificate.status.identity
+    known = transaction.get_record(_NEWEST, identity_)
+    row = transaction.get(known.decode()) if known is not None else None
+    if row is not None:
+        other = enrollment_pb2.Certificate.FromString(row.body).status.expire_time
+        if other.ToNanoseconds() > certificate.status.expire_time.ToNanoseconds():
+            return
+    transaction.put_record(_NEWEST, identity_, certificate.name.encode())
+
+
+def _take_from_newest(transaction: Transaction, certificate: enrollment_pb2.Certificate) -> bool:
+    """Forget that a certificate is the newest of its identity; tells whether it was."""
+    if transaction.get_record(_NEWEST, certificate.status.identity) != certificate.name.encode():
+        return False
+    return transaction.delete_record(_NEWEST, certificate.status.identity)
+
+
+def _is_ending(certificate: enrollment_pb2.Certificate, now: dt.datetime) -> bool:
+    ends = certificate.status.expire_time.ToDatetime(dt.UTC)
+    life = ends - certificate.status.begin_time.ToDatetime(dt.UTC)
+    return ends - now < life * _ENDING_RATIO
+
+
+def _ending(certificate: enrollment_pb2.Certificate, now: dt.datetime) -> watch_pb2.Event:
+    ends = certificate.status.expire_time.ToDatetime(dt.UTC)
+    event = watch_pb2.Event(
+        resource=certificate.name,
+        uid=certificate.uid,
+        type=watch_pb2.EVENT_TYPE_CERTIFICATE_EXPIRING,
+        reason="NOT_RENEWED",
+        message=f"{certificate.status.identity} ends at {ends:%Y-%m-%d %H:%M:%S} UTC and has not been renewed",
+    )
+    event.time.FromDatetime(now)
+    return event
 
 
 def _now() -> dt.datetime:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from tests.unit.gateway.test_enrollment import CALL, KINDS, Desk, enroll
-from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet.fleet.v1 import enrollment_pb2, watch_pb2
 from virtfleet_gateway import certificates as module
-from virtfleet_gateway.authority import Authority
+from virtfleet_gateway.authority import Authority, new_request
 from virtfleet_gateway.lapses import Lapses
 from virtfleet_service.store import Store
+from virtfleet_service.watch import WatchHub
 
 
 @pytest.fixture
@@ -56,6 +57,33 @@ async def test_certificates_that_have_ended_say_so_and_go_a_day_later(
     await lapses(desk).look()
     assert desk.store.get(long_ago) is None
     assert [certificate_state(desk, name) for name in (lately, revoked, good)] == ["EXPIRED", "REVOKED", "VALID"]
+
+
+async def test_a_certificate_that_nobody_renews_is_told_of_once(desk: Desk) -> None:
+    answer = await desk.enrollment.enroll_node(enroll(await desk.token()))
+    forgotten, renewed = (one.certificate for one in answer.certificates[:2])
+
+    async def age(name: str) -> None:
+        certificate = enrollment_pb2.Certificate.FromString(desk.store.need(name).body)
+        now = dt.datetime.now(dt.UTC)
+        certificate.status.begin_time.FromDatetime(now - dt.timedelta(hours=9))
+        certificate.status.expire_time.FromDatetime(now + dt.timedelta(hours=1))
+        await desk.store.write(lambda tx: tx.put("certificate", certificate, cause="test"))
+
+    def told() -> list[str]:
+        request = watch_pb2.ListEventsRequest(filter="type=CERTIFICATE_EXPIRING")
+        found = watch_pb2.ListEventsResponse.FromString(WatchHub(desk.store).list_events(request))
+        return [event.resource for event in found.events]
+
+    await lapses(desk).look()
+    assert told() == []
+    for name in (forgotten, renewed):
+        await age(name)
+    new = desk.authority.issue_node(new_request("storage")[1], "n1", "storage", dt.timedelta(days=7))
+    await desk.store.write(lambda tx: desk.certificates.record(tx, new.pem, principal="n1", method="RenewCertificate"))
+    await lapses(desk).look()
+    await lapses(desk).look()
+    assert told() == [forgotten]
 
 
 async def test_tokens_that_nobody_has_used_say_so_and_go_a_day_later(desk: Desk) -> None:

@@ -96,6 +96,26 @@ def check_preconditions(resource: Message, etag: str = "", expected_uid: str = "
         )
 
 
+def check_absent(resource: Message) -> None:
+    """Hold what the caller believes against a resource that an Update with `allow_missing` is about to create.
+
+    Args:
+        resource: The resource as the caller sent it.
+
+    Raises:
+        EtagMismatch: The caller has read one that is gone since: to make it again would undo somebody's deletion.
+    """
+    name: str = resource.name  # type: ignore[attr-defined]  # the head is the same in every resource
+    etag: str = resource.etag  # type: ignore[attr-defined]  # of every head
+    if etag:
+        raise errors.EtagMismatch(
+            f"{name} is gone: it had the etag {etag}; without an etag it is created anew",
+            resource=name,
+            etag="",
+            expected_etag=etag,
+        )
+
+
 def field_of(resource: Message) -> str:
     """Return the name of the field that holds a resource in requests: `join_token` for a JoinToken."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", resource.DESCRIPTOR.name).lower()

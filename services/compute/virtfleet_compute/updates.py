@@ -116,6 +116,7 @@ class Updates:
         """Apply to a domain that does not exist: create it."""
         name = request.domain.name
         call.authorize(name, "domains.create")
+        resources.check_absent(request.domain)
         create = domain_pb2.CreateDomainRequest(
             parent=names.parent_of(name), domain=request.domain, domain_id=names.id_of(name)
         )

@@ -356,6 +356,7 @@ class Networks:
             row = tx.get(name)
             if row is None and request.allow_missing:
                 call.authorize(name, "networks.create")
+                resources.check_absent(request.network)
                 network = self._definitions.new(name, request.network, call)
                 self._definitions.check_new(tx, network)
                 return network

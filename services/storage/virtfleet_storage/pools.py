@@ -215,6 +215,7 @@ class Pools:
         name = request.pool.name
         if self._store.get(name) is None and request.allow_missing:
             call.authorize(name, "pools.create")
+            resources.check_absent(request.pool)
             parent, id_ = names.parent_of(name), names.id_of(name)
             create = pool_pb2.CreatePoolRequest(
                 parent=parent, pool=request.pool, pool_id=id_, validate_only=request.validate_only

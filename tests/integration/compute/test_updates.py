@@ -233,6 +233,18 @@ async def test_apply_creates_what_is_not_there(node: Service) -> None:
     assert refused.value.reason == "RESOURCE_NOT_FOUND"
 
 
+async def test_apply_does_not_bring_back_what_was_read_and_deleted_since(node: Service) -> None:
+    await node.create("web", spec=sized())
+    read = await node.get("web")
+    await node.delete("web")
+    for plan in (True, False):
+        with pytest.raises(Refused) as refused:
+            await node.update(read, allow_missing=True, validate_only=plan)
+        assert (refused.value.reason, refused.value.metadata["expected_etag"]) == ("ETAG_MISMATCH", read.etag)
+    read.etag = ""
+    assert (await node.update(read, allow_missing=True)).uid == read.uid
+
+
 async def test_a_transient_domain_has_no_second_place(node: Service) -> None:
     spec = sized()
     spec.lifetime = resource_pb2.LIFETIME_TRANSIENT

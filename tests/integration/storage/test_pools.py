@@ -228,6 +228,12 @@ async def test_an_update_changes_what_may_change(node: Rig) -> None:
         pool_pb2.Pool,
     )
     assert made.status.target_path == str(node.root / "fresh")
+    gone = pool_pb2.Pool(name=f"{PARENT}/pools/gone", etag=made.etag)
+    with pytest.raises(Refused) as refused:
+        await client.do(
+            client.pools.UpdatePool, pool_pb2.UpdatePoolRequest(pool=gone, allow_missing=True), pool_pb2.Pool
+        )
+    assert refused.value.reason == "ETAG_MISMATCH"
 
 
 async def test_a_directory_that_vanishes_makes_the_pool_inaccessible_and_nothing_is_forgotten(node: Rig) -> None:

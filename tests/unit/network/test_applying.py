@@ -90,3 +90,9 @@ async def test_a_transient_network_has_no_autostart(rig: Rig) -> None:
     change = network_pb2.NetworkSpec(autostart=resource_pb2.AUTOSTART_ONCE)
     with pytest.raises(errors.FieldConflict):
         await rig.apply("lan", call("UpdateNetwork", "operator"), spec=change)
+
+
+async def test_what_was_read_and_deleted_since_is_not_brought_back(rig: Rig) -> None:
+    with pytest.raises(errors.EtagMismatch):
+        await rig.apply("gone", call("UpdateNetwork", "operator"), etag="read-before")
+    assert rig.store.get(f"{PARENT}/networks/gone") is None

@@ -166,7 +166,8 @@ func (s DomainService) DeleteDomain(ctx context.Context, request *computev1.Dele
 }
 
 // StartDomain: Starts a domain. Succeeds if it already runs (paused too), without any effect.
-// NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+// NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+// is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
 func (s DomainService) StartDomain(ctx context.Context, request *computev1.StartDomainRequest, options ...grpc.CallOption) (*Operation[*computev1.Domain], error) {
 	operation, err := s.DomainServiceClient.StartDomain(ctx, request, options...)
 	return started[*computev1.Domain](s.client, operation, err)
@@ -180,28 +181,28 @@ func (s DomainService) StopDomain(ctx context.Context, request *computev1.StopDo
 }
 
 // RebootDomain: Asks the guest to boot again. Each call asks once more.
-// WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+// WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
 func (s DomainService) RebootDomain(ctx context.Context, request *computev1.RebootDomainRequest, options ...grpc.CallOption) (*Operation[*computev1.Domain], error) {
 	operation, err := s.DomainServiceClient.RebootDomain(ctx, request, options...)
 	return started[*computev1.Domain](s.client, operation, err)
 }
 
 // ResetDomain: Resets the guest like the button on its case, without asking it. Each call resets once more.
-// WRONG_STATE (not active).
+// WRONG_STATE (not active, or UNKNOWN).
 func (s DomainService) ResetDomain(ctx context.Context, request *computev1.ResetDomainRequest, options ...grpc.CallOption) (*Operation[*computev1.Domain], error) {
 	operation, err := s.DomainServiceClient.ResetDomain(ctx, request, options...)
 	return started[*computev1.Domain](s.client, operation, err)
 }
 
 // SuspendDomain: Stops the guest's processors; its memory stays. Succeeds if it is paused.
-// WRONG_STATE (not active).
+// WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
 func (s DomainService) SuspendDomain(ctx context.Context, request *computev1.SuspendDomainRequest, options ...grpc.CallOption) (*Operation[*computev1.Domain], error) {
 	operation, err := s.DomainServiceClient.SuspendDomain(ctx, request, options...)
 	return started[*computev1.Domain](s.client, operation, err)
 }
 
 // ResumeDomain: Lets the guest's processors go on. Succeeds if they do.
-// WRONG_STATE (not active).
+// WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
 func (s DomainService) ResumeDomain(ctx context.Context, request *computev1.ResumeDomainRequest, options ...grpc.CallOption) (*Operation[*computev1.Domain], error) {
 	operation, err := s.DomainServiceClient.ResumeDomain(ctx, request, options...)
 	return started[*computev1.Domain](s.client, operation, err)
@@ -338,7 +339,8 @@ func (s NetworkService) UpdateNetwork(ctx context.Context, request *networkv1.Up
 	return started[*networkv1.Network](s.client, operation, err)
 }
 
-// DeleteNetwork: Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+// DeleteNetwork: Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+// UID_MISMATCH ·
 // NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
 func (s NetworkService) DeleteNetwork(ctx context.Context, request *networkv1.DeleteNetworkRequest, options ...grpc.CallOption) (*Operation[*emptypb.Empty], error) {
 	operation, err := s.NetworkServiceClient.DeleteNetwork(ctx, request, options...)
@@ -411,7 +413,7 @@ func (s PoolService) AllPools(ctx context.Context, request *storagev1.ListPoolsR
 }
 
 // CreatePool: Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another pool has that path) · FAILED_PRECONDITION BACKING_MISSING
+// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
 // (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 func (s PoolService) CreatePool(ctx context.Context, request *storagev1.CreatePoolRequest, options ...grpc.CallOption) (*Operation[*storagev1.Pool], error) {
 	operation, err := s.PoolServiceClient.CreatePool(ctx, request, options...)
@@ -530,7 +532,7 @@ func (s VolumeService) AllVolumes(ctx context.Context, request *storagev1.ListVo
 }
 
 // CreateVolume: Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
-// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE (a
+// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
 // file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
 // INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
 func (s VolumeService) CreateVolume(ctx context.Context, request *storagev1.CreateVolumeRequest, options ...grpc.CallOption) (*Operation[*storagev1.Volume], error) {

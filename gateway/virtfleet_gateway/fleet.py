@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from virtfleet_gateway.lists import FleetReads
+from virtfleet_gateway.rounds import Rounds
 from virtfleet_gateway.watch import FleetWatch
 from virtfleet_service.methods import snake
 
@@ -24,8 +25,13 @@ if TYPE_CHECKING:
     from virtfleet_service.call import Call
     from virtfleet_service.telemetry import Meters
 
-_COUNTED: Final = {"BatchGetDomainStats": "domain"}
-"""Which kind a stats method has one item for."""
+_COUNTED: Final = {
+    "GetDomainStats": "domain",
+    "GetHostStats": "host",
+    "BatchGetDomainStats": "domain",
+    "StreamDomainStats": "domain",
+}
+"""Which kind of the index the counters of a method are of; the counters themselves the nodes alone have."""
 
 
 class FleetService:
@@ -87,9 +93,8 @@ class Fleet:
         kind = _kind(reads.index, method)
         if method.name == "WatchResources":
             return watch.stream
-        if method.name in _COUNTED:
-            counted = reads.index.shape.kind_by_name[_COUNTED[method.name]]
-            return lambda request, call: reads.list_live(method, request, call, counted=counted)
+        if method.containing_service.name == "StatsService":
+            return _counters(reads, method)
         if method.name.startswith("BatchGet") and kind is not None:
             return lambda request, call: reads.batch_get(kind, method, request, call)
         if method.name.startswith("List") and "parent" in method.input_type.fields_by_name:
@@ -99,6 +104,16 @@ class Fleet:
         if method.name.startswith("Get") and kind is not None:
             return lambda request, call: reads.get(kind, method, request, call)
         return None
+
+
+def _counters(reads: FleetReads, method: MethodDescriptor) -> Callable[[Any, Call], Any]:
+    """Return what answers a method of counters."""
+    kind = reads.index.shape.kind_by_name[_COUNTED[method.name]]
+    if method.server_streaming:
+        return Rounds(reads, kind).stream
+    if method.name.startswith("Get"):
+        return lambda request, call: reads.get_live(kind, method, request, call)
+    return lambda request, call: reads.list_live(method, request, call, counted=kind)
 
 
 def _kind(index: PackageIndex, method: MethodDescriptor) -> Kind | None:

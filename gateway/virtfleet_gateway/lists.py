@@ -177,9 +177,7 @@ class FleetReads:
             return
         for item in items:
             page.add(item)
-        freshness = resource_pb2.NodeFreshness(node=f"nodes/{answer.node}")
-        freshness.observe_time.GetCurrentTime()
-        page.freshness.append(freshness)
+        page.freshness.append(_now(answer.node))
         if following:
             page.following = self._seal(binding, answer.node, following)
 
@@ -208,8 +206,22 @@ class FleetReads:
             NodeUnreachable: The node that has it is away, or one that might have it has never been heard.
             PermissionMissing: The caller may not see it.
         """
+        entry = await self._only(kind, request.name, call)
+        if request.read_through:
+            return await self._read_through(method, request, entry, call)
+        source = self._source_of(entry)
+        if source.state != LIVE and not request.allow_stale:
+            raise _away(source)
+        return entry.seen(request.view)
+
+    async def get_live(self, kind: Kind, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
+        """Answer a Get method for what the node of a resource alone knows of it; finds and fails as `get` does."""
+        return await self._read_through(method, request, await self._only(kind, request.name, call), call)
+
+    async def _only(self, kind: Kind, name: str, call: Call) -> Entry:
+        """Return the one resource that a name with the node `-` stands for."""
         await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
-        suffix = request.name.removeprefix(_ANY_NODE + "/")
+        suffix = name.removeprefix(_ANY_NODE + "/")
         last = suffix.rpartition("/")[2]
         found = self.index.by_uid(kind.name, last) if is_uid(last) else self.index.by_id(kind.name, suffix)
         live = [entry for entry in found if self._source_of(entry).state == LIVE]
@@ -217,18 +229,12 @@ class FleetReads:
         if len(found) > 1:
             names = sorted(entry.name for entry in found)
             raise AmbiguousName(
-                f"{len(names)} nodes have {suffix}: name one of them", resource=request.name, names=", ".join(names[:8])
+                f"{len(names)} nodes have {suffix}: name one of them", resource=name, names=", ".join(names[:8])
             )
         if not found:
-            raise self._missing(request.name)
-        entry = found[0]
-        call.authorize(entry.name)
-        if getattr(request, "read_through", False):
-            return await self._read_through(method, request, entry, call)
-        source = self._source_of(entry)
-        if source.state != LIVE and not getattr(request, "allow_stale", False):
-            raise _away(source)
-        return entry.seen(request.view)
+            raise self._missing(name)
+        call.authorize(found[0].name)
+        return found[0]
 
     async def _read_through(self, method: MethodDescriptor, request: Any, entry: Entry, call: Call) -> bytes:  # noqa: ANN401
         own = type(request)()
@@ -243,28 +249,25 @@ class FleetReads:
 
     async def batch_get(self, kind: Kind, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
         """Answer a BatchGet method: one status and resource a name, in the order of the names."""
-        if getattr(request, "read_through", False):
+        if request.read_through:
             return await self._batch_live(method, request, call)
         await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
         page = _Page()
-        away: dict[str, Source] = {}
+        asked: dict[str, Source] = {}
         for index, name in enumerate(request.names):
             try:
                 entry = self._find(kind, name)
                 source = self._source_of(entry)
-                if source.state != LIVE:
-                    away[source.node] = source
-                    if not getattr(request, "allow_stale", False):
-                        raise _away(source)
+                asked[source.node] = source
+                if source.state != LIVE and not request.allow_stale:
+                    raise _away(source)
                 call.authorize(entry.name)
                 page.add(field_text(1, name) + field_bytes(3, entry.seen(request.view)))
             except VirtfleetError as error:
                 status = error.rebased(lambda _, index=index: f"names[{index}]").to_status()  # type: ignore[misc]  # the round's own
                 page.add(field_text(1, name) + field_bytes(2, status.SerializeToString()))
-        stale = getattr(request, "allow_stale", False)
-        page.unreachable.extend(
-            _failure(node, source.failure or _away(source), source, held=stale) for node, source in sorted(away.items())
-        )
+        for _, source in sorted(asked.items()):
+            self._stands(source, page, allow_stale=request.allow_stale)
         return self._reply(method, page)
 
     async def _batch_live(self, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
@@ -282,6 +285,7 @@ class FleetReads:
                 status = answer.error.to_status().SerializeToString()
                 results |= {name: field_text(1, name) + field_bytes(2, status) for name in by_node[answer.node]}
                 continue
+            page.freshness.append(_now(answer.node))
             for body in answer.items:
                 results[result.FromString(body).name] = body
         for name in request.names:
@@ -431,6 +435,13 @@ def _away(source: Source) -> VirtfleetError:
     return NodeUnreachable(
         f"Node {source.node} has not been heard yet", retry_delay_seconds=1.0, node=f"nodes/{source.node}"
     )
+
+
+def _now(node: str) -> resource_pb2.NodeFreshness:
+    """Return the freshness of what a node has just answered itself."""
+    freshness = resource_pb2.NodeFreshness(node=f"nodes/{node}")
+    freshness.observe_time.GetCurrentTime()
+    return freshness
 
 
 def _failure(

@@ -245,6 +245,19 @@ def test_counters_of_the_fleet(fleet: Fleet, nodes: list[str]) -> None:
         found = {one.name: one for one in fleet.stats.BatchGetDomainStats(named).stats}
         assert set(found) == {one.name, two.name}
         assert found[two.name].runtime_id == two.status.runtime_id
+        anywhere = fleet.stats.GetDomainStats(stats_pb2.GetDomainStatsRequest(name=f"nodes/-/domains/{two.uid}"))
+        assert (anywhere.name, anywhere.runtime_id) == (two.name, two.status.runtime_id)
+        asked = stats_pb2.StreamDomainStatsRequest(parent="nodes/-", filter=request.filter)
+        stream = fleet.stats.StreamDomainStats(asked, timeout=30)
+        first = []
+        for message in stream:
+            first.append(message)
+            if message.round_end:
+                break
+        stream.cancel()
+        assert sorted(seen.name for message in first for seen in message.stats) == names
+        assert {message.round_number for message in first} == {1}
+        assert not any(message.unreachable for message in first)
 
 
 def test_counters_as_a_stream(fleet: Fleet, nodes: list[str]) -> None:

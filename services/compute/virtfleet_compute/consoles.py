@@ -20,7 +20,8 @@ from virtfleet_compute.drivers.facets import (
     ConsoleSession,
 )
 from virtfleet_compute.lifecycle import Verb
-from virtfleet_service.errors import DeviceNotFound, FieldRequired, NameMalformed, WrongState
+from virtfleet_service import resources
+from virtfleet_service.errors import DeviceNotFound, FieldConflict, FieldRequired, NameMalformed, WrongState
 
 if TYPE_CHECKING:
     from virtfleet_service.call import Call
@@ -57,6 +58,7 @@ class Consoles:
             raise FieldRequired("the first message must hold the name", field="name")
         del call
         domain = self._context.find(first.name)
+        resources.check_preconditions(domain, first.etag, first.expected_uid)
         wanted = first.open
         device_id = self._device(domain, wanted.device_id, "open.device_id")
         lifecycle.judge(Verb.OPEN_CONSOLE, domain)
@@ -156,6 +158,11 @@ async def _type(requests: AsyncIterator[console_pb2.OpenConsoleRequest], session
     async for request in requests:
         if request.name:
             raise NameMalformed("only the first message holds a name", field="name")
+        if request.etag or request.expected_uid:
+            raise FieldConflict(
+                "only the first message holds what the domain must be",
+                field="etag" if request.etag else "expected_uid",
+            )
         action = request.WhichOneof("action")
         if action == "data":
             if not session.position.writable:

@@ -72,12 +72,16 @@ class Counters:
     ) -> stats_pb2.BatchGetDomainStatsResponse:
         key = self._context.store.token_key
         binding = tokens.binding_of("stats", request.parent, request.filter, *request.names)
-        start = int(tokens.unseal(key, binding, request.page_token)) if request.page_token else 0
-        end = start + paging.page_size_of(request)
-        return stats_pb2.BatchGetDomainStatsResponse(
-            stats=await self._collect_named(request.names[start:end], request.filter, request.groups, call),
-            next_page_token=tokens.seal(key, binding, str(end).encode()) if end < len(request.names) else "",
-        )
+        place = int(tokens.unseal(key, binding, request.page_token)) if request.page_token else 0
+        end = min(place + paging.page_size_of(request), len(request.names))
+        answer = stats_pb2.BatchGetDomainStatsResponse()
+        while place < end and answer.ByteSize() < paging.PAGE_LIMIT_BYTES:
+            part = request.names[place : min(place + MESSAGE_COUNT, end)]
+            answer.stats.extend(await self._collect_named(part, request.filter, request.groups, call))
+            place += len(part)
+        if place < len(request.names):
+            answer.next_page_token = tokens.seal(key, binding, str(place).encode())
+        return answer
 
     async def stream(
         self, request: stats_pb2.StreamDomainStatsRequest, call: Call
@@ -107,7 +111,7 @@ class Counters:
 
     def _all(self, request: stats_pb2.StreamDomainStatsRequest, call: Call) -> list[domain_pb2.Domain]:
         page_request = stats_pb2.BatchGetDomainStatsRequest(
-            parent=request.parent, filter=request.filter, page_size=1000
+            parent=request.parent, filter=request.filter, page_size=paging.PAGE_SIZE_LIMIT
         )
         domains: list[domain_pb2.Domain] = []
         while True:

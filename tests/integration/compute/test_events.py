@@ -7,9 +7,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 
-from tests.integration.compute.rig import PARENT, Client, Reason, Refused, Service, State, name, seconds, service
+from tests.integration.compute.rig import (
+    PARENT,
+    Client,
+    Reason,
+    Refused,
+    Service,
+    State,
+    name,
+    refusal,
+    seconds,
+    service,
+)
 from virtfleet.compute.v1 import (
     capability_pb2,
     console_pb2,
@@ -178,6 +190,49 @@ async def test_one_writer_many_readers(node: Service) -> None:
     assert (await reader.read()).closed.reason == console_pb2.CONSOLE_CLOSE_REASON_GUEST_ENDED
     for stream in (first, reader, third):
         stream.cancel()
+
+
+async def test_a_console_is_opened_on_the_domain_that_is_meant(node: Service) -> None:
+    domain = await node.create("web", spec=with_console(), start=True)
+
+    async def refused(*messages: console_pb2.OpenConsoleRequest) -> tuple[str, str]:
+        async def sent() -> AsyncIterator[console_pb2.OpenConsoleRequest]:
+            for message in messages:
+                yield message
+            await asyncio.Event().wait()
+
+        stream = node.consoles.OpenConsole(sent(), timeout=10)
+        try:
+            while (await stream.read()).WhichOneof("event") != "closed":
+                pass
+        except grpc.aio.AioRpcError as error:
+            found = refusal(error)
+            return found.reason, "".join(found.fields)
+        return "", ""
+
+    def opened(**fields: str) -> console_pb2.OpenConsoleRequest:
+        return console_pb2.OpenConsoleRequest(name=domain.name, open=console_pb2.ConsoleOpen(), **fields)  # type: ignore[arg-type]  # texts
+
+    assert (await refused(opened(expected_uid="11111111-2222-4333-8444-555555555555")))[0] == "UID_MISMATCH"
+    assert (await refused(opened(etag="stale")))[0] == "ETAG_MISMATCH"
+    bye = console_pb2.OpenConsoleRequest(close=console_pb2.ConsoleClose())
+    assert await refused(opened(etag=domain.etag, expected_uid=domain.uid), bye) == ("", "")
+    late = console_pb2.OpenConsoleRequest(data=b"rm", expected_uid=domain.uid)
+    assert await refused(opened(), late) == ("FIELD_CONFLICT", "expected_uid")
+
+
+async def test_parents_and_enums_that_mean_nothing_are_refused(node: Service) -> None:
+    for method, request in (
+        (node.stats.BatchGetDomainStats, stats_pb2.BatchGetDomainStatsRequest(parent="nodes/n1/domains/web")),
+        (node.drivers.ListDrivers, capability_pb2.ListDriversRequest(parent="nodes/n1/anything")),
+        (node.watches.ListEvents, watch_pb2.ListEventsRequest(parent="nodes/n1/domains/web")),
+    ):
+        with pytest.raises(Refused) as error:
+            await node.call(method, request)
+        assert (error.value.reason, error.value.fields) == ("NAME_MALFORMED", ["parent"])
+    with pytest.raises(Refused) as error:
+        await node.list(view=99)
+    assert (error.value.reason, error.value.fields) == ("FIELD_OUT_OF_RANGE", ["view"])
 
 
 async def test_a_console_that_does_not_exist(node: Service) -> None:

@@ -417,6 +417,8 @@ async def test_single_and_batch_reads_over_all_nodes(fleet: RealFleet) -> None:
         assert [result.name for result in batch.results] == wanted
         assert [result.status.code for result in batch.results] == [0, 5, 0, 5]
         assert batch.results[2].domain == a
+        assert {one.node for one in batch.freshness} == {"nodes/n1", "nodes/n2"}
+        assert all(time.time() - one.observe_time.seconds < 10 for one in batch.freshness)
     stats = stats_pb2_grpc.StatsServiceStub(fleet.channel)
     answer = await stats.BatchGetDomainStats(stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-"))
     assert [one.name for one in answer.stats] == [
@@ -429,3 +431,35 @@ async def test_single_and_batch_reads_over_all_nodes(fleet: RealFleet) -> None:
         stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-", names=["nodes/n2/domains/b"])
     )
     assert [one.name for one in some.stats] == ["nodes/n2/domains/b"]
+
+
+async def test_counters_of_all_nodes_come_in_rounds(fleet: RealFleet) -> None:
+    await create(fleet, "n1", "a")
+    await create(fleet, "n2", "b")
+    stats = stats_pb2_grpc.StatsServiceStub(fleet.channel)
+    request = stats_pb2.StreamDomainStatsRequest(parent="nodes/-")
+    request.interval.FromMilliseconds(200)
+
+    async def round_of(stream: Any, number: int) -> list[stats_pb2.StreamDomainStatsResponse]:
+        found: list[stats_pb2.StreamDomainStatsResponse] = []
+        async for message in stream:
+            if message.round_number == number:
+                found.append(message)
+                if message.round_end:
+                    break
+        return found
+
+    stream = stats.StreamDomainStats(request, timeout=60)
+    for number in (1, 2):
+        messages = await round_of(stream, number)
+        assert [one.name for message in messages for one in message.stats] == [
+            "nodes/n1/domains/a",
+            "nodes/n2/domains/b",
+        ]
+        assert not any(message.unreachable for message in messages)
+    stream.cancel()
+    request.names.append("nodes/n2/domains/b")
+    stream = stats.StreamDomainStats(request, timeout=60)
+    named = await round_of(stream, 1)
+    assert [one.name for message in named for one in message.stats] == ["nodes/n2/domains/b"]
+    stream.cancel()

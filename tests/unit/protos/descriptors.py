@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 # Known to the default pool before the image is parsed, so that the options are read as what they are.
-from buf.validate import validate_pb2  # noqa: F401
-from google.api import field_behavior_pb2, resource_pb2  # noqa: F401
+from buf.validate import validate_pb2
+from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf import descriptor_pb2 as pb
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
@@ -137,6 +137,21 @@ def reference(field: FieldDescriptor) -> str:
     extension: Any = resource_pb2.resource_reference
     found = options.Extensions[extension]
     return str(found.type or found.child_type)
+
+
+def rules(field: FieldDescriptor) -> validate_pb2.FieldRules:
+    """What protovalidate checks of the field."""
+    options = pb.FieldOptions.FromString(field.GetOptions().SerializeToString())
+    extension: Any = validate_pb2.field
+    found: validate_pb2.FieldRules = options.Extensions[extension]
+    return found
+
+
+def behaviors(field: FieldDescriptor) -> set[int]:
+    """The field's google.api.field_behavior."""
+    options = pb.FieldOptions.FromString(field.GetOptions().SerializeToString())
+    extension: Any = field_behavior_pb2.field_behavior
+    return set(options.Extensions[extension])
 
 
 def resource_type(message: Descriptor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from tests.unit.protos import descriptors
@@ -211,4 +212,86 @@ def test_names_of_methods_are_unique_in_a_package() -> None:
         if key in seen:
             offenders.append(f"{method.full_name} and {seen[key]}")
         seen[key] = method.full_name
+    assert not offenders
+
+
+NODE_PACKAGES = {"compute", "storage", "network"}
+
+
+def test_lists_have_the_same_limits() -> None:
+    offenders = []
+    for method in public_methods():
+        for field in method.input_type.fields:
+            rules = descriptors.rules(field)
+            if field.name == "page_size" and (rules.int32.gte, rules.int32.lte) != (0, 5000):
+                offenders.append(f"{field.full_name}: up to {rules.int32.lte}")
+            if field.name == "page_token" and rules.string.max_len != 1 << 20:
+                offenders.append(f"{field.full_name}: at most {rules.string.max_len} characters")
+            if field.name == "filter" and rules.string.max_len != 4096:
+                offenders.append(f"{field.full_name}: at most {rules.string.max_len} characters")
+    assert not offenders
+
+
+def test_reads_refuse_enum_values_that_they_do_not_know() -> None:
+    # A mutation is refused with UNKNOWN_FIELD before its rules are looked at.
+    offenders = []
+    for method in public_methods():
+        if descriptors.mutates(method):
+            continue
+        for field in method.input_type.fields:
+            if field.enum_type is None:
+                continue
+            rules = descriptors.rules(field)
+            rule = rules.repeated.items.enum if field.is_repeated else rules.enum
+            if not rule.defined_only or (field.is_repeated and list(rule.not_in) != [0]):
+                offenders.append(field.full_name)
+    assert not offenders
+
+
+def test_parents_on_a_node_say_what_they_are() -> None:
+    # The form of a name is judged by the reference alone: `nodes/n1/anything` would be taken for the node.
+    offenders = []
+    for method in public_methods():
+        parent = method.input_type.fields_by_name.get("parent")
+        if parent is None or descriptors.package(method) not in NODE_PACKAGES:
+            continue
+        if not descriptors.reference(parent):
+            offenders.append(f"{parent.full_name}: no reference")
+        if field_behavior_pb2.REQUIRED not in descriptors.behaviors(parent):
+            offenders.append(f"{parent.full_name}: not required")
+    assert not offenders
+
+
+def test_reads_of_a_resource_choose_its_freshness() -> None:
+    offenders = []
+    for method in public_methods():
+        # By what it is found is known to its node alone.
+        if descriptors.package(method) not in NODE_PACKAGES or method.name.startswith("Lookup"):
+            continue
+        output = method.output_type
+        many = method.name.startswith(("List", "BatchGet")) and "freshness" in output.fields_by_name
+        if not many and not (method.name.startswith("Get") and descriptors.resource_type(output)):
+            continue
+        if method.name != "ListEvents":
+            missing = {"allow_stale", "read_through"} - set(method.input_type.fields_by_name)
+            offenders += [f"{method.full_name}: no {name}" for name in sorted(missing)]
+    assert not offenders
+
+
+def test_batches_that_get_tell_how_fresh_they_are() -> None:
+    offenders = [
+        method.full_name
+        for method in public_methods()
+        if method.name.startswith("BatchGet") and "freshness" not in method.output_type.fields_by_name
+    ]
+    assert not offenders
+
+
+def test_what_is_created_on_a_node_may_be_given_its_uid() -> None:
+    offenders = []
+    for method in public_methods():
+        if re.match(r"Create[A-Z]", method.name) and descriptors.package(method) in NODE_PACKAGES:
+            resource = descriptors.target(method.input_type.fields_by_number[2])
+            if field_behavior_pb2.IMMUTABLE not in descriptors.behaviors(resource.fields_by_name["uid"]):
+                offenders.append(f"{resource.full_name}.uid")
     assert not offenders

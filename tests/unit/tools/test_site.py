@@ -71,7 +71,7 @@ def test_the_reference_has_every_method_message_and_comment() -> None:
 def test_every_method_has_advice_and_every_reason_an_entry() -> None:
     advice = pages.advice_page(image())
     assert "| DomainService.StartDomain | with the same request_id | 10 s, then WaitOperation |" in advice
-    assert "| DomainService.ListDomains | freely | 5 s | `page_size` up to 1,000 |" in advice
+    assert "| DomainService.ListDomains | freely | 5 s | `page_size` up to 5,000 |" in advice
     assert "| VolumeService.ListVolumes | freely | 5 s | `page_size` up to 5,000 |" in advice
     assert "| WatchService.WatchResources | resume by token | none |" in advice
     page = pages.reasons_page()

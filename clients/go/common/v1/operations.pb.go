@@ -9,6 +9,7 @@
 package commonv1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	longrunningpb "cloud.google.com/go/longrunning/autogen/longrunningpb"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -29,9 +30,9 @@ const (
 // Asks for the operations of a process.
 type WatchOperationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `nodes/{node}/services/{service}`, or empty for the endpoint's own.
+	// `nodes/{node}/services/{service}`, or empty for the process that is called. There is no form for all nodes.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// Only operations on this resource.
+	// Only operations on the resource of this name; empty: all.
 	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
 	// Where to begin; unset: with a snapshot.
 	//
@@ -249,13 +250,13 @@ var File_virtfleet_common_v1_operations_proto protoreflect.FileDescriptor
 
 const file_virtfleet_common_v1_operations_proto_rawDesc = "" +
 	"\n" +
-	"$virtfleet/common/v1/operations.proto\x12\x13virtfleet.common.v1\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xfe\x01\n" +
-	"\x16WatchOperationsRequest\x12\x16\n" +
-	"\x06parent\x18\x01 \x01(\tR\x06parent\x12\x16\n" +
-	"\x06target\x18\x02 \x01(\tR\x06target\x12>\n" +
+	"$virtfleet/common/v1/operations.proto\x12\x13virtfleet.common.v1\x1a\x1bbuf/validate/validate.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xa3\x02\n" +
+	"\x16WatchOperationsRequest\x12 \n" +
+	"\x06parent\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06parent\x12 \n" +
+	"\x06target\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06target\x12>\n" +
 	"\bsnapshot\x18\x06 \x01(\v2 .virtfleet.type.v1.WatchSnapshotH\x00R\bsnapshot\x12#\n" +
-	"\fresume_token\x18\a \x01(\tH\x00R\vresumeToken\x12F\n" +
-	"\x11bookmark_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x10bookmarkIntervalB\a\n" +
+	"\fresume_token\x18\a \x01(\tH\x00R\vresumeToken\x12W\n" +
+	"\x11bookmark_interval\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\x01R\x10bookmarkIntervalB\a\n" +
 	"\x05start\"\x8f\x02\n" +
 	"\x17WatchOperationsResponse\x12=\n" +
 	"\n" +

@@ -31,7 +31,8 @@ const (
 // Watches operations. Getting, listing, waiting, cancelling and deleting them is `google.longrunning.Operations`.
 type OperationServiceClient interface {
 	// Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
-	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: it is not of this watch,
+	// NAME_MALFORMED: `parent` is another process · RESOURCE_EXHAUSTED SLOW_READER.
 	WatchOperations(ctx context.Context, in *WatchOperationsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchOperationsResponse], error)
 }
 
@@ -69,7 +70,8 @@ type OperationService_WatchOperationsClient = grpc.ServerStreamingClient[WatchOp
 // Watches operations. Getting, listing, waiting, cancelling and deleting them is `google.longrunning.Operations`.
 type OperationServiceServer interface {
 	// Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
-	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: it is not of this watch,
+	// NAME_MALFORMED: `parent` is another process · RESOURCE_EXHAUSTED SLOW_READER.
 	WatchOperations(*WatchOperationsRequest, grpc.ServerStreamingServer[WatchOperationsResponse]) error
 	mustEmbedUnimplementedOperationServiceServer()
 }

@@ -31,7 +31,7 @@ const (
 //
 // Tells what the drivers of a node can do.
 type CapabilityServiceClient interface {
-	// Lists the drivers of a node, those that cannot run too.
+	// Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID.
 	ListDrivers(ctx context.Context, in *ListDriversRequest, opts ...grpc.CallOption) (*ListDriversResponse, error)
 	// Gets a driver.
 	GetDriver(ctx context.Context, in *GetDriverRequest, opts ...grpc.CallOption) (*Driver, error)
@@ -71,7 +71,7 @@ func (c *capabilityServiceClient) GetDriver(ctx context.Context, in *GetDriverRe
 //
 // Tells what the drivers of a node can do.
 type CapabilityServiceServer interface {
-	// Lists the drivers of a node, those that cannot run too.
+	// Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID.
 	ListDrivers(context.Context, *ListDriversRequest) (*ListDriversResponse, error)
 	// Gets a driver.
 	GetDriver(context.Context, *GetDriverRequest) (*Driver, error)

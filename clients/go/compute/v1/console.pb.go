@@ -157,7 +157,11 @@ type OpenConsoleRequest struct {
 	//	*OpenConsoleRequest_Data
 	//	*OpenConsoleRequest_Resize
 	//	*OpenConsoleRequest_Close
-	Action        isOpenConsoleRequest_Action `protobuf_oneof:"action"`
+	Action isOpenConsoleRequest_Action `protobuf_oneof:"action"`
+	// In the first message: refuses the call with ETAG_MISMATCH if the domain has changed since.
+	Etag string `protobuf:"bytes,90,opt,name=etag,proto3" json:"etag,omitempty"`
+	// In the first message: refuses the call with UID_MISMATCH if the name is now that of another domain.
+	ExpectedUid   string `protobuf:"bytes,95,opt,name=expected_uid,json=expectedUid,proto3" json:"expected_uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -240,6 +244,20 @@ func (x *OpenConsoleRequest) GetClose() *ConsoleClose {
 		}
 	}
 	return nil
+}
+
+func (x *OpenConsoleRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *OpenConsoleRequest) GetExpectedUid() string {
+	if x != nil {
+		return x.ExpectedUid
+	}
+	return ""
 }
 
 type isOpenConsoleRequest_Action interface {
@@ -1023,14 +1041,16 @@ var File_virtfleet_compute_v1_console_proto protoreflect.FileDescriptor
 
 const file_virtfleet_compute_v1_console_proto_rawDesc = "" +
 	"\n" +
-	"\"virtfleet/compute/v1/console.proto\x12\x14virtfleet.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xaa\x02\n" +
+	"\"virtfleet/compute/v1/console.proto\x12\x14virtfleet.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xf4\x02\n" +
 	"\x12OpenConsoleRequest\x125\n" +
 	"\x04name\x18\x01 \x01(\tB!\xfaA\x16\n" +
 	"\x14virtfleet.dev/Domain\xbaH\x05r\x03\x18\x80\x02R\x04name\x127\n" +
 	"\x04open\x18\x02 \x01(\v2!.virtfleet.compute.v1.ConsoleOpenH\x00R\x04open\x12\x1f\n" +
 	"\x04data\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x04data\x12=\n" +
 	"\x06resize\x18\x04 \x01(\v2#.virtfleet.compute.v1.ConsoleResizeH\x00R\x06resize\x12:\n" +
-	"\x05close\x18\x05 \x01(\v2\".virtfleet.compute.v1.ConsoleCloseH\x00R\x05closeB\b\n" +
+	"\x05close\x18\x05 \x01(\v2\".virtfleet.compute.v1.ConsoleCloseH\x00R\x05close\x12\x1c\n" +
+	"\x04etag\x18Z \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04etag\x12*\n" +
+	"\fexpected_uid\x18_ \x01(\tB\a\xbaH\x04r\x02\x18@R\vexpectedUidB\b\n" +
 	"\x06action\"\xd0\x01\n" +
 	"\vConsoleOpen\x12$\n" +
 	"\tdevice_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\bdeviceId\x125\n" +

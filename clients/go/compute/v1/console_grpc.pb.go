@@ -34,10 +34,11 @@ const (
 type ConsoleServiceClient interface {
 	// Joins a port: output from an offset on and as it comes, input as it is sent. The first message carries the name and `open`. Ends with `closed` when
 	// the guest ends or the caller closes. Leaving has no effect on the guest.
-	// DEVICE_NOT_FOUND · WRONG_STATE (not active) · RESOURCE_IN_USE (another writes; READ_ONLY and `force` are ways out) · CAPABILITY_MISSING.
+	// DEVICE_NOT_FOUND · WRONG_STATE (not active or UNKNOWN; input on a READ_ONLY stream; a second `open`) · RESOURCE_IN_USE (another writes; READ_ONLY and `force`
+	// are ways out) · RANGE_BEYOND_END (`offset` is behind the end) · FIELD_REQUIRED (no name or `open` in the first message) · ETAG_MISMATCH · UID_MISMATCH · CAPABILITY_MISSING.
 	OpenConsole(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[OpenConsoleRequest, OpenConsoleResponse], error)
 	// Reads what a port has put out, from an offset on; with `follow` also what comes. Works for a stopped domain as long as its history is kept.
-	// DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+	// DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
 	ReadConsoleLog(ctx context.Context, in *ReadConsoleLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadConsoleLogResponse], error)
 }
 
@@ -90,10 +91,11 @@ type ConsoleService_ReadConsoleLogClient = grpc.ServerStreamingClient[ReadConsol
 type ConsoleServiceServer interface {
 	// Joins a port: output from an offset on and as it comes, input as it is sent. The first message carries the name and `open`. Ends with `closed` when
 	// the guest ends or the caller closes. Leaving has no effect on the guest.
-	// DEVICE_NOT_FOUND · WRONG_STATE (not active) · RESOURCE_IN_USE (another writes; READ_ONLY and `force` are ways out) · CAPABILITY_MISSING.
+	// DEVICE_NOT_FOUND · WRONG_STATE (not active or UNKNOWN; input on a READ_ONLY stream; a second `open`) · RESOURCE_IN_USE (another writes; READ_ONLY and `force`
+	// are ways out) · RANGE_BEYOND_END (`offset` is behind the end) · FIELD_REQUIRED (no name or `open` in the first message) · ETAG_MISMATCH · UID_MISMATCH · CAPABILITY_MISSING.
 	OpenConsole(grpc.BidiStreamingServer[OpenConsoleRequest, OpenConsoleResponse]) error
 	// Reads what a port has put out, from an offset on; with `follow` also what comes. Works for a stopped domain as long as its history is kept.
-	// DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+	// DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
 	ReadConsoleLog(*ReadConsoleLogRequest, grpc.ServerStreamingServer[ReadConsoleLogResponse]) error
 	mustEmbedUnimplementedConsoleServiceServer()
 }

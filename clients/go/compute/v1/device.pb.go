@@ -543,7 +543,7 @@ func (WatchdogAction) EnumDescriptor() ([]byte, []int) {
 	return file_virtfleet_compute_v1_device_proto_rawDescGZIP(), []int{8}
 }
 
-// Limits the input and output of a disk. Unset: no limit. May change live where the driver has `disk.throttle.live`.
+// Limits the input and output of a disk. Unset or 0: no limit. May change live where the driver has `disk.throttle.live`.
 type Throttle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Operations per second, reads and writes together.
@@ -686,7 +686,7 @@ type Disk struct {
 	Device DiskDevice `protobuf:"varint,10,opt,name=device,proto3,enum=virtfleet.compute.v1.DiskDevice" json:"device,omitempty"`
 	// The bus.
 	Bus DiskBus `protobuf:"varint,11,opt,name=bus,proto3,enum=virtfleet.compute.v1.DiskBus" json:"bus,omitempty"`
-	// The format; for a volume storage knows it.
+	// The format; for a volume storage knows it, and another one is refused with FIELD_CONFLICT at the start.
 	Format DiskFormat `protobuf:"varint,12,opt,name=format,proto3,enum=virtfleet.compute.v1.DiskFormat" json:"format,omitempty"`
 	// The use of the host's cache.
 	Cache DiskCache `protobuf:"varint,13,opt,name=cache,proto3,enum=virtfleet.compute.v1.DiskCache" json:"cache,omitempty"`
@@ -906,13 +906,13 @@ type Interface struct {
 	MacAddress *string `protobuf:"bytes,10,opt,name=mac_address,json=macAddress,proto3,oneof" json:"mac_address,omitempty"`
 	// The model.
 	Model InterfaceModel `protobuf:"varint,11,opt,name=model,proto3,enum=virtfleet.compute.v1.InterfaceModel" json:"model,omitempty"`
-	// The MTU that the guest is told; unset: the network's.
+	// The MTU that the guest is told; unset: the network's. Needs model VIRTIO; CAPABILITY_MISSING `interface.mtu` with another.
 	MtuBytes *int32 `protobuf:"varint,12,opt,name=mtu_bytes,json=mtuBytes,proto3,oneof" json:"mtu_bytes,omitempty"`
 	// The number of queue pairs; unset: one.
 	QueueCount *int32 `protobuf:"varint,13,opt,name=queue_count,json=queueCount,proto3,oneof" json:"queue_count,omitempty"`
 	// Whether the cable is in; unset: yes. May change live where the driver has `interface.link.live`.
 	LinkUp *bool `protobuf:"varint,14,opt,name=link_up,json=linkUp,proto3,oneof" json:"link_up,omitempty"`
-	// The limits.
+	// The limits. CAPABILITY_MISSING `port.bandwidth` until a back end of networks has it.
 	Bandwidth *v1.Bandwidth `protobuf:"bytes,15,opt,name=bandwidth,proto3" json:"bandwidth,omitempty"`
 	// The place in the order in which the firmware tries devices, from 1; unset: after those that have one.
 	BootOrder *int32 `protobuf:"varint,19,opt,name=boot_order,json=bootOrder,proto3,oneof" json:"boot_order,omitempty"`

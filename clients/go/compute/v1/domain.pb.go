@@ -40,7 +40,7 @@ const (
 	DomainState_DOMAIN_STATE_UNSPECIFIED DomainState = 0
 	// The guest runs.
 	DomainState_DOMAIN_STATE_RUNNING DomainState = 1
-	// The guest waits for a resource of the host.
+	// The guest waits for a resource of the host. Is not sent by today's drivers.
 	DomainState_DOMAIN_STATE_BLOCKED DomainState = 2
 	// The guest's processors are stopped; its memory is there.
 	DomainState_DOMAIN_STATE_PAUSED DomainState = 3
@@ -109,7 +109,7 @@ func (DomainState) EnumDescriptor() ([]byte, []int) {
 	return file_virtfleet_compute_v1_domain_proto_rawDescGZIP(), []int{0}
 }
 
-// Says why a domain is in its state.
+// Says why a domain is in its state. Reasons of migrations, saved images, snapshots and dumps stand here for what is to come and are not sent yet.
 type DomainStateReason int32
 
 const (
@@ -622,7 +622,8 @@ type DomainStatus struct {
 	Interfaces []*InterfaceStatus `protobuf:"bytes,13,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	// Whether the service has it in hand.
 	Control *DomainControl `protobuf:"bytes,15,opt,name=control,proto3" json:"control,omitempty"`
-	// Facts that are worth acting on: `Drifted`, `AutostartWaiting`, `PeerMissing`.
+	// Facts that are worth acting on: `AutostartWaiting` (a pool or network is not there yet), `AutostartFailed`, `Adopted` (made again out of its running
+	// guest after the store was lost).
 	Conditions []*v1.Condition `protobuf:"bytes,20,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// The operation that works on it now, once it has lasted for a second.
 	Operations []string `protobuf:"bytes,21,rep,name=operations,proto3" json:"operations,omitempty"`
@@ -1134,7 +1135,7 @@ type ListDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -1142,9 +1143,9 @@ type ListDomainsRequest struct {
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each domain is answered.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Takes an answer out of the gateway's index even when a node is away.
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes the gateway ask the nodes instead of its index.
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1318,9 +1319,9 @@ type GetDomainRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How much of it is answered.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Takes an answer out of the gateway's index even when a node is away.
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes the gateway ask the nodes instead of its index.
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1389,13 +1390,13 @@ type BatchGetDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// Their names; the last segment may be a uid. Answers of more than 3 MiB are refused with MESSAGE_TOO_LARGE.
+	// Their full names, all below `parent`; the last segment may be a uid.
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// How much of each is answered.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Takes an answer out of the gateway's index even when a node is away.
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes the gateway ask the nodes instead of its index.
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1537,7 +1538,7 @@ type DomainResult struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How it ended; code 0: well.
 	Status *status.Status `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
-	// The domain after it; unset after a failure and after a delete.
+	// The domain after it; unset after a failure, after a delete, and where the answer would be too large with it.
 	Domain        *Domain `protobuf:"bytes,3,opt,name=domain,proto3" json:"domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1840,7 +1841,7 @@ type UpdateDomainRequest struct {
 	// How long the call waits for the operation's end; unset: 2 s or 80 % of the deadline, whichever is less; 0 to 30 s.
 	InlineWait *durationpb.Duration `protobuf:"bytes,94,opt,name=inline_wait,json=inlineWait,proto3" json:"inline_wait,omitempty"`
 	// Creates the domain if there is none, under the id in its name, without starting it unless it is transient; needs `domains.create` too. The mask
-	// is not looked at then.
+	// is not looked at then; an `etag` that is set is refused with ETAG_MISMATCH: the domain that had it is gone.
 	AllowMissing  bool `protobuf:"varint,96,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2150,7 +2151,7 @@ type StopDomainRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How.
 	Mode StopMode `protobuf:"varint,2,opt,name=mode,proto3,enum=virtfleet.compute.v1.StopMode" json:"mode,omitempty"`
-	// How long the guest may take; unset: 30 s; at most 1 h.
+	// How long the guest may take; unset: as the node is set (`stop_grace_seconds`, 30 s); at most 1 h.
 	GracePeriod *durationpb.Duration `protobuf:"bytes,3,opt,name=grace_period,json=gracePeriod,proto3" json:"grace_period,omitempty"`
 	// Refuses the call with ETAG_MISMATCH if the domain has changed since.
 	Etag string `protobuf:"bytes,90,opt,name=etag,proto3" json:"etag,omitempty"`
@@ -2719,7 +2720,7 @@ func (x *BatchCreateDomainsRequest) GetInlineWait() *durationpb.Duration {
 // Is the results of many new domains.
 type BatchCreateDomainsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC.
+	// One result per item, in their order. Where all whole domains would pass 1 MiB, `domain` is of view BASIC; where these would too, it is unset.
 	Results       []*DomainResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2767,7 +2768,7 @@ type BatchStartDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The items. An item's `parent` may be empty; its `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT.
+	// The items, all of the node in `parent`; each item's `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT.
 	Requests []*StartDomainRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	// How many run at once; 0: the server decides.
 	MaxParallel int32 `protobuf:"varint,3,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
@@ -2856,7 +2857,7 @@ func (x *BatchStartDomainsRequest) GetInlineWait() *durationpb.Duration {
 // Is the results of many starts.
 type BatchStartDomainsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC.
+	// One result per item, in their order. Where all whole domains would pass 1 MiB, `domain` is of view BASIC; where these would too, it is unset.
 	Results       []*DomainResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2904,7 +2905,7 @@ type BatchStopDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The items. An item's `parent` may be empty; its `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT.
+	// The items, all of the node in `parent`; each item's `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT.
 	Requests []*StopDomainRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	// How many run at once; 0: the server decides.
 	MaxParallel int32 `protobuf:"varint,3,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
@@ -2993,7 +2994,7 @@ func (x *BatchStopDomainsRequest) GetInlineWait() *durationpb.Duration {
 // Is the results of many stops.
 type BatchStopDomainsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC.
+	// One result per item, in their order. Where all whole domains would pass 1 MiB, `domain` is of view BASIC; where these would too, it is unset.
 	Results       []*DomainResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3041,7 +3042,7 @@ type BatchDeleteDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The items. An item's `parent` may be empty; its `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT.
+	// The items, all of the node in `parent`; each item's `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT.
 	Requests []*DeleteDomainRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
 	// How many run at once; 0: the server decides.
 	MaxParallel int32 `protobuf:"varint,3,opt,name=max_parallel,json=maxParallel,proto3" json:"max_parallel,omitempty"`
@@ -3130,7 +3131,7 @@ func (x *BatchDeleteDomainsRequest) GetInlineWait() *durationpb.Duration {
 // Is the results of many deletes.
 type BatchDeleteDomainsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC.
+	// One result per item, in their order, without `domain`.
 	Results       []*DomainResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3262,15 +3263,15 @@ const file_virtfleet_compute_v1_domain_proto_rawDesc = "" +
 	"\x05state\x18\x01 \x01(\x0e2\".virtfleet.compute.v1.ControlStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x129\n" +
 	"\n" +
-	"since_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\"\xc2\x02\n" +
+	"since_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\"\xcd\x02\n" +
 	"\x12ListDomainsRequest\x12?\n" +
 	"\x06parent\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\x12\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\tpageToken\x12 \n" +
-	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12\x1f\n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
 	"allowStale\x12!\n" +
 	"\fread_through\x18b \x01(\bR\vreadThrough\"\x9a\x02\n" +
@@ -3279,19 +3280,19 @@ const file_virtfleet_compute_v1_domain_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12!\n" +
 	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xc8\x01\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xd2\x01\n" +
 	"\x10GetDomainRequest\x12;\n" +
 	"\x04name\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\n" +
-	"\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12\x1f\n" +
+	"\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
 	"allowStale\x12!\n" +
-	"\fread_through\x18b \x01(\bR\vreadThrough\"\x92\x02\n" +
+	"\fread_through\x18b \x01(\bR\vreadThrough\"\x9c\x02\n" +
 	"\x16BatchGetDomainsRequest\x12?\n" +
 	"\x06parent\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\x12\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12>\n" +
 	"\x05names\x18\x02 \x03(\tB(\xe2A\x01\x02\xfaA\x16\n" +
-	"\x14virtfleet.dev/Domain\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x05names\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12\x1f\n" +
+	"\x14virtfleet.dev/Domain\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x05names\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
 	"allowStale\x12!\n" +
 	"\fread_through\x18b \x01(\bR\vreadThrough\"\xd9\x01\n" +

@@ -53,7 +53,7 @@ type DomainServiceClient interface {
 	ListDomains(ctx context.Context, in *ListDomainsRequest, opts ...grpc.CallOption) (*ListDomainsResponse, error)
 	// Gets a domain. The last segment of the name may be its uid.
 	GetDomain(ctx context.Context, in *GetDomainRequest, opts ...grpc.CallOption) (*Domain, error)
-	// Gets many domains, each with a status of its own.
+	// Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time, or for view BASIC).
 	BatchGetDomains(ctx context.Context, in *BatchGetDomainsRequest, opts ...grpc.CallOption) (*BatchGetDomainsResponse, error)
 	// Defines a domain, makes new volumes for it, and starts it if asked to. A failure undoes all of it, in reverse order; the operation keeps target and reason.
 	// RESOURCE_EXISTS · IDENTITY_IN_USE (MAC taken) · FIELD_OUT_OF_RANGE, FIELD_CONFLICT, FIELD_REQUIRED (spec) · REFERENCE_OTHER_NODE · DRIVER_BROKEN · what StartDomain says.
@@ -65,22 +65,23 @@ type DomainServiceClient interface {
 	// WRONG_STATE (it is active and `stop` is not set) · DELETION_PROTECTED.
 	DeleteDomain(ctx context.Context, in *DeleteDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Starts a domain. Succeeds if it already runs (paused too), without any effect.
-	// NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+	// NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+	// is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
 	StartDomain(ctx context.Context, in *StartDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Stops a domain. Succeeds if it is stopped. A transient one vanishes.
 	// GUEST_DID_NOT_COMPLY (GRACEFUL, and the guest still runs).
 	StopDomain(ctx context.Context, in *StopDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Asks the guest to boot again. Each call asks once more.
-	// WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+	// WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
 	RebootDomain(ctx context.Context, in *RebootDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Resets the guest like the button on its case, without asking it. Each call resets once more.
-	// WRONG_STATE (not active).
+	// WRONG_STATE (not active, or UNKNOWN).
 	ResetDomain(ctx context.Context, in *ResetDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Stops the guest's processors; its memory stays. Succeeds if it is paused.
-	// WRONG_STATE (not active).
+	// WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
 	SuspendDomain(ctx context.Context, in *SuspendDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Lets the guest's processors go on. Succeeds if they do.
-	// WRONG_STATE (not active).
+	// WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
 	ResumeDomain(ctx context.Context, in *ResumeDomainRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Creates many domains. Not atomic: one result per item, in their order, as CreateDomain would give it.
 	BatchCreateDomains(ctx context.Context, in *BatchCreateDomainsRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
@@ -273,7 +274,7 @@ type DomainServiceServer interface {
 	ListDomains(context.Context, *ListDomainsRequest) (*ListDomainsResponse, error)
 	// Gets a domain. The last segment of the name may be its uid.
 	GetDomain(context.Context, *GetDomainRequest) (*Domain, error)
-	// Gets many domains, each with a status of its own.
+	// Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time, or for view BASIC).
 	BatchGetDomains(context.Context, *BatchGetDomainsRequest) (*BatchGetDomainsResponse, error)
 	// Defines a domain, makes new volumes for it, and starts it if asked to. A failure undoes all of it, in reverse order; the operation keeps target and reason.
 	// RESOURCE_EXISTS · IDENTITY_IN_USE (MAC taken) · FIELD_OUT_OF_RANGE, FIELD_CONFLICT, FIELD_REQUIRED (spec) · REFERENCE_OTHER_NODE · DRIVER_BROKEN · what StartDomain says.
@@ -285,22 +286,23 @@ type DomainServiceServer interface {
 	// WRONG_STATE (it is active and `stop` is not set) · DELETION_PROTECTED.
 	DeleteDomain(context.Context, *DeleteDomainRequest) (*longrunningpb.Operation, error)
 	// Starts a domain. Succeeds if it already runs (paused too), without any effect.
-	// NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+	// NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+	// is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
 	StartDomain(context.Context, *StartDomainRequest) (*longrunningpb.Operation, error)
 	// Stops a domain. Succeeds if it is stopped. A transient one vanishes.
 	// GUEST_DID_NOT_COMPLY (GRACEFUL, and the guest still runs).
 	StopDomain(context.Context, *StopDomainRequest) (*longrunningpb.Operation, error)
 	// Asks the guest to boot again. Each call asks once more.
-	// WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+	// WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
 	RebootDomain(context.Context, *RebootDomainRequest) (*longrunningpb.Operation, error)
 	// Resets the guest like the button on its case, without asking it. Each call resets once more.
-	// WRONG_STATE (not active).
+	// WRONG_STATE (not active, or UNKNOWN).
 	ResetDomain(context.Context, *ResetDomainRequest) (*longrunningpb.Operation, error)
 	// Stops the guest's processors; its memory stays. Succeeds if it is paused.
-	// WRONG_STATE (not active).
+	// WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
 	SuspendDomain(context.Context, *SuspendDomainRequest) (*longrunningpb.Operation, error)
 	// Lets the guest's processors go on. Succeeds if they do.
-	// WRONG_STATE (not active).
+	// WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
 	ResumeDomain(context.Context, *ResumeDomainRequest) (*longrunningpb.Operation, error)
 	// Creates many domains. Not atomic: one result per item, in their order, as CreateDomain would give it.
 	BatchCreateDomains(context.Context, *BatchCreateDomainsRequest) (*longrunningpb.Operation, error)

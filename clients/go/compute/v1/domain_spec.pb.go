@@ -137,15 +137,15 @@ func (FirmwareType) EnumDescriptor() ([]byte, []int) {
 type CpuMode int32
 
 const (
-	// The server decides: host model where hardware helps, else all that the emulator has.
+	// The server decides: CUSTOM where `model` is set, else MAXIMUM.
 	CpuMode_CPU_MODE_UNSPECIFIED CpuMode = 0
 	// The host's processor as it is; such a guest moves only to equal hosts.
 	CpuMode_CPU_MODE_HOST_PASSTHROUGH CpuMode = 1
-	// The named model that is nearest to the host's, expanded when the domain is defined.
+	// The named model that is nearest to the host's, expanded when the domain is defined. CAPABILITY_MISSING `cpu.mode.host_model` until a driver has it.
 	CpuMode_CPU_MODE_HOST_MODEL CpuMode = 2
 	// The model named in `model`.
 	CpuMode_CPU_MODE_CUSTOM CpuMode = 3
-	// All that the hypervisor can do.
+	// All that the hypervisor can do; an emulated one is expanded when the domain is defined.
 	CpuMode_CPU_MODE_MAXIMUM CpuMode = 4
 )
 
@@ -369,7 +369,7 @@ type DomainSpec struct {
 	Title *string `protobuf:"bytes,3,opt,name=title,proto3,oneof" json:"title,omitempty"`
 	// A text for people. Always live.
 	Description *string `protobuf:"bytes,4,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// When the service starts it by itself. Always live.
+	// When the service starts it by itself. Always live. Refused with FIELD_CONFLICT for a transient domain.
 	Autostart v1.Autostart `protobuf:"varint,5,opt,name=autostart,proto3,enum=virtfleet.type.v1.Autostart" json:"autostart,omitempty"`
 	// What happens when the guest ends.
 	OnExit *OnExit `protobuf:"bytes,6,opt,name=on_exit,json=onExit,proto3" json:"on_exit,omitempty"`
@@ -904,7 +904,7 @@ type Cpu struct {
 	MaximumVcpuCount *int32 `protobuf:"varint,2,opt,name=maximum_vcpu_count,json=maximumVcpuCount,proto3,oneof" json:"maximum_vcpu_count,omitempty"`
 	// Which processor the guest sees.
 	Mode CpuMode `protobuf:"varint,3,opt,name=mode,proto3,enum=virtfleet.compute.v1.CpuMode" json:"mode,omitempty"`
-	// The model, for mode CUSTOM: `Skylake-Server-v4`.
+	// The model: `Skylake-Server-v4`. Needs mode CUSTOM or an unset one (FIELD_CONFLICT with another), and FIELD_REQUIRED with CUSTOM.
 	Model *string `protobuf:"bytes,4,opt,name=model,proto3,oneof" json:"model,omitempty"`
 	// How they are arranged; unset: one socket each.
 	Topology *CpuTopology `protobuf:"bytes,5,opt,name=topology,proto3" json:"topology,omitempty"`

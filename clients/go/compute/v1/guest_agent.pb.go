@@ -31,9 +31,9 @@ type ListGuestAddressesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The domain: `nodes/{node}/domains/{domain}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list; only with the same parent and filter.
+	// Continues a list; only with the same name and sources.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only from these sources; empty: all.
 	Sources       []AddressSource `protobuf:"varint,7,rep,packed,name=sources,proto3,enum=virtfleet.compute.v1.AddressSource" json:"sources,omitempty"`
@@ -106,7 +106,7 @@ type ListGuestAddressesResponse struct {
 	Addresses []*GuestAddress `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// Continues the list; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Sources that were asked for and did not answer, or that the driver lacks.
+	// Sources that did not answer, or that the driver lacks. LEASE also when no source was named, others (AGENT, DRIVER) only when they were.
 	MissingSources []AddressSource `protobuf:"varint,4,rep,packed,name=missing_sources,json=missingSources,proto3,enum=virtfleet.compute.v1.AddressSource" json:"missing_sources,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -167,14 +167,14 @@ var File_virtfleet_compute_v1_guest_agent_proto protoreflect.FileDescriptor
 
 const file_virtfleet_compute_v1_guest_agent_proto_rawDesc = "" +
 	"\n" +
-	"&virtfleet/compute/v1/guest_agent.proto\x12\x14virtfleet.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!virtfleet/compute/v1/domain.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xfa\x01\n" +
+	"&virtfleet/compute/v1/guest_agent.proto\x12\x14virtfleet.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!virtfleet/compute/v1/domain.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xfb\x01\n" +
 	"\x19ListGuestAddressesRequest\x12;\n" +
 	"\x04name\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\n" +
 	"\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\tpageToken\x12N\n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12N\n" +
 	"\asources\x18\a \x03(\x0e2#.virtfleet.compute.v1.AddressSourceB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\asources\"\xd4\x01\n" +
 	"\x1aListGuestAddressesResponse\x12@\n" +
 	"\taddresses\x18\x01 \x03(\v2\".virtfleet.compute.v1.GuestAddressR\taddresses\x12&\n" +

@@ -31,7 +31,7 @@ const (
 // Tells what is known of the inside of guests.
 type GuestAgentServiceClient interface {
 	// Lists the addresses of a guest with their sources. Asks the network service now; `status.addresses` holds what was last seen.
-	// A source that does not answer is told in `missing_sources`.
+	// A source that does not answer is told in `missing_sources`. PAGE_TOKEN_INVALID.
 	ListGuestAddresses(ctx context.Context, in *ListGuestAddressesRequest, opts ...grpc.CallOption) (*ListGuestAddressesResponse, error)
 }
 
@@ -60,7 +60,7 @@ func (c *guestAgentServiceClient) ListGuestAddresses(ctx context.Context, in *Li
 // Tells what is known of the inside of guests.
 type GuestAgentServiceServer interface {
 	// Lists the addresses of a guest with their sources. Asks the network service now; `status.addresses` holds what was last seen.
-	// A source that does not answer is told in `missing_sources`.
+	// A source that does not answer is told in `missing_sources`. PAGE_TOKEN_INVALID.
 	ListGuestAddresses(context.Context, *ListGuestAddressesRequest) (*ListGuestAddressesResponse, error)
 	mustEmbedUnimplementedGuestAgentServiceServer()
 }

@@ -34,9 +34,9 @@ type GetHostRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How much of it is answered.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Takes an answer out of the gateway's index even when a node is away.
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes the gateway ask the nodes instead of its index.
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -817,7 +817,7 @@ type HostResources struct {
 	VcpuCount int32 `protobuf:"varint,1,opt,name=vcpu_count,json=vcpuCount,proto3" json:"vcpu_count,omitempty"`
 	// Memory.
 	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	// Active domains.
+	// Allocated: the active domains. Allocatable: how many may be defined (the setting `domain_limit`); 0: any number.
 	DomainCount   int32 `protobuf:"varint,3,opt,name=domain_count,json=domainCount,proto3" json:"domain_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -878,11 +878,11 @@ var File_virtfleet_compute_v1_host_proto protoreflect.FileDescriptor
 
 const file_virtfleet_compute_v1_host_proto_rawDesc = "" +
 	"\n" +
-	"\x1fvirtfleet/compute/v1/host.proto\x12\x14virtfleet.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xc4\x01\n" +
+	"\x1fvirtfleet/compute/v1/host.proto\x12\x14virtfleet.compute.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xce\x01\n" +
 	"\x0eGetHostRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\n" +
-	"\x12virtfleet.dev/Host\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12\x1f\n" +
+	"\x12virtfleet.dev/Host\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
 	"allowStale\x12!\n" +
 	"\fread_through\x18b \x01(\bR\vreadThrough\"\xf2\x05\n" +

@@ -162,7 +162,7 @@ func (DriverCounterKind) EnumDescriptor() ([]byte, []int) {
 // Asks for the counters of a domain.
 type GetDomainStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The domain: `nodes/{node}/domains/{domain}`.
+	// The domain: `nodes/{node}/domains/{domain}`; the last segment may be its uid, and the node `-` at a gateway.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The groups; empty: all that the driver has.
 	Groups        []StatsGroup `protobuf:"varint,2,rep,packed,name=groups,proto3,enum=virtfleet.compute.v1.StatsGroup" json:"groups,omitempty"`
@@ -1087,19 +1087,20 @@ type BatchGetDomainStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list; only with the same parent and filter.
+	// Continues a list; only with the same parent, filter and names.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on fields of domains, as in ListDomains.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Only these domains; empty: all.
+	// Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
+	// which the filter does not hold is left out. Empty: all.
 	Names []string `protobuf:"bytes,7,rep,name=names,proto3" json:"names,omitempty"`
 	// The groups; empty: all that the driver has.
 	Groups []StatsGroup `protobuf:"varint,8,rep,packed,name=groups,proto3,enum=virtfleet.compute.v1.StatsGroup" json:"groups,omitempty"`
-	// Takes an answer out of the gateway's index even when a node is away.
+	// Has no effect: counters always come from the nodes themselves, and one that is away is in `unreachable`.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes the gateway ask the nodes instead of its index.
+	// Has no effect: counters always come from the nodes themselves.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1194,7 +1195,7 @@ func (x *BatchGetDomainStatsRequest) GetReadThrough() bool {
 // Is a page of counters.
 type BatchGetDomainStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The counters, by the names of the domains.
+	// The counters, in the order of the names of their domains, or of `names`.
 	Stats []*DomainStats `protobuf:"bytes,1,rep,name=stats,proto3" json:"stats,omitempty"`
 	// Continues the list; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -1271,7 +1272,8 @@ type StreamDomainStatsRequest struct {
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// Terms on fields of domains, as in ListDomains.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Only these domains; empty: all.
+	// Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
+	// which the filter does not hold is left out. Empty: all.
 	Names []string `protobuf:"bytes,7,rep,name=names,proto3" json:"names,omitempty"`
 	// The groups; empty: all that the driver has.
 	Groups []StatsGroup `protobuf:"varint,8,rep,packed,name=groups,proto3,enum=virtfleet.compute.v1.StatsGroup" json:"groups,omitempty"`
@@ -1354,7 +1356,9 @@ type StreamDomainStatsResponse struct {
 	// The number of the round, from 1.
 	RoundNumber int64 `protobuf:"varint,2,opt,name=round_number,json=roundNumber,proto3" json:"round_number,omitempty"`
 	// Whether the round is complete with this message.
-	RoundEnd      bool `protobuf:"varint,3,opt,name=round_end,json=roundEnd,proto3" json:"round_end,omitempty"`
+	RoundEnd bool `protobuf:"varint,3,opt,name=round_end,json=roundEnd,proto3" json:"round_end,omitempty"`
+	// Nodes whose part of the round is missing (gateway only).
+	Unreachable   []*v1.NodeFailure `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1408,6 +1412,13 @@ func (x *StreamDomainStatsResponse) GetRoundEnd() bool {
 		return x.RoundEnd
 	}
 	return false
+}
+
+func (x *StreamDomainStatsResponse) GetUnreachable() []*v1.NodeFailure {
+	if x != nil {
+		return x.Unreachable
+	}
+	return nil
 }
 
 // Asks for the counters of a host.
@@ -1700,13 +1711,13 @@ const file_virtfleet_compute_v1_stats_proto_rawDesc = "" +
 	"\rinteger_value\x18\x03 \x01(\x03H\x00R\fintegerValue\x12#\n" +
 	"\fdouble_value\x18\x04 \x01(\x01H\x00R\vdoubleValue\x12#\n" +
 	"\fstring_value\x18\x05 \x01(\tH\x00R\vstringValueB\a\n" +
-	"\x05value\"\x81\x03\n" +
-	"\x1aBatchGetDomainStatsRequest\x12&\n" +
-	"\x06parent\x18\x01 \x01(\tB\x0e\xe2A\x01\x02\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12'\n" +
+	"\x05value\"\x9b\x03\n" +
+	"\x1aBatchGetDomainStatsRequest\x12?\n" +
+	"\x06parent\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\x12\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x128\n" +
 	"\x05names\x18\a \x03(\tB\"\xfaA\x16\n" +
 	"\x14virtfleet.dev/Domain\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05names\x12I\n" +
@@ -1718,18 +1729,19 @@ const file_virtfleet_compute_v1_stats_proto_rawDesc = "" +
 	"\x05stats\x18\x01 \x03(\v2!.virtfleet.compute.v1.DomainStatsR\x05stats\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xb4\x02\n" +
-	"\x18StreamDomainStatsRequest\x12&\n" +
-	"\x06parent\x18\x01 \x01(\tB\x0e\xe2A\x01\x02\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12 \n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xcd\x02\n" +
+	"\x18StreamDomainStatsRequest\x12?\n" +
+	"\x06parent\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\x12\x14virtfleet.dev/Domain\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x128\n" +
 	"\x05names\x18\a \x03(\tB\"\xfaA\x16\n" +
 	"\x14virtfleet.dev/Domain\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05names\x12I\n" +
 	"\x06groups\x18\b \x03(\x0e2 .virtfleet.compute.v1.StatsGroupB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\x06groups\x12I\n" +
-	"\binterval\x18\t \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\"\x94\x01\n" +
+	"\binterval\x18\t \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\"\xd6\x01\n" +
 	"\x19StreamDomainStatsResponse\x127\n" +
 	"\x05stats\x18\x01 \x03(\v2!.virtfleet.compute.v1.DomainStatsR\x05stats\x12!\n" +
 	"\fround_number\x18\x02 \x01(\x03R\vroundNumber\x12\x1b\n" +
-	"\tround_end\x18\x03 \x01(\bR\broundEnd\"P\n" +
+	"\tround_end\x18\x03 \x01(\bR\broundEnd\x12@\n" +
+	"\vunreachable\x18\x04 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\"P\n" +
 	"\x13GetHostStatsRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\n" +
 	"\x12virtfleet.dev/Host\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\"\x9c\x05\n" +
@@ -1849,26 +1861,27 @@ var file_virtfleet_compute_v1_stats_proto_depIdxs = []int32{
 	0,  // 26: virtfleet.compute.v1.StreamDomainStatsRequest.groups:type_name -> virtfleet.compute.v1.StatsGroup
 	22, // 27: virtfleet.compute.v1.StreamDomainStatsRequest.interval:type_name -> google.protobuf.Duration
 	3,  // 28: virtfleet.compute.v1.StreamDomainStatsResponse.stats:type_name -> virtfleet.compute.v1.DomainStats
-	18, // 29: virtfleet.compute.v1.HostStats.observe_time:type_name -> google.protobuf.Timestamp
-	22, // 30: virtfleet.compute.v1.HostStats.user_time:type_name -> google.protobuf.Duration
-	22, // 31: virtfleet.compute.v1.HostStats.system_time:type_name -> google.protobuf.Duration
-	22, // 32: virtfleet.compute.v1.HostStats.idle_time:type_name -> google.protobuf.Duration
-	22, // 33: virtfleet.compute.v1.HostStats.io_wait_time:type_name -> google.protobuf.Duration
-	22, // 34: virtfleet.compute.v1.HostStats.steal_time:type_name -> google.protobuf.Duration
-	22, // 35: virtfleet.compute.v1.HostStats.uptime:type_name -> google.protobuf.Duration
-	2,  // 36: virtfleet.compute.v1.StatsService.GetDomainStats:input_type -> virtfleet.compute.v1.GetDomainStatsRequest
-	12, // 37: virtfleet.compute.v1.StatsService.BatchGetDomainStats:input_type -> virtfleet.compute.v1.BatchGetDomainStatsRequest
-	14, // 38: virtfleet.compute.v1.StatsService.StreamDomainStats:input_type -> virtfleet.compute.v1.StreamDomainStatsRequest
-	16, // 39: virtfleet.compute.v1.StatsService.GetHostStats:input_type -> virtfleet.compute.v1.GetHostStatsRequest
-	3,  // 40: virtfleet.compute.v1.StatsService.GetDomainStats:output_type -> virtfleet.compute.v1.DomainStats
-	13, // 41: virtfleet.compute.v1.StatsService.BatchGetDomainStats:output_type -> virtfleet.compute.v1.BatchGetDomainStatsResponse
-	15, // 42: virtfleet.compute.v1.StatsService.StreamDomainStats:output_type -> virtfleet.compute.v1.StreamDomainStatsResponse
-	17, // 43: virtfleet.compute.v1.StatsService.GetHostStats:output_type -> virtfleet.compute.v1.HostStats
-	40, // [40:44] is the sub-list for method output_type
-	36, // [36:40] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	23, // 29: virtfleet.compute.v1.StreamDomainStatsResponse.unreachable:type_name -> virtfleet.type.v1.NodeFailure
+	18, // 30: virtfleet.compute.v1.HostStats.observe_time:type_name -> google.protobuf.Timestamp
+	22, // 31: virtfleet.compute.v1.HostStats.user_time:type_name -> google.protobuf.Duration
+	22, // 32: virtfleet.compute.v1.HostStats.system_time:type_name -> google.protobuf.Duration
+	22, // 33: virtfleet.compute.v1.HostStats.idle_time:type_name -> google.protobuf.Duration
+	22, // 34: virtfleet.compute.v1.HostStats.io_wait_time:type_name -> google.protobuf.Duration
+	22, // 35: virtfleet.compute.v1.HostStats.steal_time:type_name -> google.protobuf.Duration
+	22, // 36: virtfleet.compute.v1.HostStats.uptime:type_name -> google.protobuf.Duration
+	2,  // 37: virtfleet.compute.v1.StatsService.GetDomainStats:input_type -> virtfleet.compute.v1.GetDomainStatsRequest
+	12, // 38: virtfleet.compute.v1.StatsService.BatchGetDomainStats:input_type -> virtfleet.compute.v1.BatchGetDomainStatsRequest
+	14, // 39: virtfleet.compute.v1.StatsService.StreamDomainStats:input_type -> virtfleet.compute.v1.StreamDomainStatsRequest
+	16, // 40: virtfleet.compute.v1.StatsService.GetHostStats:input_type -> virtfleet.compute.v1.GetHostStatsRequest
+	3,  // 41: virtfleet.compute.v1.StatsService.GetDomainStats:output_type -> virtfleet.compute.v1.DomainStats
+	13, // 42: virtfleet.compute.v1.StatsService.BatchGetDomainStats:output_type -> virtfleet.compute.v1.BatchGetDomainStatsResponse
+	15, // 43: virtfleet.compute.v1.StatsService.StreamDomainStats:output_type -> virtfleet.compute.v1.StreamDomainStatsResponse
+	17, // 44: virtfleet.compute.v1.StatsService.GetHostStats:output_type -> virtfleet.compute.v1.HostStats
+	41, // [41:45] is the sub-list for method output_type
+	37, // [37:41] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_virtfleet_compute_v1_stats_proto_init() }

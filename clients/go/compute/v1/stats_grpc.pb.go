@@ -33,12 +33,14 @@ const (
 //
 // Reads counters. Counters stand here and never in a status; they begin at 0 with each run of a domain (`runtime_id` tells runs apart).
 type StatsServiceClient interface {
-	// Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation.
+	// Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation. CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) ·
+	// what the driver fails with.
 	GetDomainStats(ctx context.Context, in *GetDomainStatsRequest, opts ...grpc.CallOption) (*DomainStats, error)
-	// Gets the counters of many domains, by name, in pages. One that does not answer in time has a `failure` and its state.
+	// Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a `failure` and its state.
 	// FILTER_SYNTAX · PAGE_TOKEN_INVALID.
 	BatchGetDomainStats(ctx context.Context, in *BatchGetDomainStatsRequest, opts ...grpc.CallOption) (*BatchGetDomainStatsResponse, error)
-	// Streams the counters of many domains, a round every `interval`. A reader that is slow gets fewer rounds.
+	// Streams the counters of many domains, a round every `interval`; the first at once. A reader that is slow gets fewer rounds. At a gateway, of `nodes/-`, a node that
+	// is away is told in each round. FILTER_SYNTAX.
 	StreamDomainStats(ctx context.Context, in *StreamDomainStatsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamDomainStatsResponse], error)
 	// Gets the counters of the host.
 	GetHostStats(ctx context.Context, in *GetHostStatsRequest, opts ...grpc.CallOption) (*HostStats, error)
@@ -107,12 +109,14 @@ func (c *statsServiceClient) GetHostStats(ctx context.Context, in *GetHostStatsR
 //
 // Reads counters. Counters stand here and never in a status; they begin at 0 with each run of a domain (`runtime_id` tells runs apart).
 type StatsServiceServer interface {
-	// Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation.
+	// Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation. CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) ·
+	// what the driver fails with.
 	GetDomainStats(context.Context, *GetDomainStatsRequest) (*DomainStats, error)
-	// Gets the counters of many domains, by name, in pages. One that does not answer in time has a `failure` and its state.
+	// Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a `failure` and its state.
 	// FILTER_SYNTAX · PAGE_TOKEN_INVALID.
 	BatchGetDomainStats(context.Context, *BatchGetDomainStatsRequest) (*BatchGetDomainStatsResponse, error)
-	// Streams the counters of many domains, a round every `interval`. A reader that is slow gets fewer rounds.
+	// Streams the counters of many domains, a round every `interval`; the first at once. A reader that is slow gets fewer rounds. At a gateway, of `nodes/-`, a node that
+	// is away is told in each round. FILTER_SYNTAX.
 	StreamDomainStats(*StreamDomainStatsRequest, grpc.ServerStreamingServer[StreamDomainStatsResponse]) error
 	// Gets the counters of the host.
 	GetHostStats(context.Context, *GetHostStatsRequest) (*HostStats, error)

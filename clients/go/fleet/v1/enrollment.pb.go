@@ -560,9 +560,9 @@ type ListJoinTokensRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Is empty: join tokens have no parent.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 5,000.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list; the other fields must be the same.
+	// Continues a list; only with the same filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on labels, spec and status: `spec.node="nodes/n1" AND status.state=ACTIVE`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -1341,7 +1341,7 @@ type IssueUserCertificateRequest struct {
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The certificate request (PKCS #10, PEM). Subject and extensions in it are ignored.
 	CertificateRequest string `protobuf:"bytes,4,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
-	// How long it is good; unset: 90 days; 5 min to 366 days.
+	// How long it is good; unset: 90 days; 5 min to 366 days, and never longer than the authority itself.
 	Lifetime *durationpb.Duration `protobuf:"bytes,5,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
 	// Makes a repetition of the same call have no second effect.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1762,9 +1762,9 @@ type ListCertificatesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Is empty: certificates have no parent.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 5,000.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list; the other fields must be the same.
+	// Continues a list; only with the same filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on labels and status: `status.node="nodes/n1" AND status.state=VALID`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -2485,15 +2485,15 @@ const file_virtfleet_fleet_v1_enrollment_proto_rawDesc = "" +
 	"\rjoin_token_id\x18\x03 \x01(\tB-\xbaH*r(\x18?2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$R\vjoinTokenId\x12'\n" +
 	"\n" +
 	"request_id\x18[ \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12#\n" +
-	"\rvalidate_only\x18\\ \x01(\bR\fvalidateOnly\"\xe1\x01\n" +
+	"\rvalidate_only\x18\\ \x01(\bR\fvalidateOnly\"\xec\x01\n" +
 	"\x15ListJoinTokensRequest\x12\x1f\n" +
 	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x00R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
-	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\"\xa5\x02\n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xa5\x02\n" +
 	"\x16ListJoinTokensResponse\x12>\n" +
 	"\vjoin_tokens\x18\x01 \x03(\v2\x1d.virtfleet.fleet.v1.JoinTokenR\n" +
 	"joinTokens\x12&\n" +
@@ -2608,15 +2608,15 @@ const file_virtfleet_fleet_v1_enrollment_proto_rawDesc = "" +
 	"\rrevoke_reason\x18\n" +
 	" \x01(\tR\frevokeReason\x12\x1c\n" +
 	"\tprincipal\x18\v \x01(\tR\tprincipal\x12-\n" +
-	"\x12fingerprint_sha256\x18\f \x01(\tR\x11fingerprintSha256\"\xe3\x01\n" +
+	"\x12fingerprint_sha256\x18\f \x01(\tR\x11fingerprintSha256\"\xee\x01\n" +
 	"\x17ListCertificatesRequest\x12\x1f\n" +
 	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x00R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
-	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\"\xac\x02\n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xac\x02\n" +
 	"\x18ListCertificatesResponse\x12C\n" +
 	"\fcertificates\x18\x01 \x03(\v2\x1f.virtfleet.fleet.v1.CertificateR\fcertificates\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +

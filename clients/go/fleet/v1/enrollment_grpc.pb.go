@@ -60,7 +60,7 @@ type EnrollmentServiceClient interface {
 	// FAILED_PRECONDITION WRONG_STATE: certificates of this identity are not renewed by their holders (people get new ones by IssueUserCertificate).
 	RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error)
 	// Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do not have.
-	// INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+	// INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) · PERMISSION_DENIED PERMISSION_MISSING.
 	IssueUserCertificate(ctx context.Context, in *IssueUserCertificateRequest, opts ...grpc.CallOption) (*IssueUserCertificateResponse, error)
 	// Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
 	// which are listed a second or two after the command.
@@ -71,7 +71,8 @@ type EnrollmentServiceClient interface {
 	// nobody knows · ABORTED ETAG_MISMATCH.
 	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
-	// to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature.
+	// to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature. A `denial_list` of the
+	// caller that the authority has signed is taken in; no other call with the effect NONE records anything.
 	GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*TrustBundle, error)
 }
 
@@ -201,7 +202,7 @@ type EnrollmentServiceServer interface {
 	// FAILED_PRECONDITION WRONG_STATE: certificates of this identity are not renewed by their holders (people get new ones by IssueUserCertificate).
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
 	// Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do not have.
-	// INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+	// INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) · PERMISSION_DENIED PERMISSION_MISSING.
 	IssueUserCertificate(context.Context, *IssueUserCertificateRequest) (*IssueUserCertificateResponse, error)
 	// Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
 	// which are listed a second or two after the command.
@@ -212,7 +213,8 @@ type EnrollmentServiceServer interface {
 	// nobody knows · ABORTED ETAG_MISMATCH.
 	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*Certificate, error)
 	// Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
-	// to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature.
+	// to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature. A `denial_list` of the
+	// caller that the authority has signed is taken in; no other call with the effect NONE records anything.
 	GetTrustBundle(context.Context, *GetTrustBundleRequest) (*TrustBundle, error)
 	mustEmbedUnimplementedEnrollmentServiceServer()
 }

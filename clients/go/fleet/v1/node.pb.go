@@ -36,13 +36,13 @@ type NodeState int32
 const (
 	// Is never sent.
 	NodeState_NODE_STATE_UNSPECIFIED NodeState = 0
-	// Enrolled, and not yet heard by this gateway.
+	// Enrolled, and not yet read by this gateway: lists of the fleet may lack its resources.
 	NodeState_NODE_STATE_JOINING NodeState = 1
 	// All services serve.
 	NodeState_NODE_STATE_READY NodeState = 2
 	// A service does not serve or does not answer.
 	NodeState_NODE_STATE_NOT_READY NodeState = 3
-	// Its guests are on the way to other nodes.
+	// Its guests are on the way to other nodes. Is not sent yet.
 	NodeState_NODE_STATE_DRAINING NodeState = 4
 	// No service has been heard for a minute.
 	NodeState_NODE_STATE_LOST NodeState = 5
@@ -418,7 +418,8 @@ type NodeStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its state.
 	State NodeState `protobuf:"varint,1,opt,name=state,proto3,enum=virtfleet.fleet.v1.NodeState" json:"state,omitempty"`
-	// Why it is not READY, as a stable reason: `SERVICE_UNREACHABLE`, `SERVICE_NOT_SERVING`, `HEARTBEAT_MISSED`.
+	// Why it is not READY, as a stable reason: `ENROLLED` (not heard yet), `SERVICE_UNREACHABLE`, `SERVICE_NOT_SERVING`, `HEARTBEAT_MISSED`, `INDEX_INCOMPLETE` (not all
+	// read yet).
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// The same in a sentence for people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -576,7 +577,7 @@ type NodeResources struct {
 	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// Room in the node's running pools.
 	StorageBytes int64 `protobuf:"varint,3,opt,name=storage_bytes,json=storageBytes,proto3" json:"storage_bytes,omitempty"`
-	// Domains that are active; as a capacity or allocatable: 0, there is no limit.
+	// Domains that are active; as allocatable: how many may be defined, 0: any number; as a capacity: 0.
 	DomainCount   int64 `protobuf:"varint,4,opt,name=domain_count,json=domainCount,proto3" json:"domain_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -763,9 +764,9 @@ type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Is empty: nodes have no parent.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 5,000. A page ends at 1 MiB.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list; the other fields must be the same.
+	// Continues a list; only with the same filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on labels, spec and status: `labels.rack="r1" AND status.state=READY`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -1383,25 +1384,25 @@ const file_virtfleet_fleet_v1_node_proto_rawDesc = "" +
 	"\rchannel_state\x18\x06 \x01(\x0e2 .virtfleet.fleet.v1.ChannelStateR\fchannelState\x12#\n" +
 	"\rchannel_error\x18\a \x01(\tR\fchannelError\x12@\n" +
 	"\x0elast_seen_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\flastSeenTime\x12H\n" +
-	"\x12index_observe_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10indexObserveTime\"\xdc\x01\n" +
+	"\x12index_observe_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10indexObserveTime\"\xe7\x01\n" +
 	"\x10ListNodesRequest\x12\x1f\n" +
 	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x00R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
-	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\"\x90\x02\n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\x90\x02\n" +
 	"\x11ListNodesResponse\x12.\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x18.virtfleet.fleet.v1.NodeR\x05nodes\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12!\n" +
 	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\x7f\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\x89\x01\n" +
 	"\x0eGetNodeRequest\x128\n" +
 	"\x04name\x18\x01 \x01(\tB$\xe2A\x01\x02\xfaA\x14\n" +
-	"\x12virtfleet.dev/Node\xbaH\x06r\x04\x10\x01\x18ER\x04name\x123\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\"\xd8\x01\n" +
+	"\x12virtfleet.dev/Node\xbaH\x06r\x04\x10\x01\x18ER\x04name\x12=\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xd8\x01\n" +
 	"\x11UpdateNodeRequest\x128\n" +
 	"\x04node\x18\x01 \x01(\v2\x18.virtfleet.fleet.v1.NodeB\n" +
 	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\x04node\x12;\n" +

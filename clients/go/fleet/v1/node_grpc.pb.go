@@ -45,7 +45,7 @@ type NodeServiceClient interface {
 	// Changes labels, annotations, display name and spec of a node. Repeating it changes nothing more.
 	// NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH · FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN.
 	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*Node, error)
-	// Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
+	// Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with `allow_missing` too; what is there is left alone.
 	// Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
 	CordonNode(ctx context.Context, in *CordonNodeRequest, opts ...grpc.CallOption) (*Node, error)
 	// Lets a node take new domains again. Succeeds if it does already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
@@ -139,7 +139,7 @@ type NodeServiceServer interface {
 	// Changes labels, annotations, display name and spec of a node. Repeating it changes nothing more.
 	// NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH · FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN.
 	UpdateNode(context.Context, *UpdateNodeRequest) (*Node, error)
-	// Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
+	// Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with `allow_missing` too; what is there is left alone.
 	// Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
 	CordonNode(context.Context, *CordonNodeRequest) (*Node, error)
 	// Lets a node take new domains again. Succeeds if it does already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.

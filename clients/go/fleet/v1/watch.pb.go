@@ -88,7 +88,7 @@ func (ResourceType) EnumDescriptor() ([]byte, []int) {
 type EventType int32
 
 const (
-	// Is never sent.
+	// Is refused and never sent.
 	EventType_EVENT_TYPE_UNSPECIFIED EventType = 0
 	// A node was enrolled.
 	EventType_EVENT_TYPE_NODE_JOINED EventType = 1
@@ -108,7 +108,7 @@ const (
 	EventType_EVENT_TYPE_CERTIFICATE_RENEWED EventType = 21
 	// A certificate was revoked.
 	EventType_EVENT_TYPE_CERTIFICATE_REVOKED EventType = 22
-	// A certificate ends soon and has not been renewed.
+	// A certificate has less than a fifth of its life left, and none of the same identity ends later. Is told once.
 	EventType_EVENT_TYPE_CERTIFICATE_EXPIRING EventType = 23
 	// An operation started.
 	EventType_EVENT_TYPE_OPERATION_STARTED EventType = 110
@@ -186,7 +186,8 @@ type WatchResourcesRequest struct {
 	ResourceTypes []ResourceType `protobuf:"varint,2,rep,packed,name=resource_types,json=resourceTypes,proto3,enum=virtfleet.fleet.v1.ResourceType" json:"resource_types,omitempty"`
 	// Only events of these kinds; empty: all. Changes of resources are not touched by it.
 	EventTypes []EventType `protobuf:"varint,3,rep,packed,name=event_types,json=eventTypes,proto3,enum=virtfleet.fleet.v1.EventType" json:"event_types,omitempty"`
-	// Only resources for which the filter holds, as in a list. One that ceases to hold is told as a delete with cause `filter`.
+	// Only resources for which the filter holds, as in a list; every kind that is watched must have its fields. One for which it ceases to hold is told as a
+	// delete with cause `filter`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of a resource a put carries.
 	View v1.ResourceView `protobuf:"varint,5,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
@@ -912,7 +913,7 @@ type ListEventsRequest struct {
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// How many at most; 0: the server decides (500); at most 5,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list.
+	// Continues a list; only with the same filter.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on `resource`, `type`, `time`: `resource="nodes/n1" AND time>="2026-01-01T00:00:00Z"`.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -1064,14 +1065,14 @@ var File_virtfleet_fleet_v1_watch_proto protoreflect.FileDescriptor
 
 const file_virtfleet_fleet_v1_watch_proto_rawDesc = "" +
 	"\n" +
-	"\x1evirtfleet/fleet/v1/watch.proto\x12\x12virtfleet.fleet.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#virtfleet/fleet/v1/enrollment.proto\x1a\x1dvirtfleet/fleet/v1/node.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xf0\x03\n" +
+	"\x1evirtfleet/fleet/v1/watch.proto\x12\x12virtfleet.fleet.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#virtfleet/fleet/v1/enrollment.proto\x1a\x1dvirtfleet/fleet/v1/node.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\x8b\x04\n" +
 	"\x15WatchResourcesRequest\x12\x1f\n" +
 	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x00R\x06parent\x12X\n" +
-	"\x0eresource_types\x18\x02 \x03(\x0e2 .virtfleet.fleet.v1.ResourceTypeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\rresourceTypes\x12>\n" +
-	"\vevent_types\x18\x03 \x03(\x0e2\x1d.virtfleet.fleet.v1.EventTypeR\n" +
+	"\x0eresource_types\x18\x02 \x03(\x0e2 .virtfleet.fleet.v1.ResourceTypeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\rresourceTypes\x12O\n" +
+	"\vevent_types\x18\x03 \x03(\x0e2\x1d.virtfleet.fleet.v1.EventTypeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\n" +
 	"eventTypes\x12 \n" +
-	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x123\n" +
-	"\x04view\x18\x05 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12>\n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
+	"\x04view\x18\x05 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12>\n" +
 	"\bsnapshot\x18\x06 \x01(\v2 .virtfleet.type.v1.WatchSnapshotH\x00R\bsnapshot\x12#\n" +
 	"\fresume_token\x18\a \x01(\tH\x00R\vresumeToken\x12W\n" +
 	"\x11bookmark_interval\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\x01R\x10bookmarkIntervalB\a\n" +
@@ -1113,13 +1114,13 @@ const file_virtfleet_fleet_v1_watch_proto_rawDesc = "" +
 	"\x06detail\"\x8a\x01\n" +
 	"\x10NodeStateChanged\x12:\n" +
 	"\told_state\x18\x01 \x01(\x0e2\x1d.virtfleet.fleet.v1.NodeStateR\boldState\x12:\n" +
-	"\tnew_state\x18\x02 \x01(\x0e2\x1d.virtfleet.fleet.v1.NodeStateR\bnewState\"\xa8\x01\n" +
+	"\tnew_state\x18\x02 \x01(\x0e2\x1d.virtfleet.fleet.v1.NodeStateR\bnewState\"\xa9\x01\n" +
 	"\x11ListEventsRequest\x12\x1f\n" +
 	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x00R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\"\x94\x02\n" +
 	"\x12ListEventsResponse\x121\n" +
 	"\x06events\x18\x01 \x03(\v2\x19.virtfleet.fleet.v1.EventR\x06events\x12&\n" +

@@ -169,7 +169,7 @@ type Network struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name: `nodes/{node}/networks/{network}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The identity: a UUID, unique in the fleet. In an update: must be that of the stored network, if set.
+	// The identity: a UUID, unique in the fleet. May be given in Create; IDENTITY_IN_USE if it is taken. In an update: must be that of the stored network, if set.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// A name for people. At most 256 characters. May change live.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
@@ -305,7 +305,7 @@ type NetworkSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether the definition outlives its run. Default: persistent. May change at any time.
 	Lifetime v1.Lifetime `protobuf:"varint,1,opt,name=lifetime,proto3,enum=virtfleet.type.v1.Lifetime" json:"lifetime,omitempty"`
-	// Whether the service starts it by itself. Default: never. May change at any time.
+	// Whether the service starts it by itself. Default: never. Refused with FIELD_CONFLICT for a transient network. May change at any time.
 	Autostart v1.Autostart `protobuf:"varint,2,opt,name=autostart,proto3,enum=virtfleet.type.v1.Autostart" json:"autostart,omitempty"`
 	// A title in one line.
 	Title *string `protobuf:"bytes,3,opt,name=title,proto3,oneof" json:"title,omitempty"`
@@ -1026,7 +1026,8 @@ func (x *PortRange) GetLast() int32 {
 // Is one subnet of a network.
 type Subnet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The prefix, host bits zero: `192.168.50.0/24`, `fd00:50::/64`. FAILED_PRECONDITION SUBNET_OVERLAP when another network or the node has a part of it.
+	// The prefix, host bits zero: `192.168.50.0/24`, `fd00:50::/64`. FAILED_PRECONDITION SUBNET_OVERLAP when another network or the node has a
+	// part of it, INVALID_ARGUMENT FIELD_CONFLICT when another subnet of the same spec has.
 	Prefix *string `protobuf:"bytes,1,opt,name=prefix,proto3,oneof" json:"prefix,omitempty"`
 	// The address of the node in the subnet, the guests' gateway and name server. Default: the first one after the prefix's own.
 	HostAddress *string `protobuf:"bytes,2,opt,name=host_address,json=hostAddress,proto3,oneof" json:"host_address,omitempty"`
@@ -1105,7 +1106,7 @@ type Dhcp struct {
 	Hosts map[string]*DhcpHost `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// How long a lease lasts. Default: one hour. At least two minutes.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// Boots guests over the network. IPv4 only.
+	// Boots guests over the network. IPv4 only; FIELD_REQUIRED without a `file_name`.
 	Bootp         *Bootp `protobuf:"bytes,4,opt,name=bootp,proto3" json:"bootp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1913,17 +1914,17 @@ type ListNetworksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 1,000.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list.
+	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on `display_name`, `labels`, `uid`, `spec.autostart`, `status.state` and other typed fields.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each network the answer carries.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Lets a gateway answer out of its index even if that is old (gateway only).
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes a gateway ask the nodes (gateway only).
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2096,7 +2097,11 @@ type GetNetworkRequest struct {
 	// The network: `nodes/{node}/networks/{network}`; the last segment may be its uid.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How much of it the answer carries.
-	View          v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
+	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
+	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2145,6 +2150,20 @@ func (x *GetNetworkRequest) GetView() v1.ResourceView {
 	return v1.ResourceView(0)
 }
 
+func (x *GetNetworkRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *GetNetworkRequest) GetReadThrough() bool {
+	if x != nil {
+		return x.ReadThrough
+	}
+	return false
+}
+
 // Defines a network.
 type CreateNetworkRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2156,7 +2175,7 @@ type CreateNetworkRequest struct {
 	NetworkId string `protobuf:"bytes,3,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
 	// Starts it at once. A transient network is always started.
 	Start bool `protobuf:"varint,4,opt,name=start,proto3" json:"start,omitempty"`
-	// Makes a repetition harmless: the same id by the same caller gives the same answer for 24 hours.
+	// Makes a repetition of the same call have no second effect: it gets the first one's answer, for 24 hours.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only, and answers with the network as it would be.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -2252,7 +2271,7 @@ type UpdateNetworkRequest struct {
 	Network *Network `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
 	// The paths that change: `spec.subnets.v4.dhcp.hosts.web`, `display_name`. Empty: all that are set in `network`. `*`: all.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Makes a repetition harmless.
+	// Makes a repetition of the same call have no second effect.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only, and answers with the network as it would be, `pending_changes` included.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -2260,7 +2279,8 @@ type UpdateNetworkRequest struct {
 	Scope v1.ChangeScope `protobuf:"varint,93,opt,name=scope,proto3,enum=virtfleet.type.v1.ChangeScope" json:"scope,omitempty"`
 	// How long the first answer may wait for the work to end.
 	InlineWait *durationpb.Duration `protobuf:"bytes,94,opt,name=inline_wait,json=inlineWait,proto3" json:"inline_wait,omitempty"`
-	// Creates the network if there is none, under the id in its name, without starting it; needs `networks.create` too.
+	// Creates the network if there is none, under the id in its name, without starting it; needs `networks.create` too. The mask is not looked at then; an `etag`
+	// that is set is refused with ETAG_MISMATCH: the network that had it is gone.
 	AllowMissing  bool `protobuf:"varint,96,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2354,7 +2374,7 @@ type DeleteNetworkRequest struct {
 	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	// Deletes only this generation.
 	Etag string `protobuf:"bytes,90,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Makes a repetition harmless.
+	// Makes a repetition of the same call have no second effect.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -2461,7 +2481,7 @@ type StartNetworkRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Starts only this generation.
 	Etag string `protobuf:"bytes,90,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Makes a repetition harmless.
+	// Makes a repetition of the same call have no second effect.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -2554,7 +2574,7 @@ type StopNetworkRequest struct {
 	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	// Stops only this generation.
 	Etag string `protobuf:"bytes,90,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Makes a repetition harmless.
+	// Makes a repetition of the same call have no second effect.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -2650,17 +2670,17 @@ type ListLeasesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The network: `nodes/{node}/networks/{network}`; `networks/-`: all of the node; `nodes/-/networks/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 5,000.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list.
+	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on `status.mac_address`, `status.address`, `status.hostname`, `status.port`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each lease the answer carries; leases are the same in all views.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Lets a gateway answer out of its index even if that is old (gateway only).
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes a gateway ask the nodes (gateway only).
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3058,10 +3078,10 @@ var File_virtfleet_network_v1_network_proto protoreflect.FileDescriptor
 
 const file_virtfleet_network_v1_network_proto_rawDesc = "" +
 	"\n" +
-	"\"virtfleet/network/v1/network.proto\x12\x14virtfleet.network.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xc5\x06\n" +
+	"\"virtfleet/network/v1/network.proto\x12\x14virtfleet.network.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xc9\x06\n" +
 	"\aNetwork\x12 \n" +
-	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\x80\x04R\x04name\x12\x19\n" +
-	"\x03uid\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
+	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\x80\x04R\x04name\x12\x1d\n" +
+	"\x03uid\x18\x02 \x01(\tB\v\xe2A\x01\x05\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
 	"\fdisplay_name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdisplayName\x12[\n" +
 	"\x06labels\x18\x04 \x03(\v2).virtfleet.network.v1.Network.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x12d\n" +
 	"\vannotations\x18\x05 \x03(\v2..virtfleet.network.v1.Network.AnnotationsEntryB\x12\xbaH\x0f\x9a\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\x80\x01R\vannotations\x12$\n" +
@@ -3275,13 +3295,13 @@ const file_virtfleet_network_v1_network_proto_rawDesc = "" +
 	"\vconnections\x18\v \x01(\x05R\vconnections\x12%\n" +
 	"\x0eaddresses_free\x18\f \x01(\x03R\raddressesFree\x129\n" +
 	"\n" +
-	"start_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\"\xce\x02\n" +
+	"start_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\"\xcf\x02\n" +
 	"\x13ListNetworksRequest\x12@\n" +
 	"\x06parent\x18\x01 \x01(\tB(\xe2A\x01\x02\xfaA\x17\x12\x15virtfleet.dev/Network\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
 	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
@@ -3292,11 +3312,14 @@ const file_virtfleet_network_v1_network_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12!\n" +
 	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\x90\x01\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xd4\x01\n" +
 	"\x11GetNetworkRequest\x12<\n" +
 	"\x04name\x18\x01 \x01(\tB(\xe2A\x01\x02\xfaA\x17\n" +
 	"\x15virtfleet.dev/Network\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x12=\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xf8\x02\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
+	"\vallow_stale\x18a \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fread_through\x18b \x01(\bR\vreadThrough\"\xf8\x02\n" +
 	"\x14CreateNetworkRequest\x12@\n" +
 	"\x06parent\x18\x01 \x01(\tB(\xe2A\x01\x02\xfaA\x17\x12\x15virtfleet.dev/Network\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12C\n" +
 	"\anetwork\x18\x02 \x01(\v2\x1d.virtfleet.network.v1.NetworkB\n" +
@@ -3353,13 +3376,13 @@ const file_virtfleet_network_v1_network_proto_rawDesc = "" +
 	"\rvalidate_only\x18\\ \x01(\bR\fvalidateOnly\x12H\n" +
 	"\vinline_wait\x18^ \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\x1e2\x00R\n" +
 	"inlineWait\x12*\n" +
-	"\fexpected_uid\x18_ \x01(\tB\a\xbaH\x04r\x02\x18@R\vexpectedUid\"\xca\x02\n" +
+	"\fexpected_uid\x18_ \x01(\tB\a\xbaH\x04r\x02\x18@R\vexpectedUid\"\xcb\x02\n" +
 	"\x11ListLeasesRequest\x12>\n" +
 	"\x06parent\x18\x01 \x01(\tB&\xe2A\x01\x02\xfaA\x15\x12\x13virtfleet.dev/Lease\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
 	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +

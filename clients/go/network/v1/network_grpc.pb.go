@@ -50,7 +50,8 @@ type NetworkServiceClient interface {
 	// NOT_FOUND RESOURCE_NOT_FOUND · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT · FAILED_PRECONDITION UID_MISMATCH, SUBNET_OVERLAP, NOT_LIVE_UPDATABLE,
 	// RESOURCE_IN_USE (a port has an address that would be lost) · INVALID_ARGUMENT MASK_PATH_UNKNOWN and as in CreateNetwork.
 	UpdateNetwork(ctx context.Context, in *UpdateNetworkRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
-	// Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+	// Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+	// UID_MISMATCH ·
 	// NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
 	DeleteNetwork(ctx context.Context, in *DeleteNetworkRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Starts a network: bridge, addresses, rules, DHCP and DNS. Succeeds if it already runs. When it fails the network is inactive as before.
@@ -168,7 +169,8 @@ type NetworkServiceServer interface {
 	// NOT_FOUND RESOURCE_NOT_FOUND · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT · FAILED_PRECONDITION UID_MISMATCH, SUBNET_OVERLAP, NOT_LIVE_UPDATABLE,
 	// RESOURCE_IN_USE (a port has an address that would be lost) · INVALID_ARGUMENT MASK_PATH_UNKNOWN and as in CreateNetwork.
 	UpdateNetwork(context.Context, *UpdateNetworkRequest) (*longrunningpb.Operation, error)
-	// Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+	// Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+	// UID_MISMATCH ·
 	// NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
 	DeleteNetwork(context.Context, *DeleteNetworkRequest) (*longrunningpb.Operation, error)
 	// Starts a network: bridge, addresses, rules, DHCP and DNS. Succeeds if it already runs. When it fails the network is inactive as before.

@@ -88,7 +88,7 @@ type Port struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name: `nodes/{node}/networks/{network}/ports/{port}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The identity: a UUID, unique in the fleet.
+	// The identity: a UUID, unique in the fleet. May be given in Create; IDENTITY_IN_USE if it is taken.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// A name for people.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
@@ -230,7 +230,7 @@ type PortSpec struct {
 	Hostname *string `protobuf:"bytes,3,opt,name=hostname,proto3,oneof" json:"hostname,omitempty"`
 	// The limits. UNIMPLEMENTED CAPABILITY_MISSING `port.bandwidth` until a back end has it.
 	Bandwidth *v1.Bandwidth `protobuf:"bytes,4,opt,name=bandwidth,proto3" json:"bandwidth,omitempty"`
-	// Whether the guest sees a carrier. Default: true.
+	// Whether the host's end of the link is up. Default: true. The cable of the guest's card is `link_up` of the domain's interface.
 	LinkUp        *bool `protobuf:"varint,5,opt,name=link_up,json=linkUp,proto3,oneof" json:"link_up,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -585,17 +585,17 @@ type ListPortsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The network: `nodes/{node}/networks/{network}`; `networks/-`: all of the node; `nodes/-/networks/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 1,000.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list.
+	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on `status.mac_address`, `status.state`, `labels`, `status.owner.domain_uid` and other typed fields.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each port the answer carries.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// Lets a gateway answer out of its index even if that is old (gateway only).
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// Makes a gateway ask the nodes (gateway only).
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -768,7 +768,11 @@ type GetPortRequest struct {
 	// The port: `nodes/{node}/networks/{network}/ports/{port}`; the last segment may be its uid.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How much of it the answer carries.
-	View          v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
+	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
+	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -817,6 +821,20 @@ func (x *GetPortRequest) GetView() v1.ResourceView {
 	return v1.ResourceView(0)
 }
 
+func (x *GetPortRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *GetPortRequest) GetReadThrough() bool {
+	if x != nil {
+		return x.ReadThrough
+	}
+	return false
+}
+
 // Reserves a port.
 type CreatePortRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -826,7 +844,7 @@ type CreatePortRequest struct {
 	Port *Port `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
 	// Its id: DNS-like, 1 to 63 characters, not of UUID form.
 	PortId string `protobuf:"bytes,3,opt,name=port_id,json=portId,proto3" json:"port_id,omitempty"`
-	// Makes a repetition harmless: the same id by the same caller gives the same answer for 24 hours.
+	// Makes a repetition of the same call have no second effect: it gets the first one's answer, for 24 hours.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only, and answers with the port as it would be.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -915,7 +933,7 @@ type DeletePortRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Deletes only this generation.
 	Etag string `protobuf:"bytes,90,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Makes a repetition harmless.
+	// Makes a repetition of the same call have no second effect.
 	RequestId string `protobuf:"bytes,91,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Checks only.
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -1012,10 +1030,10 @@ var File_virtfleet_network_v1_port_proto protoreflect.FileDescriptor
 
 const file_virtfleet_network_v1_port_proto_rawDesc = "" +
 	"\n" +
-	"\x1fvirtfleet/network/v1/port.proto\x12\x14virtfleet.network.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xba\x06\n" +
+	"\x1fvirtfleet/network/v1/port.proto\x12\x14virtfleet.network.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xbe\x06\n" +
 	"\x04Port\x12 \n" +
-	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\x80\x04R\x04name\x12\x19\n" +
-	"\x03uid\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
+	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\x80\x04R\x04name\x12\x1d\n" +
+	"\x03uid\x18\x02 \x01(\tB\v\xe2A\x01\x05\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
 	"\fdisplay_name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdisplayName\x12X\n" +
 	"\x06labels\x18\x04 \x03(\v2&.virtfleet.network.v1.Port.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x12a\n" +
 	"\vannotations\x18\x05 \x03(\v2+.virtfleet.network.v1.Port.AnnotationsEntryB\x12\xbaH\x0f\x9a\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\x80\x01R\vannotations\x12$\n" +
@@ -1076,13 +1094,13 @@ const file_virtfleet_network_v1_port_proto_rawDesc = "" +
 	"bridgeName\x12\x1b\n" +
 	"\tmtu_bytes\x18\x03 \x01(\x05R\bmtuBytes\x12\x1c\n" +
 	"\n" +
-	"run_as_uid\x18\x04 \x01(\x05R\brunAsUid\"\xc8\x02\n" +
+	"run_as_uid\x18\x04 \x01(\x05R\brunAsUid\"\xc9\x02\n" +
 	"\x10ListPortsRequest\x12=\n" +
 	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\x12\x12virtfleet.dev/Port\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
 	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
@@ -1093,11 +1111,14 @@ const file_virtfleet_network_v1_port_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12!\n" +
 	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\x8a\x01\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xce\x01\n" +
 	"\x0eGetPortRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\n" +
 	"\x12virtfleet.dev/Port\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x12=\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xcd\x02\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
+	"\vallow_stale\x18a \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fread_through\x18b \x01(\bR\vreadThrough\"\xcd\x02\n" +
 	"\x11CreatePortRequest\x12=\n" +
 	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\x12\x12virtfleet.dev/Port\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12:\n" +
 	"\x04port\x18\x02 \x01(\v2\x1a.virtfleet.network.v1.PortB\n" +

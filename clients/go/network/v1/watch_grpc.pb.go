@@ -33,9 +33,10 @@ const (
 type WatchServiceClient interface {
 	// Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that exists, then `snapshot_end`) or after a
 	// resume token. At least once: after a resume, a change may come again. `nodes/-` (gateway): all nodes, with `source_status` per node instead of silent gaps.
-	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
 	WatchResources(ctx context.Context, in *WatchResourcesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResourcesResponse], error)
-	// Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less).
+	// Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of `nodes/-`: node by node, in the order
+	// of their names, each node's oldest first. INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
 }
 
@@ -84,9 +85,10 @@ func (c *watchServiceClient) ListEvents(ctx context.Context, in *ListEventsReque
 type WatchServiceServer interface {
 	// Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that exists, then `snapshot_end`) or after a
 	// resume token. At least once: after a resume, a change may come again. `nodes/-` (gateway): all nodes, with `source_status` per node instead of silent gaps.
-	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+	// OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
 	WatchResources(*WatchResourcesRequest, grpc.ServerStreamingServer[WatchResourcesResponse]) error
-	// Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less).
+	// Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of `nodes/-`: node by node, in the order
+	// of their names, each node's oldest first. INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
 	mustEmbedUnimplementedWatchServiceServer()
 }

@@ -38,11 +38,11 @@ const (
 	PoolState_POOL_STATE_UNSPECIFIED PoolState = 0
 	// Is known, but not in use.
 	PoolState_POOL_STATE_INACTIVE PoolState = 1
-	// Its place is being made.
+	// Its place is being made. Is not sent by pools of directories, which are made within the call.
 	PoolState_POOL_STATE_BUILDING PoolState = 2
 	// Serves volumes.
 	PoolState_POOL_STATE_RUNNING PoolState = 3
-	// Serves volumes, but part of it is lost.
+	// Serves volumes, but part of it is lost. Is not sent by pools of directories.
 	PoolState_POOL_STATE_DEGRADED PoolState = 4
 	// Should run, but its place cannot be reached; is tried again by itself.
 	PoolState_POOL_STATE_INACCESSIBLE PoolState = 5
@@ -153,7 +153,7 @@ type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name: `nodes/{node}/pools/{pool}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The identity, a UUID; stays through a rename.
+	// The identity, a UUID, unique in the fleet; stays through a rename. May be given in Create. In an update: must be that of the stored pool, if set.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// A name for people, of any characters.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
@@ -289,7 +289,7 @@ type PoolSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether the definition outlives a stop; unset: it does. A change takes effect at once.
 	Lifetime v1.Lifetime `protobuf:"varint,1,opt,name=lifetime,proto3,enum=virtfleet.type.v1.Lifetime" json:"lifetime,omitempty"`
-	// When the service starts the pool by itself; unset: never. A change takes effect at the service's next start.
+	// When the service starts the pool by itself; unset: never. Refused with FIELD_CONFLICT for a transient pool. A change takes effect at the node's next boot.
 	Autostart v1.Autostart `protobuf:"varint,2,opt,name=autostart,proto3,enum=virtfleet.type.v1.Autostart" json:"autostart,omitempty"`
 	// The directory on the node under which volumes appear, absolute and without `.`, `..` or symbolic links. Unset: a directory named like the pool below the
 	// service's own root of pools. One outside of that root needs the permission `hostPaths.use`. Never changes.
@@ -780,17 +780,17 @@ type ListPoolsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 5,000. A page ends at 1 MiB whatever this says.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list with the same parent, filter and view.
+	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on labels, `uid`, `display_name`, `spec.autostart`, `spec.lifetime`, `status.state`, …: `status.state=RUNNING AND labels.tier="fast"`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// At a gateway: take what its index holds of nodes that are away.
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// At a gateway: ask the nodes instead of the index.
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -963,7 +963,11 @@ type GetPoolRequest struct {
 	// The pool: `nodes/{node}/pools/{pool}`; the last segment may be the uid.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How much of it.
-	View          v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
+	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
+	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1012,12 +1016,26 @@ func (x *GetPoolRequest) GetView() v1.ResourceView {
 	return v1.ResourceView(0)
 }
 
+func (x *GetPoolRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *GetPoolRequest) GetReadThrough() bool {
+	if x != nil {
+		return x.ReadThrough
+	}
+	return false
+}
+
 // Asks for a new pool.
 type CreatePoolRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The pool; of its head, display_name, labels and annotations are taken.
+	// The pool; of its head, uid, display_name, labels and annotations are taken.
 	Pool *Pool `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
 	// The id, last segment of the name; empty: the server makes one.
 	PoolId string `protobuf:"bytes,3,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
@@ -1134,7 +1152,8 @@ type UpdatePoolRequest struct {
 	ValidateOnly bool `protobuf:"varint,92,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	// How long the first reply may wait for the end of the work.
 	InlineWait *durationpb.Duration `protobuf:"bytes,94,opt,name=inline_wait,json=inlineWait,proto3" json:"inline_wait,omitempty"`
-	// Defines the pool if there is none, under the id in its name, without starting it; needs `pools.create` too. The mask is not looked at then.
+	// Defines the pool if there is none, under the id in its name, without starting it; needs `pools.create` too. The mask is not looked at then; an `etag` that is
+	// set is refused with ETAG_MISMATCH: the pool that had it is gone.
 	AllowMissing  bool `protobuf:"varint,96,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1599,17 +1618,17 @@ type ListPoolBackendsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list.
+	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on `status.available`, `display_name`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// At a gateway: take what its index holds of nodes that are away.
+	// Has no effect: nodes are always asked themselves, and one that is away is in `unreachable`.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// At a gateway: ask the nodes instead of the index.
+	// Has no effect: nodes are always asked themselves.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1703,7 +1722,7 @@ type ListPoolBackendsResponse struct {
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Nodes whose part is missing or old.
 	Unreachable []*v1.NodeFailure `protobuf:"bytes,3,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
-	// Starts a watch that tells all that changes after this page was read.
+	// Starts a watch of the package after this page was read; a node sets none, since kinds of pools are not watched.
 	ResumeToken string `protobuf:"bytes,4,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	// How fresh each node's part is (gateway only).
 	Freshness     []*v1.NodeFreshness `protobuf:"bytes,5,rep,name=freshness,proto3" json:"freshness,omitempty"`
@@ -1783,7 +1802,7 @@ const file_virtfleet_storage_v1_pool_proto_rawDesc = "" +
 	"\x1fvirtfleet/storage/v1/pool.proto\x12\x14virtfleet.storage.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xb3\x06\n" +
 	"\x04Pool\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\x80\x04R\x04name\x12\x1d\n" +
-	"\x03uid\x18\x02 \x01(\tB\v\xe2A\x01\x03\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
+	"\x03uid\x18\x02 \x01(\tB\v\xe2A\x01\x05\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
 	"\fdisplay_name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdisplayName\x12X\n" +
 	"\x06labels\x18\x04 \x03(\v2&.virtfleet.storage.v1.Pool.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x12i\n" +
 	"\vannotations\x18\x05 \x03(\v2+.virtfleet.storage.v1.Pool.AnnotationsEntryB\x1a\xbaH\x17\x9a\x01\x14\x10\x80\x02\"\ar\x05\x10\x01\x18\x80\x01*\x06r\x04\x18\x80\x80\x04R\vannotations\x12$\n" +
@@ -1860,13 +1879,13 @@ const file_virtfleet_storage_v1_pool_proto_rawDesc = "" +
 	"\x12unavailable_reason\x18\x02 \x01(\tR\x11unavailableReason\x12A\n" +
 	"\fcapabilities\x18\x03 \x03(\v2\x1d.virtfleet.type.v1.CapabilityR\fcapabilities\x12%\n" +
 	"\x0evolume_formats\x18\x04 \x03(\tR\rvolumeFormats\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"\xc8\x02\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\"\xc9\x02\n" +
 	"\x10ListPoolsRequest\x12=\n" +
 	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\x12\x12virtfleet.dev/Pool\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80@R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
 	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
@@ -1877,11 +1896,14 @@ const file_virtfleet_storage_v1_pool_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12!\n" +
 	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\x8a\x01\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xce\x01\n" +
 	"\x0eGetPoolRequest\x129\n" +
 	"\x04name\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\n" +
 	"\x12virtfleet.dev/Pool\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x12=\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xc7\x03\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
+	"\vallow_stale\x18a \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fread_through\x18b \x01(\bR\vreadThrough\"\xc7\x03\n" +
 	"\x11CreatePoolRequest\x12=\n" +
 	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\x12\x12virtfleet.dev/Pool\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12:\n" +
 	"\x04pool\x18\x02 \x01(\v2\x1a.virtfleet.storage.v1.PoolB\n" +
@@ -1946,13 +1968,13 @@ const file_virtfleet_storage_v1_pool_proto_rawDesc = "" +
 	"\rvalidate_only\x18\\ \x01(\bR\fvalidateOnly\x12H\n" +
 	"\vinline_wait\x18^ \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\x1e2\x00R\n" +
 	"inlineWait\x12*\n" +
-	"\fexpected_uid\x18_ \x01(\tB\a\xbaH\x04r\x02\x18@R\vexpectedUid\"\xd6\x02\n" +
+	"\fexpected_uid\x18_ \x01(\tB\a\xbaH\x04r\x02\x18@R\vexpectedUid\"\xd7\x02\n" +
 	"\x17ListPoolBackendsRequest\x12D\n" +
 	"\x06parent\x18\x01 \x01(\tB,\xe2A\x01\x02\xfaA\x1b\x12\x19virtfleet.dev/PoolBackend\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80@R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
 	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +

@@ -197,7 +197,7 @@ func (Qcow2Compat) EnumDescriptor() ([]byte, []int) {
 	return file_virtfleet_storage_v1_volume_proto_rawDescGZIP(), []int{2}
 }
 
-// Says what a volume is made of.
+// Says what a volume is made of. Pools of directories have files alone.
 type VolumeType int32
 
 const (
@@ -462,7 +462,7 @@ type Volume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name: `nodes/{node}/pools/{pool}/volumes/{volume}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The identity, a UUID.
+	// The identity, a UUID, unique in the fleet. May be given in Create; IDENTITY_IN_USE if it is taken.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// A name for people, of any characters; of a file that was found in the pool, the file's name.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
@@ -1154,17 +1154,17 @@ type ListVolumesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `nodes/{node}/pools/{pool}`; `nodes/{node}/pools/-`: of all pools; `nodes/-/pools/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// How many at most; 0: the server decides (500); at most 5,000. A page ends at 1 MiB whatever this says.
+	// How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list with the same parent, filter and view.
+	// Continues a list; only with the same parent, filter and view.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on labels, `uid`, `display_name`, `spec.format`, `status.path`, `status.capacity_bytes`, …: `labels.tier="fast" AND spec.format=QCOW2`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of each.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
-	// At a gateway: take what its index holds of nodes that are away.
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
 	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
-	// At a gateway: ask the nodes instead of the index.
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
 	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1337,7 +1337,11 @@ type GetVolumeRequest struct {
 	// The volume: `nodes/{node}/pools/{pool}/volumes/{volume}`; the last segment may be the uid.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How much of it.
-	View          v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
+	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
+	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1386,15 +1390,33 @@ func (x *GetVolumeRequest) GetView() v1.ResourceView {
 	return v1.ResourceView(0)
 }
 
+func (x *GetVolumeRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *GetVolumeRequest) GetReadThrough() bool {
+	if x != nil {
+		return x.ReadThrough
+	}
+	return false
+}
+
 // Asks for many volumes.
 type BatchGetVolumesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What all are below: `nodes/{node}/pools/{pool}` or `nodes/{node}/pools/-`; `nodes/-/pools/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The volumes.
+	// The volumes, by full names; the last segment may be the uid.
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// How much of each.
-	View          v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
+	// At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself.
+	AllowStale bool `protobuf:"varint,97,opt,name=allow_stale,json=allowStale,proto3" json:"allow_stale,omitempty"`
+	// At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself.
+	ReadThrough   bool `protobuf:"varint,98,opt,name=read_through,json=readThrough,proto3" json:"read_through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1448,6 +1470,20 @@ func (x *BatchGetVolumesRequest) GetView() v1.ResourceView {
 		return x.View
 	}
 	return v1.ResourceView(0)
+}
+
+func (x *BatchGetVolumesRequest) GetAllowStale() bool {
+	if x != nil {
+		return x.AllowStale
+	}
+	return false
+}
+
+func (x *BatchGetVolumesRequest) GetReadThrough() bool {
+	if x != nil {
+		return x.ReadThrough
+	}
+	return false
 }
 
 // Is one item of a batch.
@@ -1517,10 +1553,12 @@ func (x *BatchGetVolumesResult) GetVolume() *Volume {
 // Is many volumes.
 type BatchGetVolumesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One per name, in the order asked. Ends early at 3 MiB: the names that have no result are asked for again.
+	// One per name, in the order asked.
 	Results []*BatchGetVolumesResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
 	// Nodes whose part is missing (gateway only).
-	Unreachable   []*v1.NodeFailure `protobuf:"bytes,3,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	Unreachable []*v1.NodeFailure `protobuf:"bytes,3,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	// How fresh each node's part is (gateway only).
+	Freshness     []*v1.NodeFreshness `protobuf:"bytes,5,rep,name=freshness,proto3" json:"freshness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1565,6 +1603,13 @@ func (x *BatchGetVolumesResponse) GetResults() []*BatchGetVolumesResult {
 func (x *BatchGetVolumesResponse) GetUnreachable() []*v1.NodeFailure {
 	if x != nil {
 		return x.Unreachable
+	}
+	return nil
+}
+
+func (x *BatchGetVolumesResponse) GetFreshness() []*v1.NodeFreshness {
+	if x != nil {
+		return x.Freshness
 	}
 	return nil
 }
@@ -1679,7 +1724,7 @@ type CreateVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The pool: `nodes/{node}/pools/{pool}`.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The volume; of its head, display_name, labels and annotations are taken.
+	// The volume; of its head, uid, display_name, labels and annotations are taken.
 	Volume *Volume `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
 	// The id, last segment of the name; empty: the server makes one.
 	VolumeId string `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
@@ -2619,7 +2664,7 @@ const file_virtfleet_storage_v1_volume_proto_rawDesc = "" +
 	"!virtfleet/storage/v1/volume.proto\x12\x14virtfleet.storage.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xd4\x06\n" +
 	"\x06Volume\x12 \n" +
 	"\x04name\x18\x01 \x01(\tB\f\xe2A\x01\b\xbaH\x05r\x03\x18\x80\x04R\x04name\x12\x1d\n" +
-	"\x03uid\x18\x02 \x01(\tB\v\xe2A\x01\x03\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
+	"\x03uid\x18\x02 \x01(\tB\v\xe2A\x01\x05\xbaH\x04r\x02\x18@R\x03uid\x12+\n" +
 	"\fdisplay_name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdisplayName\x12Z\n" +
 	"\x06labels\x18\x04 \x03(\v2(.virtfleet.storage.v1.Volume.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x12k\n" +
 	"\vannotations\x18\x05 \x03(\v2-.virtfleet.storage.v1.Volume.AnnotationsEntryB\x1a\xbaH\x17\x9a\x01\x14\x10\x80\x02\"\ar\x05\x10\x01\x18\x80\x01*\x06r\x04\x18\x80\x80\x04R\vannotations\x12$\n" +
@@ -2697,13 +2742,13 @@ const file_virtfleet_storage_v1_volume_proto_rawDesc = "" +
 	"\vupdate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12;\n" +
 	"\vexpire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xcc\x02\n" +
+	"expireTime\"\xcd\x02\n" +
 	"\x12ListVolumesRequest\x12?\n" +
 	"\x06parent\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\x12\x14virtfleet.dev/Volume\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12'\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80@R\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
 	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
 	"\vallow_stale\x18a \x01(\bR\n" +
@@ -2714,23 +2759,30 @@ const file_virtfleet_storage_v1_volume_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n" +
 	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12!\n" +
 	"\fresume_token\x18\x04 \x01(\tR\vresumeToken\x12>\n" +
-	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\x8e\x01\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xd2\x01\n" +
 	"\x10GetVolumeRequest\x12;\n" +
 	"\x04name\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\n" +
 	"\x14virtfleet.dev/Volume\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x12=\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\xe1\x01\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
+	"\vallow_stale\x18a \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fread_through\x18b \x01(\bR\vreadThrough\"\xa5\x02\n" +
 	"\x16BatchGetVolumesRequest\x12?\n" +
 	"\x06parent\x18\x01 \x01(\tB'\xe2A\x01\x02\xfaA\x16\x12\x14virtfleet.dev/Volume\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12G\n" +
 	"\x05names\x18\x02 \x03(\tB1\xe2A\x01\x02\xfaA\x16\n" +
 	"\x14virtfleet.dev/Volume\xbaH\x11\x92\x01\x0e\b\x01\x10\xe8\a\"\ar\x05\x10\x01\x18\x80\x04R\x05names\x12=\n" +
-	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"\x8d\x01\n" +
+	"\x04view\x18\x06 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n" +
+	"\vallow_stale\x18a \x01(\bR\n" +
+	"allowStale\x12!\n" +
+	"\fread_through\x18b \x01(\bR\vreadThrough\"\x8d\x01\n" +
 	"\x15BatchGetVolumesResult\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
 	"\x06status\x18\x02 \x01(\v2\x12.google.rpc.StatusR\x06status\x124\n" +
-	"\x06volume\x18\x03 \x01(\v2\x1c.virtfleet.storage.v1.VolumeR\x06volume\"\xa2\x01\n" +
+	"\x06volume\x18\x03 \x01(\v2\x1c.virtfleet.storage.v1.VolumeR\x06volume\"\xe2\x01\n" +
 	"\x17BatchGetVolumesResponse\x12E\n" +
 	"\aresults\x18\x01 \x03(\v2+.virtfleet.storage.v1.BatchGetVolumesResultR\aresults\x12@\n" +
-	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\"\xe2\x01\n" +
+	"\vunreachable\x18\x03 \x03(\v2\x1e.virtfleet.type.v1.NodeFailureR\vunreachable\x12>\n" +
+	"\tfreshness\x18\x05 \x03(\v2 .virtfleet.type.v1.NodeFreshnessR\tfreshness\"\xe2\x01\n" +
 	"\x13LookupVolumeRequest\x12=\n" +
 	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\x12\x12virtfleet.dev/Pool\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06parent\x12 \n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -2989,44 +3041,45 @@ var file_virtfleet_storage_v1_volume_proto_depIdxs = []int32{
 	7,  // 30: virtfleet.storage.v1.BatchGetVolumesResult.volume:type_name -> virtfleet.storage.v1.Volume
 	18, // 31: virtfleet.storage.v1.BatchGetVolumesResponse.results:type_name -> virtfleet.storage.v1.BatchGetVolumesResult
 	36, // 32: virtfleet.storage.v1.BatchGetVolumesResponse.unreachable:type_name -> virtfleet.type.v1.NodeFailure
-	35, // 33: virtfleet.storage.v1.LookupVolumeRequest.view:type_name -> virtfleet.type.v1.ResourceView
-	7,  // 34: virtfleet.storage.v1.CreateVolumeRequest.volume:type_name -> virtfleet.storage.v1.Volume
-	39, // 35: virtfleet.storage.v1.CreateVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
-	39, // 36: virtfleet.storage.v1.DeleteVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
-	39, // 37: virtfleet.storage.v1.ResizeVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
-	6,  // 38: virtfleet.storage.v1.WipeVolumeRequest.algorithm:type_name -> virtfleet.storage.v1.WipeAlgorithm
-	39, // 39: virtfleet.storage.v1.WipeVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
-	26, // 40: virtfleet.storage.v1.UploadVolumeRequest.start:type_name -> virtfleet.storage.v1.UploadStart
-	40, // 41: virtfleet.storage.v1.UploadVolumeRequest.chunk:type_name -> virtfleet.type.v1.DataChunk
-	7,  // 42: virtfleet.storage.v1.UploadVolumeResponse.volume:type_name -> virtfleet.storage.v1.Volume
-	30, // 43: virtfleet.storage.v1.DownloadVolumeResponse.start:type_name -> virtfleet.storage.v1.DownloadStart
-	40, // 44: virtfleet.storage.v1.DownloadVolumeResponse.chunk:type_name -> virtfleet.type.v1.DataChunk
-	0,  // 45: virtfleet.storage.v1.DownloadStart.format:type_name -> virtfleet.storage.v1.VolumeFormat
-	14, // 46: virtfleet.storage.v1.VolumeService.ListVolumes:input_type -> virtfleet.storage.v1.ListVolumesRequest
-	16, // 47: virtfleet.storage.v1.VolumeService.GetVolume:input_type -> virtfleet.storage.v1.GetVolumeRequest
-	17, // 48: virtfleet.storage.v1.VolumeService.BatchGetVolumes:input_type -> virtfleet.storage.v1.BatchGetVolumesRequest
-	20, // 49: virtfleet.storage.v1.VolumeService.LookupVolume:input_type -> virtfleet.storage.v1.LookupVolumeRequest
-	21, // 50: virtfleet.storage.v1.VolumeService.CreateVolume:input_type -> virtfleet.storage.v1.CreateVolumeRequest
-	22, // 51: virtfleet.storage.v1.VolumeService.DeleteVolume:input_type -> virtfleet.storage.v1.DeleteVolumeRequest
-	23, // 52: virtfleet.storage.v1.VolumeService.ResizeVolume:input_type -> virtfleet.storage.v1.ResizeVolumeRequest
-	24, // 53: virtfleet.storage.v1.VolumeService.WipeVolume:input_type -> virtfleet.storage.v1.WipeVolumeRequest
-	25, // 54: virtfleet.storage.v1.VolumeService.UploadVolume:input_type -> virtfleet.storage.v1.UploadVolumeRequest
-	28, // 55: virtfleet.storage.v1.VolumeService.DownloadVolume:input_type -> virtfleet.storage.v1.DownloadVolumeRequest
-	15, // 56: virtfleet.storage.v1.VolumeService.ListVolumes:output_type -> virtfleet.storage.v1.ListVolumesResponse
-	7,  // 57: virtfleet.storage.v1.VolumeService.GetVolume:output_type -> virtfleet.storage.v1.Volume
-	19, // 58: virtfleet.storage.v1.VolumeService.BatchGetVolumes:output_type -> virtfleet.storage.v1.BatchGetVolumesResponse
-	7,  // 59: virtfleet.storage.v1.VolumeService.LookupVolume:output_type -> virtfleet.storage.v1.Volume
-	41, // 60: virtfleet.storage.v1.VolumeService.CreateVolume:output_type -> google.longrunning.Operation
-	41, // 61: virtfleet.storage.v1.VolumeService.DeleteVolume:output_type -> google.longrunning.Operation
-	41, // 62: virtfleet.storage.v1.VolumeService.ResizeVolume:output_type -> google.longrunning.Operation
-	41, // 63: virtfleet.storage.v1.VolumeService.WipeVolume:output_type -> google.longrunning.Operation
-	27, // 64: virtfleet.storage.v1.VolumeService.UploadVolume:output_type -> virtfleet.storage.v1.UploadVolumeResponse
-	29, // 65: virtfleet.storage.v1.VolumeService.DownloadVolume:output_type -> virtfleet.storage.v1.DownloadVolumeResponse
-	56, // [56:66] is the sub-list for method output_type
-	46, // [46:56] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	37, // 33: virtfleet.storage.v1.BatchGetVolumesResponse.freshness:type_name -> virtfleet.type.v1.NodeFreshness
+	35, // 34: virtfleet.storage.v1.LookupVolumeRequest.view:type_name -> virtfleet.type.v1.ResourceView
+	7,  // 35: virtfleet.storage.v1.CreateVolumeRequest.volume:type_name -> virtfleet.storage.v1.Volume
+	39, // 36: virtfleet.storage.v1.CreateVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
+	39, // 37: virtfleet.storage.v1.DeleteVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
+	39, // 38: virtfleet.storage.v1.ResizeVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
+	6,  // 39: virtfleet.storage.v1.WipeVolumeRequest.algorithm:type_name -> virtfleet.storage.v1.WipeAlgorithm
+	39, // 40: virtfleet.storage.v1.WipeVolumeRequest.inline_wait:type_name -> google.protobuf.Duration
+	26, // 41: virtfleet.storage.v1.UploadVolumeRequest.start:type_name -> virtfleet.storage.v1.UploadStart
+	40, // 42: virtfleet.storage.v1.UploadVolumeRequest.chunk:type_name -> virtfleet.type.v1.DataChunk
+	7,  // 43: virtfleet.storage.v1.UploadVolumeResponse.volume:type_name -> virtfleet.storage.v1.Volume
+	30, // 44: virtfleet.storage.v1.DownloadVolumeResponse.start:type_name -> virtfleet.storage.v1.DownloadStart
+	40, // 45: virtfleet.storage.v1.DownloadVolumeResponse.chunk:type_name -> virtfleet.type.v1.DataChunk
+	0,  // 46: virtfleet.storage.v1.DownloadStart.format:type_name -> virtfleet.storage.v1.VolumeFormat
+	14, // 47: virtfleet.storage.v1.VolumeService.ListVolumes:input_type -> virtfleet.storage.v1.ListVolumesRequest
+	16, // 48: virtfleet.storage.v1.VolumeService.GetVolume:input_type -> virtfleet.storage.v1.GetVolumeRequest
+	17, // 49: virtfleet.storage.v1.VolumeService.BatchGetVolumes:input_type -> virtfleet.storage.v1.BatchGetVolumesRequest
+	20, // 50: virtfleet.storage.v1.VolumeService.LookupVolume:input_type -> virtfleet.storage.v1.LookupVolumeRequest
+	21, // 51: virtfleet.storage.v1.VolumeService.CreateVolume:input_type -> virtfleet.storage.v1.CreateVolumeRequest
+	22, // 52: virtfleet.storage.v1.VolumeService.DeleteVolume:input_type -> virtfleet.storage.v1.DeleteVolumeRequest
+	23, // 53: virtfleet.storage.v1.VolumeService.ResizeVolume:input_type -> virtfleet.storage.v1.ResizeVolumeRequest
+	24, // 54: virtfleet.storage.v1.VolumeService.WipeVolume:input_type -> virtfleet.storage.v1.WipeVolumeRequest
+	25, // 55: virtfleet.storage.v1.VolumeService.UploadVolume:input_type -> virtfleet.storage.v1.UploadVolumeRequest
+	28, // 56: virtfleet.storage.v1.VolumeService.DownloadVolume:input_type -> virtfleet.storage.v1.DownloadVolumeRequest
+	15, // 57: virtfleet.storage.v1.VolumeService.ListVolumes:output_type -> virtfleet.storage.v1.ListVolumesResponse
+	7,  // 58: virtfleet.storage.v1.VolumeService.GetVolume:output_type -> virtfleet.storage.v1.Volume
+	19, // 59: virtfleet.storage.v1.VolumeService.BatchGetVolumes:output_type -> virtfleet.storage.v1.BatchGetVolumesResponse
+	7,  // 60: virtfleet.storage.v1.VolumeService.LookupVolume:output_type -> virtfleet.storage.v1.Volume
+	41, // 61: virtfleet.storage.v1.VolumeService.CreateVolume:output_type -> google.longrunning.Operation
+	41, // 62: virtfleet.storage.v1.VolumeService.DeleteVolume:output_type -> google.longrunning.Operation
+	41, // 63: virtfleet.storage.v1.VolumeService.ResizeVolume:output_type -> google.longrunning.Operation
+	41, // 64: virtfleet.storage.v1.VolumeService.WipeVolume:output_type -> google.longrunning.Operation
+	27, // 65: virtfleet.storage.v1.VolumeService.UploadVolume:output_type -> virtfleet.storage.v1.UploadVolumeResponse
+	29, // 66: virtfleet.storage.v1.VolumeService.DownloadVolume:output_type -> virtfleet.storage.v1.DownloadVolumeResponse
+	57, // [57:67] is the sub-list for method output_type
+	47, // [47:57] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_virtfleet_storage_v1_volume_proto_init() }

@@ -45,11 +45,12 @@ type VolumeServiceClient interface {
 	// Returns a volume by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND.
 	GetVolume(ctx context.Context, in *GetVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	// Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only.
+	// INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT (a name that is not below `parent`) · RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time).
 	BatchGetVolumes(ctx context.Context, in *BatchGetVolumesRequest, opts ...grpc.CallOption) (*BatchGetVolumesResponse, error)
 	// Finds the volume that a path on the node or a key belongs to. NOT_FOUND RESOURCE_NOT_FOUND.
 	LookupVolume(ctx context.Context, in *LookupVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	// Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
-	// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE (a
+	// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
 	// file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
 	// INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
 	CreateVolume(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
@@ -205,11 +206,12 @@ type VolumeServiceServer interface {
 	// Returns a volume by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND.
 	GetVolume(context.Context, *GetVolumeRequest) (*Volume, error)
 	// Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only.
+	// INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT (a name that is not below `parent`) · RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time).
 	BatchGetVolumes(context.Context, *BatchGetVolumesRequest) (*BatchGetVolumesResponse, error)
 	// Finds the volume that a path on the node or a key belongs to. NOT_FOUND RESOURCE_NOT_FOUND.
 	LookupVolume(context.Context, *LookupVolumeRequest) (*Volume, error)
 	// Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
-	// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE (a
+	// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
 	// file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
 	// INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
 	CreateVolume(context.Context, *CreateVolumeRequest) (*longrunningpb.Operation, error)

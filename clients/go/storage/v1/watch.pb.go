@@ -10,6 +10,7 @@ package storagev1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -84,7 +85,7 @@ func (ResourceType) EnumDescriptor() ([]byte, []int) {
 type EventType int32
 
 const (
-	// Is never sent.
+	// Is refused and never sent.
 	EventType_EVENT_TYPE_UNSPECIFIED EventType = 0
 	// A pool was defined.
 	EventType_EVENT_TYPE_POOL_DEFINED EventType = 1
@@ -198,7 +199,8 @@ type WatchResourcesRequest struct {
 	ResourceTypes []ResourceType `protobuf:"varint,2,rep,packed,name=resource_types,json=resourceTypes,proto3,enum=virtfleet.storage.v1.ResourceType" json:"resource_types,omitempty"`
 	// Only events of these kinds; empty: all. Changes of resources are not touched by it.
 	EventTypes []EventType `protobuf:"varint,3,rep,packed,name=event_types,json=eventTypes,proto3,enum=virtfleet.storage.v1.EventType" json:"event_types,omitempty"`
-	// Only resources for which the filter holds, as in a list. One that ceases to hold is told as a delete with cause `filter`.
+	// Only resources for which the filter holds, as in a list; every kind that is watched must have its fields. One for which it ceases to hold is told as a
+	// delete with cause `filter`.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How much of a resource a put carries.
 	View v1.ResourceView `protobuf:"varint,5,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`
@@ -852,7 +854,7 @@ type ListEventsRequest struct {
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// How many at most; 0: the server decides (500); at most 5,000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Continues a list.
+	// Continues a list; only with the same parent and filter.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on `resource`, `type`, `time`: `resource="nodes/n1/pools/images" AND time>="2026-01-01T00:00:00Z"`.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -1004,14 +1006,15 @@ var File_virtfleet_storage_v1_watch_proto protoreflect.FileDescriptor
 
 const file_virtfleet_storage_v1_watch_proto_rawDesc = "" +
 	"\n" +
-	" virtfleet/storage/v1/watch.proto\x12\x14virtfleet.storage.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvirtfleet/storage/v1/pool.proto\x1a!virtfleet/storage/v1/volume.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xf4\x03\n" +
-	"\x15WatchResourcesRequest\x12\x1f\n" +
-	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06parent\x12Z\n" +
-	"\x0eresource_types\x18\x02 \x03(\x0e2\".virtfleet.storage.v1.ResourceTypeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\rresourceTypes\x12@\n" +
-	"\vevent_types\x18\x03 \x03(\x0e2\x1f.virtfleet.storage.v1.EventTypeR\n" +
+	" virtfleet/storage/v1/watch.proto\x12\x14virtfleet.storage.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvirtfleet/storage/v1/pool.proto\x1a!virtfleet/storage/v1/volume.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xad\x04\n" +
+	"\x15WatchResourcesRequest\x12=\n" +
+	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\n" +
+	"\x12virtfleet.dev/Node\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12Z\n" +
+	"\x0eresource_types\x18\x02 \x03(\x0e2\".virtfleet.storage.v1.ResourceTypeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\rresourceTypes\x12Q\n" +
+	"\vevent_types\x18\x03 \x03(\x0e2\x1f.virtfleet.storage.v1.EventTypeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\n" +
 	"eventTypes\x12 \n" +
-	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x123\n" +
-	"\x04view\x18\x05 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12>\n" +
+	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12=\n" +
+	"\x04view\x18\x05 \x01(\x0e2\x1f.virtfleet.type.v1.ResourceViewB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12>\n" +
 	"\bsnapshot\x18\x06 \x01(\v2 .virtfleet.type.v1.WatchSnapshotH\x00R\bsnapshot\x12#\n" +
 	"\fresume_token\x18\a \x01(\tH\x00R\vresumeToken\x12W\n" +
 	"\x11bookmark_interval\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xd8\x042\x02\b\x01R\x10bookmarkIntervalB\a\n" +
@@ -1048,13 +1051,14 @@ const file_virtfleet_storage_v1_watch_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12U\n" +
 	"\x11volume_attachment\x18\x14 \x01(\v2&.virtfleet.storage.v1.VolumeAttachmentH\x00R\x10volumeAttachmentB\b\n" +
-	"\x06detail\"\x9e\x01\n" +
-	"\x11ListEventsRequest\x12\x1f\n" +
-	"\x06parent\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06parent\x12'\n" +
+	"\x06detail\"\xc7\x01\n" +
+	"\x11ListEventsRequest\x12=\n" +
+	"\x06parent\x18\x01 \x01(\tB%\xe2A\x01\x02\xfaA\x14\n" +
+	"\x12virtfleet.dev/Node\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06parent\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12\x1d\n" +
+	"\xbaH\a\x1a\x05\x18\x88'(\x00R\bpageSize\x12(\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\x12 \n" +
+	"page_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n" +
 	"\x06filter\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\"\x96\x02\n" +
 	"\x12ListEventsResponse\x123\n" +
 	"\x06events\x18\x01 \x03(\v2\x1b.virtfleet.storage.v1.EventR\x06events\x12&\n" +

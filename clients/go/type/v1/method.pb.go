@@ -91,7 +91,7 @@ type MethodRule struct {
 	Effect Effect `protobuf:"varint,2,opt,name=effect,proto3,enum=virtfleet.type.v1.Effect" json:"effect,omitempty"`
 	// Answers without authentication (enrolment only).
 	Anonymous bool `protobuf:"varint,3,opt,name=anonymous,proto3" json:"anonymous,omitempty"`
-	// The part of the node that the routing field does not name, for methods that the gateway answers itself.
+	// Whether gateways alone serve the method; a service of a node answers UNIMPLEMENTED METHOD_NOT_IMPLEMENTED.
 	GatewayOnly   bool `protobuf:"varint,4,opt,name=gateway_only,json=gatewayOnly,proto3" json:"gateway_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

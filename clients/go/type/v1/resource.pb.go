@@ -389,7 +389,8 @@ type PendingChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The field path below the resource, as a field mask writes it: `spec.memory.maximum_bytes`.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Why it is not live, as a stable reason: `NEEDS_RESTART`, `CAPABILITY_MISSING`, `SCOPE_CONFIG`.
+	// Why it is not live, as a stable reason: `NEEDS_RESTART`, `SCOPE_CONFIG` (the call asked for it), `SCOPE_LIVE` (the running instance has it and the
+	// definition does not: it is lost at the stop).
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// A sentence for people.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -457,7 +458,7 @@ type NodeFailure struct {
 	Status *status.Status `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	// When the node was last heard.
 	LastSeenTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_seen_time,json=lastSeenTime,proto3" json:"last_seen_time,omitempty"`
-	// The age of what the answer holds of it; unset: it holds nothing.
+	// When what the answer holds of it was true (`allow_stale`); unset: the answer holds nothing of it.
 	ObserveTime   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=observe_time,json=observeTime,proto3" json:"observe_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

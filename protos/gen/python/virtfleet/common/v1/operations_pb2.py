@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from virtfleet.type.v1 import method_pb2 as virtfleet_dot_type_dot_v1_dot_method__pb2
 from virtfleet.type.v1 import watch_pb2 as virtfleet_dot_type_dot_v1_dot_watch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$virtfleet/common/v1/operations.proto\x12\x13virtfleet.common.v1\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xfe\x01\n\x16WatchOperationsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12\x16\n\x06target\x18\x02 \x01(\tR\x06target\x12>\n\x08snapshot\x18\x06 \x01(\x0b\x32 .virtfleet.type.v1.WatchSnapshotH\x00R\x08snapshot\x12#\n\x0cresume_token\x18\x07 \x01(\tH\x00R\x0bresumeToken\x12\x46\n\x11\x62ookmark_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationR\x10\x62ookmarkIntervalB\x07\n\x05start\"\x8f\x02\n\x17WatchOperationsResponse\x12=\n\noperations\x18\x01 \x03(\x0b\x32\x1d.google.longrunning.OperationR\noperations\x12!\n\x0cresume_token\x18\x02 \x01(\tR\x0bresumeToken\x12>\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32 .virtfleet.type.v1.WatchBookmarkH\x00R\x08\x62ookmark\x12H\n\x0csnapshot_end\x18\x04 \x01(\x0b\x32#.virtfleet.type.v1.WatchSnapshotEndH\x00R\x0bsnapshotEndB\x08\n\x06marker2\x9d\x01\n\x10OperationService\x12\x88\x01\n\x0fWatchOperations\x12+.virtfleet.common.v1.WatchOperationsRequest\x1a,.virtfleet.common.v1.WatchOperationsResponse\"\x18\xca\xc1\x18\x14\n\x10operations.watch\x10\x01\x30\x01\x42P\n\x17\x64\x65v.virtfleet.common.v1B\x0eOperationProtoP\x01Z#virtfleet.dev/go/common/v1;commonv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$virtfleet/common/v1/operations.proto\x12\x13virtfleet.common.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xa3\x02\n\x16WatchOperationsRequest\x12 \n\x06parent\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x06parent\x12 \n\x06target\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04R\x06target\x12>\n\x08snapshot\x18\x06 \x01(\x0b\x32 .virtfleet.type.v1.WatchSnapshotH\x00R\x08snapshot\x12#\n\x0cresume_token\x18\x07 \x01(\tH\x00R\x0bresumeToken\x12W\n\x11\x62ookmark_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x03\x08\xd8\x04\x32\x02\x08\x01R\x10\x62ookmarkIntervalB\x07\n\x05start\"\x8f\x02\n\x17WatchOperationsResponse\x12=\n\noperations\x18\x01 \x03(\x0b\x32\x1d.google.longrunning.OperationR\noperations\x12!\n\x0cresume_token\x18\x02 \x01(\tR\x0bresumeToken\x12>\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32 .virtfleet.type.v1.WatchBookmarkH\x00R\x08\x62ookmark\x12H\n\x0csnapshot_end\x18\x04 \x01(\x0b\x32#.virtfleet.type.v1.WatchSnapshotEndH\x00R\x0bsnapshotEndB\x08\n\x06marker2\x9d\x01\n\x10OperationService\x12\x88\x01\n\x0fWatchOperations\x12+.virtfleet.common.v1.WatchOperationsRequest\x1a,.virtfleet.common.v1.WatchOperationsResponse\"\x18\xca\xc1\x18\x14\n\x10operations.watch\x10\x01\x30\x01\x42P\n\x17\x64\x65v.virtfleet.common.v1B\x0eOperationProtoP\x01Z#virtfleet.dev/go/common/v1;commonv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +37,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'virtfleet.common.v1.operati
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\027dev.virtfleet.common.v1B\016OperationProtoP\001Z#virtfleet.dev/go/common/v1;commonv1'
+  _globals['_WATCHOPERATIONSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_WATCHOPERATIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_WATCHOPERATIONSREQUEST'].fields_by_name['target']._loaded_options = None
+  _globals['_WATCHOPERATIONSREQUEST'].fields_by_name['target']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_WATCHOPERATIONSREQUEST'].fields_by_name['bookmark_interval']._loaded_options = None
+  _globals['_WATCHOPERATIONSREQUEST'].fields_by_name['bookmark_interval']._serialized_options = b'\272H\014\252\001\t\"\003\010\330\0042\002\010\001'
   _globals['_OPERATIONSERVICE'].methods_by_name['WatchOperations']._loaded_options = None
   _globals['_OPERATIONSERVICE'].methods_by_name['WatchOperations']._serialized_options = b'\312\301\030\024\n\020operations.watch\020\001'
-  _globals['_WATCHOPERATIONSREQUEST']._serialized_start=194
-  _globals['_WATCHOPERATIONSREQUEST']._serialized_end=448
-  _globals['_WATCHOPERATIONSRESPONSE']._serialized_start=451
-  _globals['_WATCHOPERATIONSRESPONSE']._serialized_end=722
-  _globals['_OPERATIONSERVICE']._serialized_start=725
-  _globals['_OPERATIONSERVICE']._serialized_end=882
+  _globals['_WATCHOPERATIONSREQUEST']._serialized_start=223
+  _globals['_WATCHOPERATIONSREQUEST']._serialized_end=514
+  _globals['_WATCHOPERATIONSRESPONSE']._serialized_start=517
+  _globals['_WATCHOPERATIONSRESPONSE']._serialized_end=788
+  _globals['_OPERATIONSERVICE']._serialized_start=791
+  _globals['_OPERATIONSERVICE']._serialized_end=948
 # @@protoc_insertion_point(module_scope)

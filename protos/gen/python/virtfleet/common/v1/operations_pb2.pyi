@@ -33,9 +33,9 @@ class WatchOperationsRequest(message.Message):
     RESUME_TOKEN_FIELD_NUMBER: builtins.int
     BOOKMARK_INTERVAL_FIELD_NUMBER: builtins.int
     parent: builtins.str
-    """`nodes/{node}/services/{service}`, or empty for the endpoint's own."""
+    """`nodes/{node}/services/{service}`, or empty for the process that is called. There is no form for all nodes."""
     target: builtins.str
-    """Only operations on this resource."""
+    """Only operations on the resource of this name; empty: all."""
     resume_token: builtins.str
     """After the message that had this token."""
     @builtins.property

@@ -48,7 +48,8 @@ class OperationServiceServicer:
 
     def WatchOperations(self, request, context):
         """Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
-        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: it is not of this watch,
+        NAME_MALFORMED: `parent` is another process · RESOURCE_EXHAUSTED SLOW_READER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class OperationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OperationServiceAsyncStub: ...
     WatchOperations: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchOperationsRequest, _operations_pb2.WatchOperationsResponse]
     """Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
-    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: it is not of this watch,
+    NAME_MALFORMED: `parent` is another process · RESOURCE_EXHAUSTED SLOW_READER.
     """
 
 @_typing.type_check_only
@@ -45,7 +46,8 @@ class OperationServiceAsyncStub(OperationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchOperations: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchOperationsRequest, _operations_pb2.WatchOperationsResponse]  # type: ignore[assignment]
     """Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
-    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: it is not of this watch,
+    NAME_MALFORMED: `parent` is another process · RESOURCE_EXHAUSTED SLOW_READER.
     """
 
 class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -58,7 +60,8 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operations_pb2.WatchOperationsResponse], _abc.AsyncIterator[_operations_pb2.WatchOperationsResponse]]:
         """Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
-        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: it is not of this watch,
+        NAME_MALFORMED: `parent` is another process · RESOURCE_EXHAUSTED SLOW_READER.
         """
 
 def add_OperationServiceServicer_to_server(servicer: OperationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -268,17 +268,17 @@ class ListDriversRequest(message.Message):
     parent: builtins.str
     """The node: `nodes/{node}`, or `nodes/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list; only with the same parent and filter."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on fields: `status.state=READY`."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each is answered."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -353,9 +353,9 @@ class GetDriverRequest(message.Message):
     view: resource_pb2.ResourceView.ValueType
     """How much of it is answered."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,

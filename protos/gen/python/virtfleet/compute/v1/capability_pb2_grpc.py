@@ -52,7 +52,7 @@ class CapabilityServiceServicer:
     """
 
     def ListDrivers(self, request, context):
-        """Lists the drivers of a node, those that cannot run too.
+        """Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

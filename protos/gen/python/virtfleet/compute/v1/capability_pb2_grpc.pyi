@@ -34,7 +34,7 @@ class CapabilityServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CapabilityServiceAsyncStub: ...
     ListDrivers: _grpc.UnaryUnaryMultiCallable[_capability_pb2.ListDriversRequest, _capability_pb2.ListDriversResponse]
-    """Lists the drivers of a node, those that cannot run too."""
+    """Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID."""
     GetDriver: _grpc.UnaryUnaryMultiCallable[_capability_pb2.GetDriverRequest, _capability_pb2.Driver]
     """Gets a driver."""
 
@@ -44,7 +44,7 @@ class CapabilityServiceAsyncStub(CapabilityServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListDrivers: _aio.UnaryUnaryMultiCallable[_capability_pb2.ListDriversRequest, _capability_pb2.ListDriversResponse]  # type: ignore[assignment]
-    """Lists the drivers of a node, those that cannot run too."""
+    """Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID."""
     GetDriver: _aio.UnaryUnaryMultiCallable[_capability_pb2.GetDriverRequest, _capability_pb2.Driver]  # type: ignore[assignment]
     """Gets a driver."""
 
@@ -57,7 +57,7 @@ class CapabilityServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _capability_pb2.ListDriversRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_capability_pb2.ListDriversResponse, _abc.Awaitable[_capability_pb2.ListDriversResponse]]:
-        """Lists the drivers of a node, those that cannot run too."""
+        """Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID."""
 
     @_abc_1.abstractmethod
     def GetDriver(

@@ -28,7 +28,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from virtfleet.type.v1 import method_pb2 as virtfleet_dot_type_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"virtfleet/compute/v1/console.proto\x12\x14virtfleet.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xaa\x02\n\x12OpenConsoleRequest\x12\x35\n\x04name\x18\x01 \x01(\tB!\xfa\x41\x16\n\x14virtfleet.dev/Domain\xbaH\x05r\x03\x18\x80\x02R\x04name\x12\x37\n\x04open\x18\x02 \x01(\x0b\x32!.virtfleet.compute.v1.ConsoleOpenH\x00R\x04open\x12\x1f\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x04\x64\x61ta\x12=\n\x06resize\x18\x04 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleResizeH\x00R\x06resize\x12:\n\x05\x63lose\x18\x05 \x01(\x0b\x32\".virtfleet.compute.v1.ConsoleCloseH\x00R\x05\x63loseB\x08\n\x06\x61\x63tion\"\xd0\x01\n\x0b\x43onsoleOpen\x12$\n\tdevice_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x08\x64\x65viceId\x12\x35\n\x04mode\x18\x02 \x01(\x0e\x32!.virtfleet.compute.v1.ConsoleModeR\x04mode\x12\x14\n\x05\x66orce\x18\x03 \x01(\x08R\x05\x66orce\x12\x1d\n\x05\x65poch\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x05\x65poch\x12$\n\x06offset\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00R\x06offset\x88\x01\x01\x42\t\n\x07_offset\"g\n\rConsoleResize\x12-\n\x0c\x63olumn_count\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01R\x0b\x63olumnCount\x12\'\n\trow_count\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01R\x08rowCount\"\x0e\n\x0c\x43onsoleClose\"\x8b\x02\n\x13OpenConsoleResponse\x12=\n\x06opened\x18\x01 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleOpenedH\x00R\x06opened\x12\x37\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32!.virtfleet.compute.v1.ConsoleDataH\x00R\x04\x64\x61ta\x12\x34\n\x03gap\x18\x03 \x01(\x0b\x32 .virtfleet.compute.v1.ConsoleGapH\x00R\x03gap\x12=\n\x06\x63losed\x18\x04 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleClosedH\x00R\x06\x63losedB\x07\n\x05\x65vent\"v\n\rConsoleOpened\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x14\n\x05\x65poch\x18\x02 \x01(\tR\x05\x65poch\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x1a\n\x08writable\x18\x04 \x01(\x08R\x08writable\"9\n\x0b\x43onsoleData\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n\x04\x64\x61ta\x18\x02 \x01(\x0cR\x04\x64\x61ta\"]\n\nConsoleGap\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12!\n\x0clength_bytes\x18\x03 \x01(\x03R\x0blengthBytes\"i\n\rConsoleClosed\x12@\n\x06reason\x18\x01 \x01(\x0e\x32(.virtfleet.compute.v1.ConsoleCloseReasonR\x06reason\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\"\xd2\x01\n\x15ReadConsoleLogRequest\x12;\n\x04name\x18\x01 \x01(\tB\'\xe2\x41\x01\x02\xfa\x41\x16\n\x14virtfleet.dev/Domain\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12$\n\tdevice_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x08\x64\x65viceId\x12\x1d\n\x05\x65poch\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x05\x65poch\x12\x1f\n\x06offset\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\x12\x16\n\x06\x66ollow\x18\x05 \x01(\x08R\x06\x66ollow\"\x8e\x02\n\x16ReadConsoleLogResponse\x12=\n\x06opened\x18\x01 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleOpenedH\x00R\x06opened\x12\x37\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32!.virtfleet.compute.v1.ConsoleDataH\x00R\x04\x64\x61ta\x12\x34\n\x03gap\x18\x03 \x01(\x0b\x32 .virtfleet.compute.v1.ConsoleGapH\x00R\x03gap\x12=\n\x06\x63losed\x18\x04 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleClosedH\x00R\x06\x63losedB\x07\n\x05\x65vent*d\n\x0b\x43onsoleMode\x12\x1c\n\x18\x43ONSOLE_MODE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43ONSOLE_MODE_READ_WRITE\x10\x01\x12\x1a\n\x16\x43ONSOLE_MODE_READ_ONLY\x10\x02*\xee\x01\n\x12\x43onsoleCloseReason\x12$\n CONSOLE_CLOSE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONSOLE_CLOSE_REASON_CALLER\x10\x01\x12$\n CONSOLE_CLOSE_REASON_GUEST_ENDED\x10\x02\x12#\n\x1f\x43ONSOLE_CLOSE_REASON_TAKEN_OVER\x10\x03\x12!\n\x1d\x43ONSOLE_CLOSE_REASON_DRAINING\x10\x04\x12#\n\x1f\x43ONSOLE_CLOSE_REASON_END_OF_LOG\x10\x05\x32\x96\x02\n\x0e\x43onsoleService\x12}\n\x0bOpenConsole\x12(.virtfleet.compute.v1.OpenConsoleRequest\x1a).virtfleet.compute.v1.OpenConsoleResponse\"\x15\xca\xc1\x18\x11\n\rconsoles.open\x10\x03(\x01\x30\x01\x12\x84\x01\n\x0eReadConsoleLog\x12+.virtfleet.compute.v1.ReadConsoleLogRequest\x1a,.virtfleet.compute.v1.ReadConsoleLogResponse\"\x15\xca\xc1\x18\x11\n\rconsoles.read\x10\x01\x30\x01\x42Q\n\x18\x64\x65v.virtfleet.compute.v1B\x0c\x43onsoleProtoP\x01Z%virtfleet.dev/go/compute/v1;computev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"virtfleet/compute/v1/console.proto\x12\x14virtfleet.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xf4\x02\n\x12OpenConsoleRequest\x12\x35\n\x04name\x18\x01 \x01(\tB!\xfa\x41\x16\n\x14virtfleet.dev/Domain\xbaH\x05r\x03\x18\x80\x02R\x04name\x12\x37\n\x04open\x18\x02 \x01(\x0b\x32!.virtfleet.compute.v1.ConsoleOpenH\x00R\x04open\x12\x1f\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x04\x64\x61ta\x12=\n\x06resize\x18\x04 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleResizeH\x00R\x06resize\x12:\n\x05\x63lose\x18\x05 \x01(\x0b\x32\".virtfleet.compute.v1.ConsoleCloseH\x00R\x05\x63lose\x12\x1c\n\x04\x65tag\x18Z \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12*\n\x0c\x65xpected_uid\x18_ \x01(\tB\x07\xbaH\x04r\x02\x18@R\x0b\x65xpectedUidB\x08\n\x06\x61\x63tion\"\xd0\x01\n\x0b\x43onsoleOpen\x12$\n\tdevice_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x08\x64\x65viceId\x12\x35\n\x04mode\x18\x02 \x01(\x0e\x32!.virtfleet.compute.v1.ConsoleModeR\x04mode\x12\x14\n\x05\x66orce\x18\x03 \x01(\x08R\x05\x66orce\x12\x1d\n\x05\x65poch\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x05\x65poch\x12$\n\x06offset\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00R\x06offset\x88\x01\x01\x42\t\n\x07_offset\"g\n\rConsoleResize\x12-\n\x0c\x63olumn_count\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01R\x0b\x63olumnCount\x12\'\n\trow_count\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x01R\x08rowCount\"\x0e\n\x0c\x43onsoleClose\"\x8b\x02\n\x13OpenConsoleResponse\x12=\n\x06opened\x18\x01 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleOpenedH\x00R\x06opened\x12\x37\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32!.virtfleet.compute.v1.ConsoleDataH\x00R\x04\x64\x61ta\x12\x34\n\x03gap\x18\x03 \x01(\x0b\x32 .virtfleet.compute.v1.ConsoleGapH\x00R\x03gap\x12=\n\x06\x63losed\x18\x04 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleClosedH\x00R\x06\x63losedB\x07\n\x05\x65vent\"v\n\rConsoleOpened\x12\x1b\n\tdevice_id\x18\x01 \x01(\tR\x08\x64\x65viceId\x12\x14\n\x05\x65poch\x18\x02 \x01(\tR\x05\x65poch\x12\x16\n\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x1a\n\x08writable\x18\x04 \x01(\x08R\x08writable\"9\n\x0b\x43onsoleData\x12\x16\n\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n\x04\x64\x61ta\x18\x02 \x01(\x0cR\x04\x64\x61ta\"]\n\nConsoleGap\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\x12!\n\x0clength_bytes\x18\x03 \x01(\x03R\x0blengthBytes\"i\n\rConsoleClosed\x12@\n\x06reason\x18\x01 \x01(\x0e\x32(.virtfleet.compute.v1.ConsoleCloseReasonR\x06reason\x12\x16\n\x06offset\x18\x02 \x01(\x03R\x06offset\"\xd2\x01\n\x15ReadConsoleLogRequest\x12;\n\x04name\x18\x01 \x01(\tB\'\xe2\x41\x01\x02\xfa\x41\x16\n\x14virtfleet.dev/Domain\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12$\n\tdevice_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18?R\x08\x64\x65viceId\x12\x1d\n\x05\x65poch\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x05\x65poch\x12\x1f\n\x06offset\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\x12\x16\n\x06\x66ollow\x18\x05 \x01(\x08R\x06\x66ollow\"\x8e\x02\n\x16ReadConsoleLogResponse\x12=\n\x06opened\x18\x01 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleOpenedH\x00R\x06opened\x12\x37\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32!.virtfleet.compute.v1.ConsoleDataH\x00R\x04\x64\x61ta\x12\x34\n\x03gap\x18\x03 \x01(\x0b\x32 .virtfleet.compute.v1.ConsoleGapH\x00R\x03gap\x12=\n\x06\x63losed\x18\x04 \x01(\x0b\x32#.virtfleet.compute.v1.ConsoleClosedH\x00R\x06\x63losedB\x07\n\x05\x65vent*d\n\x0b\x43onsoleMode\x12\x1c\n\x18\x43ONSOLE_MODE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43ONSOLE_MODE_READ_WRITE\x10\x01\x12\x1a\n\x16\x43ONSOLE_MODE_READ_ONLY\x10\x02*\xee\x01\n\x12\x43onsoleCloseReason\x12$\n CONSOLE_CLOSE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONSOLE_CLOSE_REASON_CALLER\x10\x01\x12$\n CONSOLE_CLOSE_REASON_GUEST_ENDED\x10\x02\x12#\n\x1f\x43ONSOLE_CLOSE_REASON_TAKEN_OVER\x10\x03\x12!\n\x1d\x43ONSOLE_CLOSE_REASON_DRAINING\x10\x04\x12#\n\x1f\x43ONSOLE_CLOSE_REASON_END_OF_LOG\x10\x05\x32\x96\x02\n\x0e\x43onsoleService\x12}\n\x0bOpenConsole\x12(.virtfleet.compute.v1.OpenConsoleRequest\x1a).virtfleet.compute.v1.OpenConsoleResponse\"\x15\xca\xc1\x18\x11\n\rconsoles.open\x10\x03(\x01\x30\x01\x12\x84\x01\n\x0eReadConsoleLog\x12+.virtfleet.compute.v1.ReadConsoleLogRequest\x1a,.virtfleet.compute.v1.ReadConsoleLogResponse\"\x15\xca\xc1\x18\x11\n\rconsoles.read\x10\x01\x30\x01\x42Q\n\x18\x64\x65v.virtfleet.compute.v1B\x0c\x43onsoleProtoP\x01Z%virtfleet.dev/go/compute/v1;computev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENCONSOLEREQUEST'].fields_by_name['name']._serialized_options = b'\372A\026\n\024virtfleet.dev/Domain\272H\005r\003\030\200\002'
   _globals['_OPENCONSOLEREQUEST'].fields_by_name['data']._loaded_options = None
   _globals['_OPENCONSOLEREQUEST'].fields_by_name['data']._serialized_options = b'\272H\006z\004\030\200\200\004'
+  _globals['_OPENCONSOLEREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_OPENCONSOLEREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_OPENCONSOLEREQUEST'].fields_by_name['expected_uid']._loaded_options = None
+  _globals['_OPENCONSOLEREQUEST'].fields_by_name['expected_uid']._serialized_options = b'\272H\004r\002\030@'
   _globals['_CONSOLEOPEN'].fields_by_name['device_id']._loaded_options = None
   _globals['_CONSOLEOPEN'].fields_by_name['device_id']._serialized_options = b'\272H\004r\002\030?'
   _globals['_CONSOLEOPEN'].fields_by_name['epoch']._loaded_options = None
@@ -62,32 +66,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONSOLESERVICE'].methods_by_name['OpenConsole']._serialized_options = b'\312\301\030\021\n\rconsoles.open\020\003'
   _globals['_CONSOLESERVICE'].methods_by_name['ReadConsoleLog']._loaded_options = None
   _globals['_CONSOLESERVICE'].methods_by_name['ReadConsoleLog']._serialized_options = b'\312\301\030\021\n\rconsoles.read\020\001'
-  _globals['_CONSOLEMODE']._serialized_start=1951
-  _globals['_CONSOLEMODE']._serialized_end=2051
-  _globals['_CONSOLECLOSEREASON']._serialized_start=2054
-  _globals['_CONSOLECLOSEREASON']._serialized_end=2292
+  _globals['_CONSOLEMODE']._serialized_start=2025
+  _globals['_CONSOLEMODE']._serialized_end=2125
+  _globals['_CONSOLECLOSEREASON']._serialized_start=2128
+  _globals['_CONSOLECLOSEREASON']._serialized_end=2366
   _globals['_OPENCONSOLEREQUEST']._serialized_start=182
-  _globals['_OPENCONSOLEREQUEST']._serialized_end=480
-  _globals['_CONSOLEOPEN']._serialized_start=483
-  _globals['_CONSOLEOPEN']._serialized_end=691
-  _globals['_CONSOLERESIZE']._serialized_start=693
-  _globals['_CONSOLERESIZE']._serialized_end=796
-  _globals['_CONSOLECLOSE']._serialized_start=798
-  _globals['_CONSOLECLOSE']._serialized_end=812
-  _globals['_OPENCONSOLERESPONSE']._serialized_start=815
-  _globals['_OPENCONSOLERESPONSE']._serialized_end=1082
-  _globals['_CONSOLEOPENED']._serialized_start=1084
-  _globals['_CONSOLEOPENED']._serialized_end=1202
-  _globals['_CONSOLEDATA']._serialized_start=1204
-  _globals['_CONSOLEDATA']._serialized_end=1261
-  _globals['_CONSOLEGAP']._serialized_start=1263
-  _globals['_CONSOLEGAP']._serialized_end=1356
-  _globals['_CONSOLECLOSED']._serialized_start=1358
-  _globals['_CONSOLECLOSED']._serialized_end=1463
-  _globals['_READCONSOLELOGREQUEST']._serialized_start=1466
-  _globals['_READCONSOLELOGREQUEST']._serialized_end=1676
-  _globals['_READCONSOLELOGRESPONSE']._serialized_start=1679
-  _globals['_READCONSOLELOGRESPONSE']._serialized_end=1949
-  _globals['_CONSOLESERVICE']._serialized_start=2295
-  _globals['_CONSOLESERVICE']._serialized_end=2573
+  _globals['_OPENCONSOLEREQUEST']._serialized_end=554
+  _globals['_CONSOLEOPEN']._serialized_start=557
+  _globals['_CONSOLEOPEN']._serialized_end=765
+  _globals['_CONSOLERESIZE']._serialized_start=767
+  _globals['_CONSOLERESIZE']._serialized_end=870
+  _globals['_CONSOLECLOSE']._serialized_start=872
+  _globals['_CONSOLECLOSE']._serialized_end=886
+  _globals['_OPENCONSOLERESPONSE']._serialized_start=889
+  _globals['_OPENCONSOLERESPONSE']._serialized_end=1156
+  _globals['_CONSOLEOPENED']._serialized_start=1158
+  _globals['_CONSOLEOPENED']._serialized_end=1276
+  _globals['_CONSOLEDATA']._serialized_start=1278
+  _globals['_CONSOLEDATA']._serialized_end=1335
+  _globals['_CONSOLEGAP']._serialized_start=1337
+  _globals['_CONSOLEGAP']._serialized_end=1430
+  _globals['_CONSOLECLOSED']._serialized_start=1432
+  _globals['_CONSOLECLOSED']._serialized_end=1537
+  _globals['_READCONSOLELOGREQUEST']._serialized_start=1540
+  _globals['_READCONSOLELOGREQUEST']._serialized_end=1750
+  _globals['_READCONSOLELOGRESPONSE']._serialized_start=1753
+  _globals['_READCONSOLELOGRESPONSE']._serialized_end=2023
+  _globals['_CONSOLESERVICE']._serialized_start=2369
+  _globals['_CONSOLESERVICE']._serialized_end=2647
 # @@protoc_insertion_point(module_scope)

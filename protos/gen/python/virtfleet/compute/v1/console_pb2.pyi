@@ -86,10 +86,16 @@ class OpenConsoleRequest(message.Message):
     DATA_FIELD_NUMBER: builtins.int
     RESIZE_FIELD_NUMBER: builtins.int
     CLOSE_FIELD_NUMBER: builtins.int
+    ETAG_FIELD_NUMBER: builtins.int
+    EXPECTED_UID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The domain: `nodes/{node}/domains/{domain}`. In the first message only."""
     data: builtins.bytes
     """Input for the guest."""
+    etag: builtins.str
+    """In the first message: refuses the call with ETAG_MISMATCH if the domain has changed since."""
+    expected_uid: builtins.str
+    """In the first message: refuses the call with UID_MISMATCH if the name is now that of another domain."""
     @builtins.property
     def open(self) -> ConsoleOpen:
         """Opens the port; first message only."""
@@ -110,10 +116,12 @@ class OpenConsoleRequest(message.Message):
         data: builtins.bytes = ...,
         resize: ConsoleResize | None = ...,
         close: ConsoleClose | None = ...,
+        etag: builtins.str = ...,
+        expected_uid: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["action", b"action", "close", b"close", "data", b"data", "open", b"open", "resize", b"resize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["action", b"action", "close", b"close", "data", b"data", "name", b"name", "open", b"open", "resize", b"resize"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["action", b"action", "close", b"close", "data", b"data", "etag", b"etag", "expected_uid", b"expected_uid", "name", b"name", "open", b"open", "resize", b"resize"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_action: _TypeAlias = typing.Literal["open", "data", "resize", "close"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = typing.Literal["action", b"action"]  # noqa: Y015

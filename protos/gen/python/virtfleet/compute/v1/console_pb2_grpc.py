@@ -56,7 +56,8 @@ class ConsoleServiceServicer:
     def OpenConsole(self, request_iterator, context):
         """Joins a port: output from an offset on and as it comes, input as it is sent. The first message carries the name and `open`. Ends with `closed` when
         the guest ends or the caller closes. Leaving has no effect on the guest.
-        DEVICE_NOT_FOUND · WRONG_STATE (not active) · RESOURCE_IN_USE (another writes; READ_ONLY and `force` are ways out) · CAPABILITY_MISSING.
+        DEVICE_NOT_FOUND · WRONG_STATE (not active or UNKNOWN; input on a READ_ONLY stream; a second `open`) · RESOURCE_IN_USE (another writes; READ_ONLY and `force`
+        are ways out) · RANGE_BEYOND_END (`offset` is behind the end) · FIELD_REQUIRED (no name or `open` in the first message) · ETAG_MISMATCH · UID_MISMATCH · CAPABILITY_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,7 +65,7 @@ class ConsoleServiceServicer:
 
     def ReadConsoleLog(self, request, context):
         """Reads what a port has put out, from an offset on; with `follow` also what comes. Works for a stopped domain as long as its history is kept.
-        DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+        DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

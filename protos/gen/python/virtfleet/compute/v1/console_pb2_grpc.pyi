@@ -38,11 +38,12 @@ class ConsoleServiceStub:
     OpenConsole: _grpc.StreamStreamMultiCallable[_console_pb2.OpenConsoleRequest, _console_pb2.OpenConsoleResponse]
     """Joins a port: output from an offset on and as it comes, input as it is sent. The first message carries the name and `open`. Ends with `closed` when
     the guest ends or the caller closes. Leaving has no effect on the guest.
-    DEVICE_NOT_FOUND · WRONG_STATE (not active) · RESOURCE_IN_USE (another writes; READ_ONLY and `force` are ways out) · CAPABILITY_MISSING.
+    DEVICE_NOT_FOUND · WRONG_STATE (not active or UNKNOWN; input on a READ_ONLY stream; a second `open`) · RESOURCE_IN_USE (another writes; READ_ONLY and `force`
+    are ways out) · RANGE_BEYOND_END (`offset` is behind the end) · FIELD_REQUIRED (no name or `open` in the first message) · ETAG_MISMATCH · UID_MISMATCH · CAPABILITY_MISSING.
     """
     ReadConsoleLog: _grpc.UnaryStreamMultiCallable[_console_pb2.ReadConsoleLogRequest, _console_pb2.ReadConsoleLogResponse]
     """Reads what a port has put out, from an offset on; with `follow` also what comes. Works for a stopped domain as long as its history is kept.
-    DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+    DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
     """
 
 @_typing.type_check_only
@@ -55,11 +56,12 @@ class ConsoleServiceAsyncStub(ConsoleServiceStub):
     OpenConsole: _aio.StreamStreamMultiCallable[_console_pb2.OpenConsoleRequest, _console_pb2.OpenConsoleResponse]  # type: ignore[assignment]
     """Joins a port: output from an offset on and as it comes, input as it is sent. The first message carries the name and `open`. Ends with `closed` when
     the guest ends or the caller closes. Leaving has no effect on the guest.
-    DEVICE_NOT_FOUND · WRONG_STATE (not active) · RESOURCE_IN_USE (another writes; READ_ONLY and `force` are ways out) · CAPABILITY_MISSING.
+    DEVICE_NOT_FOUND · WRONG_STATE (not active or UNKNOWN; input on a READ_ONLY stream; a second `open`) · RESOURCE_IN_USE (another writes; READ_ONLY and `force`
+    are ways out) · RANGE_BEYOND_END (`offset` is behind the end) · FIELD_REQUIRED (no name or `open` in the first message) · ETAG_MISMATCH · UID_MISMATCH · CAPABILITY_MISSING.
     """
     ReadConsoleLog: _aio.UnaryStreamMultiCallable[_console_pb2.ReadConsoleLogRequest, _console_pb2.ReadConsoleLogResponse]  # type: ignore[assignment]
     """Reads what a port has put out, from an offset on; with `follow` also what comes. Works for a stopped domain as long as its history is kept.
-    DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+    DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
     """
 
 class ConsoleServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -75,7 +77,8 @@ class ConsoleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_console_pb2.OpenConsoleResponse], _abc.AsyncIterator[_console_pb2.OpenConsoleResponse]]:
         """Joins a port: output from an offset on and as it comes, input as it is sent. The first message carries the name and `open`. Ends with `closed` when
         the guest ends or the caller closes. Leaving has no effect on the guest.
-        DEVICE_NOT_FOUND · WRONG_STATE (not active) · RESOURCE_IN_USE (another writes; READ_ONLY and `force` are ways out) · CAPABILITY_MISSING.
+        DEVICE_NOT_FOUND · WRONG_STATE (not active or UNKNOWN; input on a READ_ONLY stream; a second `open`) · RESOURCE_IN_USE (another writes; READ_ONLY and `force`
+        are ways out) · RANGE_BEYOND_END (`offset` is behind the end) · FIELD_REQUIRED (no name or `open` in the first message) · ETAG_MISMATCH · UID_MISMATCH · CAPABILITY_MISSING.
         """
 
     @_abc_1.abstractmethod
@@ -85,7 +88,7 @@ class ConsoleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_console_pb2.ReadConsoleLogResponse], _abc.AsyncIterator[_console_pb2.ReadConsoleLogResponse]]:
         """Reads what a port has put out, from an offset on; with `follow` also what comes. Works for a stopped domain as long as its history is kept.
-        DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+        DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
         """
 
 def add_ConsoleServiceServicer_to_server(servicer: ConsoleServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -267,7 +267,7 @@ WATCHDOG_ACTION_NONE: WatchdogAction.ValueType  # 4
 
 @typing.final
 class Throttle(message.Message):
-    """Limits the input and output of a disk. Unset: no limit. May change live where the driver has `disk.throttle.live`."""
+    """Limits the input and output of a disk. Unset or 0: no limit. May change live where the driver has `disk.throttle.live`."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -374,7 +374,7 @@ class Disk(message.Message):
     bus: DiskBus.ValueType
     """The bus."""
     format: DiskFormat.ValueType
-    """The format; for a volume storage knows it."""
+    """The format; for a volume storage knows it, and another one is refused with FIELD_CONFLICT at the start."""
     cache: DiskCache.ValueType
     """The use of the host's cache."""
     io: DiskIo.ValueType
@@ -479,7 +479,7 @@ class Interface(message.Message):
     model: InterfaceModel.ValueType
     """The model."""
     mtu_bytes: builtins.int
-    """The MTU that the guest is told; unset: the network's."""
+    """The MTU that the guest is told; unset: the network's. Needs model VIRTIO; CAPABILITY_MISSING `interface.mtu` with another."""
     queue_count: builtins.int
     """The number of queue pairs; unset: one."""
     link_up: builtins.bool
@@ -490,7 +490,7 @@ class Interface(message.Message):
     """The PCI slot; unset: the server decides and keeps it."""
     @builtins.property
     def bandwidth(self) -> values_pb2.Bandwidth:
-        """The limits."""
+        """The limits. CAPABILITY_MISSING `port.bandwidth` until a back end of networks has it."""
 
     def __init__(
         self,

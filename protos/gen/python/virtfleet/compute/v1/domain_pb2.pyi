@@ -37,7 +37,7 @@ class _DomainStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_DomainStat
     DOMAIN_STATE_RUNNING: _DomainState.ValueType  # 1
     """The guest runs."""
     DOMAIN_STATE_BLOCKED: _DomainState.ValueType  # 2
-    """The guest waits for a resource of the host."""
+    """The guest waits for a resource of the host. Is not sent by today's drivers."""
     DOMAIN_STATE_PAUSED: _DomainState.ValueType  # 3
     """The guest's processors are stopped; its memory is there."""
     DOMAIN_STATE_SHUTTING_DOWN: _DomainState.ValueType  # 4
@@ -59,7 +59,7 @@ DOMAIN_STATE_UNSPECIFIED: DomainState.ValueType  # 0
 DOMAIN_STATE_RUNNING: DomainState.ValueType  # 1
 """The guest runs."""
 DOMAIN_STATE_BLOCKED: DomainState.ValueType  # 2
-"""The guest waits for a resource of the host."""
+"""The guest waits for a resource of the host. Is not sent by today's drivers."""
 DOMAIN_STATE_PAUSED: DomainState.ValueType  # 3
 """The guest's processors are stopped; its memory is there."""
 DOMAIN_STATE_SHUTTING_DOWN: DomainState.ValueType  # 4
@@ -145,7 +145,7 @@ class _DomainStateReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Doma
     """Unknown: the hypervisor does not answer."""
 
 class DomainStateReason(_DomainStateReason, metaclass=_DomainStateReasonEnumTypeWrapper):
-    """Says why a domain is in its state."""
+    """Says why a domain is in its state. Reasons of migrations, saved images, snapshots and dumps stand here for what is to come and are not sent yet."""
 
 DOMAIN_STATE_REASON_UNSPECIFIED: DomainStateReason.ValueType  # 0
 """No reason is known."""
@@ -485,7 +485,9 @@ class DomainStatus(message.Message):
 
     @builtins.property
     def conditions(self) -> containers.RepeatedCompositeFieldContainer[resource_pb2.Condition]:
-        """Facts that are worth acting on: `Drifted`, `AutostartWaiting`, `PeerMissing`."""
+        """Facts that are worth acting on: `AutostartWaiting` (a pool or network is not there yet), `AutostartFailed`, `Adopted` (made again out of its running
+        guest after the store was lost).
+        """
 
     @builtins.property
     def operations(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -693,7 +695,7 @@ class ListDomainsRequest(message.Message):
     parent: builtins.str
     """The node: `nodes/{node}`, or `nodes/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
     """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
@@ -701,9 +703,9 @@ class ListDomainsRequest(message.Message):
     view: resource_pb2.ResourceView.ValueType
     """How much of each domain is answered."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -778,9 +780,9 @@ class GetDomainRequest(message.Message):
     view: resource_pb2.ResourceView.ValueType
     """How much of it is answered."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -811,12 +813,12 @@ class BatchGetDomainsRequest(message.Message):
     view: resource_pb2.ResourceView.ValueType
     """How much of each is answered."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Their names; the last segment may be a uid. Answers of more than 3 MiB are refused with MESSAGE_TOO_LARGE."""
+        """Their full names, all below `parent`; the last segment may be a uid."""
 
     def __init__(
         self,
@@ -884,7 +886,7 @@ class DomainResult(message.Message):
 
     @builtins.property
     def domain(self) -> Domain:
-        """The domain after it; unset after a failure and after a delete."""
+        """The domain after it; unset after a failure, after a delete, and where the answer would be too large with it."""
 
     def __init__(
         self,
@@ -1032,7 +1034,7 @@ class UpdateDomainRequest(message.Message):
     """Which of the two places changes."""
     allow_missing: builtins.bool
     """Creates the domain if there is none, under the id in its name, without starting it unless it is transient; needs `domains.create` too. The mask
-    is not looked at then.
+    is not looked at then; an `etag` that is set is refused with ETAG_MISMATCH: the domain that had it is gone.
     """
     @builtins.property
     def domain(self) -> Domain:
@@ -1193,7 +1195,7 @@ class StopDomainRequest(message.Message):
     """Refuses the call with UID_MISMATCH if the name is now that of another domain."""
     @builtins.property
     def grace_period(self) -> duration_pb2.Duration:
-        """How long the guest may take; unset: 30 s; at most 1 h."""
+        """How long the guest may take; unset: as the node is set (`stop_grace_seconds`, 30 s); at most 1 h."""
 
     @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:
@@ -1444,7 +1446,7 @@ class BatchCreateDomainsResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[DomainResult]:
-        """One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC."""
+        """One result per item, in their order. Where all whole domains would pass 1 MiB, `domain` is of view BASIC; where these would too, it is unset."""
 
     def __init__(
         self,
@@ -1479,7 +1481,7 @@ class BatchStartDomainsRequest(message.Message):
     """Answers the whole plan and changes nothing."""
     @builtins.property
     def requests(self) -> containers.RepeatedCompositeFieldContainer[StartDomainRequest]:
-        """The items. An item's `parent` may be empty; its `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT."""
+        """The items, all of the node in `parent`; each item's `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT."""
 
     @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:
@@ -1510,7 +1512,7 @@ class BatchStartDomainsResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[DomainResult]:
-        """One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC."""
+        """One result per item, in their order. Where all whole domains would pass 1 MiB, `domain` is of view BASIC; where these would too, it is unset."""
 
     def __init__(
         self,
@@ -1545,7 +1547,7 @@ class BatchStopDomainsRequest(message.Message):
     """Answers the whole plan and changes nothing."""
     @builtins.property
     def requests(self) -> containers.RepeatedCompositeFieldContainer[StopDomainRequest]:
-        """The items. An item's `parent` may be empty; its `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT."""
+        """The items, all of the node in `parent`; each item's `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT."""
 
     @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:
@@ -1576,7 +1578,7 @@ class BatchStopDomainsResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[DomainResult]:
-        """One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC."""
+        """One result per item, in their order. Where all whole domains would pass 1 MiB, `domain` is of view BASIC; where these would too, it is unset."""
 
     def __init__(
         self,
@@ -1611,7 +1613,7 @@ class BatchDeleteDomainsRequest(message.Message):
     """Answers the whole plan and changes nothing."""
     @builtins.property
     def requests(self) -> containers.RepeatedCompositeFieldContainer[DeleteDomainRequest]:
-        """The items. An item's `parent` may be empty; its `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT."""
+        """The items, all of the node in `parent`; each item's `request_id`, `validate_only` and `inline_wait` are refused with FIELD_CONFLICT."""
 
     @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:
@@ -1642,7 +1644,7 @@ class BatchDeleteDomainsResponse(message.Message):
     RESULTS_FIELD_NUMBER: builtins.int
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[DomainResult]:
-        """One result per item, in their order. Where all whole domains would pass 3 MiB, `domain` is of view BASIC."""
+        """One result per item, in their order, without `domain`."""
 
     def __init__(
         self,

@@ -142,7 +142,7 @@ class DomainServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetDomains(self, request, context):
-        """Gets many domains, each with a status of its own.
+        """Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time, or for view BASIC).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,7 +174,8 @@ class DomainServiceServicer:
 
     def StartDomain(self, request, context):
         """Starts a domain. Succeeds if it already runs (paused too), without any effect.
-        NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+        NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+        is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +191,7 @@ class DomainServiceServicer:
 
     def RebootDomain(self, request, context):
         """Asks the guest to boot again. Each call asks once more.
-        WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+        WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -198,7 +199,7 @@ class DomainServiceServicer:
 
     def ResetDomain(self, request, context):
         """Resets the guest like the button on its case, without asking it. Each call resets once more.
-        WRONG_STATE (not active).
+        WRONG_STATE (not active, or UNKNOWN).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,7 +207,7 @@ class DomainServiceServicer:
 
     def SuspendDomain(self, request, context):
         """Stops the guest's processors; its memory stays. Succeeds if it is paused.
-        WRONG_STATE (not active).
+        WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,7 +215,7 @@ class DomainServiceServicer:
 
     def ResumeDomain(self, request, context):
         """Lets the guest's processors go on. Succeeds if they do.
-        WRONG_STATE (not active).
+        WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class DomainServiceStub:
     GetDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.GetDomainRequest, _domain_pb2.Domain]
     """Gets a domain. The last segment of the name may be its uid."""
     BatchGetDomains: _grpc.UnaryUnaryMultiCallable[_domain_pb2.BatchGetDomainsRequest, _domain_pb2.BatchGetDomainsResponse]
-    """Gets many domains, each with a status of its own."""
+    """Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time, or for view BASIC)."""
     CreateDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.CreateDomainRequest, _operations_pb2.Operation]
     """Defines a domain, makes new volumes for it, and starts it if asked to. A failure undoes all of it, in reverse order; the operation keeps target and reason.
     RESOURCE_EXISTS · IDENTITY_IN_USE (MAC taken) · FIELD_OUT_OF_RANGE, FIELD_CONFLICT, FIELD_REQUIRED (spec) · REFERENCE_OTHER_NODE · DRIVER_BROKEN · what StartDomain says.
@@ -59,7 +59,8 @@ class DomainServiceStub:
     """
     StartDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.StartDomainRequest, _operations_pb2.Operation]
     """Starts a domain. Succeeds if it already runs (paused too), without any effect.
-    NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+    NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+    is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
     """
     StopDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.StopDomainRequest, _operations_pb2.Operation]
     """Stops a domain. Succeeds if it is stopped. A transient one vanishes.
@@ -67,19 +68,19 @@ class DomainServiceStub:
     """
     RebootDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.RebootDomainRequest, _operations_pb2.Operation]
     """Asks the guest to boot again. Each call asks once more.
-    WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+    WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
     """
     ResetDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.ResetDomainRequest, _operations_pb2.Operation]
     """Resets the guest like the button on its case, without asking it. Each call resets once more.
-    WRONG_STATE (not active).
+    WRONG_STATE (not active, or UNKNOWN).
     """
     SuspendDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.SuspendDomainRequest, _operations_pb2.Operation]
     """Stops the guest's processors; its memory stays. Succeeds if it is paused.
-    WRONG_STATE (not active).
+    WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
     """
     ResumeDomain: _grpc.UnaryUnaryMultiCallable[_domain_pb2.ResumeDomainRequest, _operations_pb2.Operation]
     """Lets the guest's processors go on. Succeeds if they do.
-    WRONG_STATE (not active).
+    WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
     """
     BatchCreateDomains: _grpc.UnaryUnaryMultiCallable[_domain_pb2.BatchCreateDomainsRequest, _operations_pb2.Operation]
     """Creates many domains. Not atomic: one result per item, in their order, as CreateDomain would give it."""
@@ -105,7 +106,7 @@ class DomainServiceAsyncStub(DomainServiceStub):
     GetDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.GetDomainRequest, _domain_pb2.Domain]  # type: ignore[assignment]
     """Gets a domain. The last segment of the name may be its uid."""
     BatchGetDomains: _aio.UnaryUnaryMultiCallable[_domain_pb2.BatchGetDomainsRequest, _domain_pb2.BatchGetDomainsResponse]  # type: ignore[assignment]
-    """Gets many domains, each with a status of its own."""
+    """Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time, or for view BASIC)."""
     CreateDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.CreateDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Defines a domain, makes new volumes for it, and starts it if asked to. A failure undoes all of it, in reverse order; the operation keeps target and reason.
     RESOURCE_EXISTS · IDENTITY_IN_USE (MAC taken) · FIELD_OUT_OF_RANGE, FIELD_CONFLICT, FIELD_REQUIRED (spec) · REFERENCE_OTHER_NODE · DRIVER_BROKEN · what StartDomain says.
@@ -120,7 +121,8 @@ class DomainServiceAsyncStub(DomainServiceStub):
     """
     StartDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.StartDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Starts a domain. Succeeds if it already runs (paused too), without any effect.
-    NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+    NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+    is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
     """
     StopDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.StopDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Stops a domain. Succeeds if it is stopped. A transient one vanishes.
@@ -128,19 +130,19 @@ class DomainServiceAsyncStub(DomainServiceStub):
     """
     RebootDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.RebootDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Asks the guest to boot again. Each call asks once more.
-    WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+    WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
     """
     ResetDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.ResetDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Resets the guest like the button on its case, without asking it. Each call resets once more.
-    WRONG_STATE (not active).
+    WRONG_STATE (not active, or UNKNOWN).
     """
     SuspendDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.SuspendDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Stops the guest's processors; its memory stays. Succeeds if it is paused.
-    WRONG_STATE (not active).
+    WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
     """
     ResumeDomain: _aio.UnaryUnaryMultiCallable[_domain_pb2.ResumeDomainRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Lets the guest's processors go on. Succeeds if they do.
-    WRONG_STATE (not active).
+    WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
     """
     BatchCreateDomains: _aio.UnaryUnaryMultiCallable[_domain_pb2.BatchCreateDomainsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Creates many domains. Not atomic: one result per item, in their order, as CreateDomain would give it."""
@@ -181,7 +183,7 @@ class DomainServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _domain_pb2.BatchGetDomainsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_domain_pb2.BatchGetDomainsResponse, _abc.Awaitable[_domain_pb2.BatchGetDomainsResponse]]:
-        """Gets many domains, each with a status of its own."""
+        """Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time, or for view BASIC)."""
 
     @_abc_1.abstractmethod
     def CreateDomain(
@@ -220,7 +222,8 @@ class DomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Starts a domain. Succeeds if it already runs (paused too), without any effect.
-        NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+        NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's `format`
+        is not that of its volume) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
         """
 
     @_abc_1.abstractmethod
@@ -240,7 +243,7 @@ class DomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Asks the guest to boot again. Each call asks once more.
-        WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+        WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with `grace_period`: it has not booted by then).
         """
 
     @_abc_1.abstractmethod
@@ -250,7 +253,7 @@ class DomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Resets the guest like the button on its case, without asking it. Each call resets once more.
-        WRONG_STATE (not active).
+        WRONG_STATE (not active, or UNKNOWN).
         """
 
     @_abc_1.abstractmethod
@@ -260,7 +263,7 @@ class DomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Stops the guest's processors; its memory stays. Succeeds if it is paused.
-        WRONG_STATE (not active).
+        WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
         """
 
     @_abc_1.abstractmethod
@@ -270,7 +273,7 @@ class DomainServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Lets the guest's processors go on. Succeeds if they do.
-        WRONG_STATE (not active).
+        WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by `on_exit`).
         """
 
     @_abc_1.abstractmethod

@@ -75,29 +75,29 @@ class _CpuMode:
 class _CpuModeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_CpuMode.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     CPU_MODE_UNSPECIFIED: _CpuMode.ValueType  # 0
-    """The server decides: host model where hardware helps, else all that the emulator has."""
+    """The server decides: CUSTOM where `model` is set, else MAXIMUM."""
     CPU_MODE_HOST_PASSTHROUGH: _CpuMode.ValueType  # 1
     """The host's processor as it is; such a guest moves only to equal hosts."""
     CPU_MODE_HOST_MODEL: _CpuMode.ValueType  # 2
-    """The named model that is nearest to the host's, expanded when the domain is defined."""
+    """The named model that is nearest to the host's, expanded when the domain is defined. CAPABILITY_MISSING `cpu.mode.host_model` until a driver has it."""
     CPU_MODE_CUSTOM: _CpuMode.ValueType  # 3
     """The model named in `model`."""
     CPU_MODE_MAXIMUM: _CpuMode.ValueType  # 4
-    """All that the hypervisor can do."""
+    """All that the hypervisor can do; an emulated one is expanded when the domain is defined."""
 
 class CpuMode(_CpuMode, metaclass=_CpuModeEnumTypeWrapper):
     """Says which processor the guest sees."""
 
 CPU_MODE_UNSPECIFIED: CpuMode.ValueType  # 0
-"""The server decides: host model where hardware helps, else all that the emulator has."""
+"""The server decides: CUSTOM where `model` is set, else MAXIMUM."""
 CPU_MODE_HOST_PASSTHROUGH: CpuMode.ValueType  # 1
 """The host's processor as it is; such a guest moves only to equal hosts."""
 CPU_MODE_HOST_MODEL: CpuMode.ValueType  # 2
-"""The named model that is nearest to the host's, expanded when the domain is defined."""
+"""The named model that is nearest to the host's, expanded when the domain is defined. CAPABILITY_MISSING `cpu.mode.host_model` until a driver has it."""
 CPU_MODE_CUSTOM: CpuMode.ValueType  # 3
 """The model named in `model`."""
 CPU_MODE_MAXIMUM: CpuMode.ValueType  # 4
-"""All that the hypervisor can do."""
+"""All that the hypervisor can do; an emulated one is expanded when the domain is defined."""
 
 class _CpuFeaturePolicy:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -377,7 +377,7 @@ class DomainSpec(message.Message):
     description: builtins.str
     """A text for people. Always live."""
     autostart: resource_pb2.Autostart.ValueType
-    """When the service starts it by itself. Always live."""
+    """When the service starts it by itself. Always live. Refused with FIELD_CONFLICT for a transient domain."""
     deletion_protection: builtins.bool
     """Whether DeleteDomain is refused with DELETION_PROTECTED; unset: no. Always live."""
     @builtins.property
@@ -642,7 +642,7 @@ class Cpu(message.Message):
     mode: CpuMode.ValueType
     """Which processor the guest sees."""
     model: builtins.str
-    """The model, for mode CUSTOM: `Skylake-Server-v4`."""
+    """The model: `Skylake-Server-v4`. Needs mode CUSTOM or an unset one (FIELD_CONFLICT with another), and FIELD_REQUIRED with CUSTOM."""
     @builtins.property
     def topology(self) -> CpuTopology:
         """How they are arranged; unset: one socket each."""

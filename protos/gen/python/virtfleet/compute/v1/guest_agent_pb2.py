@@ -29,7 +29,7 @@ from virtfleet.compute.v1 import domain_pb2 as virtfleet_dot_compute_dot_v1_dot_
 from virtfleet.type.v1 import method_pb2 as virtfleet_dot_type_dot_v1_dot_method__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&virtfleet/compute/v1/guest_agent.proto\x12\x14virtfleet.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!virtfleet/compute/v1/domain.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xfa\x01\n\x19ListGuestAddressesRequest\x12;\n\x04name\x18\x01 \x01(\tB\'\xe2\x41\x01\x02\xfa\x41\x16\n\x14virtfleet.dev/Domain\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10R\tpageToken\x12N\n\x07sources\x18\x07 \x03(\x0e\x32#.virtfleet.compute.v1.AddressSourceB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00R\x07sources\"\xd4\x01\n\x1aListGuestAddressesResponse\x12@\n\taddresses\x18\x01 \x03(\x0b\x32\".virtfleet.compute.v1.GuestAddressR\taddresses\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12L\n\x0fmissing_sources\x18\x04 \x03(\x0e\x32#.virtfleet.compute.v1.AddressSourceR\x0emissingSources2\xa2\x01\n\x11GuestAgentService\x12\x8c\x01\n\x12ListGuestAddresses\x12/.virtfleet.compute.v1.ListGuestAddressesRequest\x1a\x30.virtfleet.compute.v1.ListGuestAddressesResponse\"\x13\xca\xc1\x18\x0f\n\x0b\x64omains.get\x10\x01\x42T\n\x18\x64\x65v.virtfleet.compute.v1B\x0fGuestAgentProtoP\x01Z%virtfleet.dev/go/compute/v1;computev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&virtfleet/compute/v1/guest_agent.proto\x12\x14virtfleet.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a!virtfleet/compute/v1/domain.proto\x1a\x1evirtfleet/type/v1/method.proto\"\xfb\x01\n\x19ListGuestAddressesRequest\x12;\n\x04name\x18\x01 \x01(\tB\'\xe2\x41\x01\x02\xfa\x41\x16\n\x14virtfleet.dev/Domain\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00R\x08pageSize\x12(\n\npage_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12N\n\x07sources\x18\x07 \x03(\x0e\x32#.virtfleet.compute.v1.AddressSourceB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00R\x07sources\"\xd4\x01\n\x1aListGuestAddressesResponse\x12@\n\taddresses\x18\x01 \x03(\x0b\x32\".virtfleet.compute.v1.GuestAddressR\taddresses\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12L\n\x0fmissing_sources\x18\x04 \x03(\x0e\x32#.virtfleet.compute.v1.AddressSourceR\x0emissingSources2\xa2\x01\n\x11GuestAgentService\x12\x8c\x01\n\x12ListGuestAddresses\x12/.virtfleet.compute.v1.ListGuestAddressesRequest\x1a\x30.virtfleet.compute.v1.ListGuestAddressesResponse\"\x13\xca\xc1\x18\x0f\n\x0b\x64omains.get\x10\x01\x42T\n\x18\x64\x65v.virtfleet.compute.v1B\x0fGuestAgentProtoP\x01Z%virtfleet.dev/go/compute/v1;computev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,17 +40,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\026\n\024virtfleet.dev/Domain\272H\007r\005\020\001\030\200\002'
   _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['page_size']._loaded_options = None
-  _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\210\'(\000'
   _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['page_token']._loaded_options = None
-  _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\020'
+  _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\006r\004\030\200\200@'
   _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['sources']._loaded_options = None
   _globals['_LISTGUESTADDRESSESREQUEST'].fields_by_name['sources']._serialized_options = b'\272H\014\222\001\t\"\007\202\001\004\020\001 \000'
   _globals['_GUESTAGENTSERVICE'].methods_by_name['ListGuestAddresses']._loaded_options = None
   _globals['_GUESTAGENTSERVICE'].methods_by_name['ListGuestAddresses']._serialized_options = b'\312\301\030\017\n\013domains.get\020\001'
   _globals['_LISTGUESTADDRESSESREQUEST']._serialized_start=221
-  _globals['_LISTGUESTADDRESSESREQUEST']._serialized_end=471
-  _globals['_LISTGUESTADDRESSESRESPONSE']._serialized_start=474
-  _globals['_LISTGUESTADDRESSESRESPONSE']._serialized_end=686
-  _globals['_GUESTAGENTSERVICE']._serialized_start=689
-  _globals['_GUESTAGENTSERVICE']._serialized_end=851
+  _globals['_LISTGUESTADDRESSESREQUEST']._serialized_end=472
+  _globals['_LISTGUESTADDRESSESRESPONSE']._serialized_start=475
+  _globals['_LISTGUESTADDRESSESRESPONSE']._serialized_end=687
+  _globals['_GUESTAGENTSERVICE']._serialized_start=690
+  _globals['_GUESTAGENTSERVICE']._serialized_end=852
 # @@protoc_insertion_point(module_scope)

@@ -32,9 +32,9 @@ class ListGuestAddressesRequest(message.Message):
     name: builtins.str
     """The domain: `nodes/{node}/domains/{domain}`."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list; only with the same parent and filter."""
+    """Continues a list; only with the same name and sources."""
     @builtins.property
     def sources(self) -> containers.RepeatedScalarFieldContainer[domain_pb2.AddressSource.ValueType]:
         """Only from these sources; empty: all."""
@@ -70,7 +70,7 @@ class ListGuestAddressesResponse(message.Message):
 
     @builtins.property
     def missing_sources(self) -> containers.RepeatedScalarFieldContainer[domain_pb2.AddressSource.ValueType]:
-        """Sources that were asked for and did not answer, or that the driver lacks."""
+        """Sources that did not answer, or that the driver lacks. LEASE also when no source was named, others (AGENT, DRIVER) only when they were."""
 
     def __init__(
         self,

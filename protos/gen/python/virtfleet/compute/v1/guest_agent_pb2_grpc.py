@@ -48,7 +48,7 @@ class GuestAgentServiceServicer:
 
     def ListGuestAddresses(self, request, context):
         """Lists the addresses of a guest with their sources. Asks the network service now; `status.addresses` holds what was last seen.
-        A source that does not answer is told in `missing_sources`.
+        A source that does not answer is told in `missing_sources`. PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class GuestAgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GuestAgentServiceAsyncStub: ...
     ListGuestAddresses: _grpc.UnaryUnaryMultiCallable[_guest_agent_pb2.ListGuestAddressesRequest, _guest_agent_pb2.ListGuestAddressesResponse]
     """Lists the addresses of a guest with their sources. Asks the network service now; `status.addresses` holds what was last seen.
-    A source that does not answer is told in `missing_sources`.
+    A source that does not answer is told in `missing_sources`. PAGE_TOKEN_INVALID.
     """
 
 @_typing.type_check_only
@@ -45,7 +45,7 @@ class GuestAgentServiceAsyncStub(GuestAgentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListGuestAddresses: _aio.UnaryUnaryMultiCallable[_guest_agent_pb2.ListGuestAddressesRequest, _guest_agent_pb2.ListGuestAddressesResponse]  # type: ignore[assignment]
     """Lists the addresses of a guest with their sources. Asks the network service now; `status.addresses` holds what was last seen.
-    A source that does not answer is told in `missing_sources`.
+    A source that does not answer is told in `missing_sources`. PAGE_TOKEN_INVALID.
     """
 
 class GuestAgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -58,7 +58,7 @@ class GuestAgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_agent_pb2.ListGuestAddressesResponse, _abc.Awaitable[_guest_agent_pb2.ListGuestAddressesResponse]]:
         """Lists the addresses of a guest with their sources. Asks the network service now; `status.addresses` holds what was last seen.
-        A source that does not answer is told in `missing_sources`.
+        A source that does not answer is told in `missing_sources`. PAGE_TOKEN_INVALID.
         """
 
 def add_GuestAgentServiceServicer_to_server(servicer: GuestAgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

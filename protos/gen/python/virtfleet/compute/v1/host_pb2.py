@@ -31,7 +31,7 @@ from virtfleet.type.v1 import resource_pb2 as virtfleet_dot_type_dot_v1_dot_reso
 from virtfleet.type.v1 import values_pb2 as virtfleet_dot_type_dot_v1_dot_values__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvirtfleet/compute/v1/host.proto\x12\x14virtfleet.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xc4\x01\n\x0eGetHostRequest\x12\x39\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x14\n\x12virtfleet.dev/Host\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\x33\n\x04view\x18\x06 \x01(\x0e\x32\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12\x1f\n\x0b\x61llow_stale\x18\x61 \x01(\x08R\nallowStale\x12!\n\x0cread_through\x18\x62 \x01(\x08R\x0breadThrough\"\xf2\x05\n\x04Host\x12 \n\x04name\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x08\xbaH\x05r\x03\x18\x80\x02R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\'\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x0b\x64isplayName\x12\x44\n\x06labels\x18\x04 \x03(\x0b\x32&.virtfleet.compute.v1.Host.LabelsEntryB\x04\xe2\x41\x01\x03R\x06labels\x12S\n\x0b\x61nnotations\x18\x05 \x03(\x0b\x32+.virtfleet.compute.v1.Host.AnnotationsEntryB\x04\xe2\x41\x01\x03R\x0b\x61nnotations\x12$\n\ngeneration\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03R\ngeneration\x12\x18\n\x04\x65tag\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x32\n\x04spec\x18\n \x01(\x0b\x32\x1e.virtfleet.compute.v1.HostSpecR\x04spec\x12>\n\x06status\x18\x0b \x01(\x0b\x32 .virtfleet.compute.v1.HostStatusB\x04\xe2\x41\x01\x03R\x06status\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a>\n\x10\x41nnotationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01:7\xea\x41\x34\n\x12virtfleet.dev/Host\x12\x11nodes/{node}/host*\x05hosts2\x04host\"\n\n\x08HostSpec\"\xea\x05\n\nHostStatus\x12\x1a\n\x08hostname\x18\x01 \x01(\tR\x08hostname\x12%\n\x0ekernel_release\x18\x02 \x01(\tR\rkernelRelease\x12\x12\n\x04\x61rch\x18\x03 \x01(\tR\x04\x61rch\x12\x17\n\x07\x62oot_id\x18\x04 \x01(\tR\x06\x62ootId\x12\x37\n\tboot_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x62ootTime\x12/\n\x03\x63pu\x18\x06 \x01(\x0b\x32\x1d.virtfleet.compute.v1.HostCpuR\x03\x63pu\x12,\n\x12memory_total_bytes\x18\x07 \x01(\x03R\x10memoryTotalBytes\x12\x34\n\x05\x63\x65lls\x18\x08 \x03(\x0b\x32\x1e.virtfleet.compute.v1.NumaCellR\x05\x63\x65lls\x12>\n\nhuge_pages\x18\t \x03(\x0b\x32\x1f.virtfleet.compute.v1.HugePagesR\thugePages\x12\x45\n\x0c\x61\x63\x63\x65lerators\x18\n \x03(\x0b\x32!.virtfleet.compute.v1.AcceleratorR\x0c\x61\x63\x63\x65lerators\x12O\n\x10isolation_layers\x18\x0b \x03(\x0b\x32$.virtfleet.compute.v1.IsolationLayerR\x0fisolationLayers\x12\x45\n\x0b\x61llocatable\x18\x0c \x01(\x0b\x32#.virtfleet.compute.v1.HostResourcesR\x0b\x61llocatable\x12\x41\n\tallocated\x18\r \x01(\x0b\x32#.virtfleet.compute.v1.HostResourcesR\tallocated\x12<\n\nconditions\x18\x14 \x03(\x0b\x32\x1c.virtfleet.type.v1.ConditionR\nconditions\"\xe4\x01\n\x07HostCpu\x12\x1d\n\nmodel_name\x18\x01 \x01(\tR\tmodelName\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\x12!\n\x0conline_count\x18\x03 \x01(\x05R\x0bonlineCount\x12!\n\x0csocket_count\x18\x04 \x01(\x05R\x0bsocketCount\x12\x1d\n\ncore_count\x18\x05 \x01(\x05R\tcoreCount\x12!\n\x0cthread_count\x18\x06 \x01(\x05R\x0bthreadCount\x12\x1a\n\x08\x66\x65\x61tures\x18\x07 \x03(\tR\x08\x66\x65\x61tures\"\x8a\x01\n\x08NumaCell\x12\x1f\n\x0b\x63\x65ll_number\x18\x01 \x01(\x05R\ncellNumber\x12,\n\x12memory_total_bytes\x18\x02 \x01(\x03R\x10memoryTotalBytes\x12/\n\x04\x63pus\x18\x03 \x03(\x0b\x32\x1b.virtfleet.type.v1.CpuRangeR\x04\x63pus\"s\n\tHugePages\x12&\n\x0fpage_size_bytes\x18\x01 \x01(\x03R\rpageSizeBytes\x12\x1f\n\x0btotal_count\x18\x02 \x01(\x03R\ntotalCount\x12\x1d\n\nfree_count\x18\x03 \x01(\x03R\tfreeCount\"\x8c\x01\n\x0b\x41\x63\x63\x65lerator\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06usable\x18\x02 \x01(\x08R\x06usable\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x39\n\nprobe_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tprobeTime\"n\n\x0eIsolationLayer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x65nabled\x18\x02 \x01(\x08R\x07\x65nabled\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n\x06\x64river\x18\x04 \x01(\tR\x06\x64river\"t\n\rHostResources\x12\x1d\n\nvcpu_count\x18\x01 \x01(\x05R\tvcpuCount\x12!\n\x0cmemory_bytes\x18\x02 \x01(\x03R\x0bmemoryBytes\x12!\n\x0c\x64omain_count\x18\x03 \x01(\x05R\x0b\x64omainCount2m\n\x0bHostService\x12^\n\x07GetHost\x12$.virtfleet.compute.v1.GetHostRequest\x1a\x1a.virtfleet.compute.v1.Host\"\x11\xca\xc1\x18\r\n\thosts.get\x10\x01\x42N\n\x18\x64\x65v.virtfleet.compute.v1B\tHostProtoP\x01Z%virtfleet.dev/go/compute/v1;computev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fvirtfleet/compute/v1/host.proto\x12\x14virtfleet.compute.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1evirtfleet/type/v1/values.proto\"\xce\x01\n\x0eGetHostRequest\x12\x39\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x14\n\x12virtfleet.dev/Host\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12=\n\x04view\x18\x06 \x01(\x0e\x32\x1f.virtfleet.type.v1.ResourceViewB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12\x1f\n\x0b\x61llow_stale\x18\x61 \x01(\x08R\nallowStale\x12!\n\x0cread_through\x18\x62 \x01(\x08R\x0breadThrough\"\xf2\x05\n\x04Host\x12 \n\x04name\x18\x01 \x01(\tB\x0c\xe2\x41\x01\x08\xbaH\x05r\x03\x18\x80\x02R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\'\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03R\x0b\x64isplayName\x12\x44\n\x06labels\x18\x04 \x03(\x0b\x32&.virtfleet.compute.v1.Host.LabelsEntryB\x04\xe2\x41\x01\x03R\x06labels\x12S\n\x0b\x61nnotations\x18\x05 \x03(\x0b\x32+.virtfleet.compute.v1.Host.AnnotationsEntryB\x04\xe2\x41\x01\x03R\x0b\x61nnotations\x12$\n\ngeneration\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03R\ngeneration\x12\x18\n\x04\x65tag\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12\x41\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x32\n\x04spec\x18\n \x01(\x0b\x32\x1e.virtfleet.compute.v1.HostSpecR\x04spec\x12>\n\x06status\x18\x0b \x01(\x0b\x32 .virtfleet.compute.v1.HostStatusB\x04\xe2\x41\x01\x03R\x06status\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a>\n\x10\x41nnotationsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01:7\xea\x41\x34\n\x12virtfleet.dev/Host\x12\x11nodes/{node}/host*\x05hosts2\x04host\"\n\n\x08HostSpec\"\xea\x05\n\nHostStatus\x12\x1a\n\x08hostname\x18\x01 \x01(\tR\x08hostname\x12%\n\x0ekernel_release\x18\x02 \x01(\tR\rkernelRelease\x12\x12\n\x04\x61rch\x18\x03 \x01(\tR\x04\x61rch\x12\x17\n\x07\x62oot_id\x18\x04 \x01(\tR\x06\x62ootId\x12\x37\n\tboot_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08\x62ootTime\x12/\n\x03\x63pu\x18\x06 \x01(\x0b\x32\x1d.virtfleet.compute.v1.HostCpuR\x03\x63pu\x12,\n\x12memory_total_bytes\x18\x07 \x01(\x03R\x10memoryTotalBytes\x12\x34\n\x05\x63\x65lls\x18\x08 \x03(\x0b\x32\x1e.virtfleet.compute.v1.NumaCellR\x05\x63\x65lls\x12>\n\nhuge_pages\x18\t \x03(\x0b\x32\x1f.virtfleet.compute.v1.HugePagesR\thugePages\x12\x45\n\x0c\x61\x63\x63\x65lerators\x18\n \x03(\x0b\x32!.virtfleet.compute.v1.AcceleratorR\x0c\x61\x63\x63\x65lerators\x12O\n\x10isolation_layers\x18\x0b \x03(\x0b\x32$.virtfleet.compute.v1.IsolationLayerR\x0fisolationLayers\x12\x45\n\x0b\x61llocatable\x18\x0c \x01(\x0b\x32#.virtfleet.compute.v1.HostResourcesR\x0b\x61llocatable\x12\x41\n\tallocated\x18\r \x01(\x0b\x32#.virtfleet.compute.v1.HostResourcesR\tallocated\x12<\n\nconditions\x18\x14 \x03(\x0b\x32\x1c.virtfleet.type.v1.ConditionR\nconditions\"\xe4\x01\n\x07HostCpu\x12\x1d\n\nmodel_name\x18\x01 \x01(\tR\tmodelName\x12\x16\n\x06vendor\x18\x02 \x01(\tR\x06vendor\x12!\n\x0conline_count\x18\x03 \x01(\x05R\x0bonlineCount\x12!\n\x0csocket_count\x18\x04 \x01(\x05R\x0bsocketCount\x12\x1d\n\ncore_count\x18\x05 \x01(\x05R\tcoreCount\x12!\n\x0cthread_count\x18\x06 \x01(\x05R\x0bthreadCount\x12\x1a\n\x08\x66\x65\x61tures\x18\x07 \x03(\tR\x08\x66\x65\x61tures\"\x8a\x01\n\x08NumaCell\x12\x1f\n\x0b\x63\x65ll_number\x18\x01 \x01(\x05R\ncellNumber\x12,\n\x12memory_total_bytes\x18\x02 \x01(\x03R\x10memoryTotalBytes\x12/\n\x04\x63pus\x18\x03 \x03(\x0b\x32\x1b.virtfleet.type.v1.CpuRangeR\x04\x63pus\"s\n\tHugePages\x12&\n\x0fpage_size_bytes\x18\x01 \x01(\x03R\rpageSizeBytes\x12\x1f\n\x0btotal_count\x18\x02 \x01(\x03R\ntotalCount\x12\x1d\n\nfree_count\x18\x03 \x01(\x03R\tfreeCount\"\x8c\x01\n\x0b\x41\x63\x63\x65lerator\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06usable\x18\x02 \x01(\x08R\x06usable\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x39\n\nprobe_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tprobeTime\"n\n\x0eIsolationLayer\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x65nabled\x18\x02 \x01(\x08R\x07\x65nabled\x12\x16\n\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n\x06\x64river\x18\x04 \x01(\tR\x06\x64river\"t\n\rHostResources\x12\x1d\n\nvcpu_count\x18\x01 \x01(\x05R\tvcpuCount\x12!\n\x0cmemory_bytes\x18\x02 \x01(\x03R\x0bmemoryBytes\x12!\n\x0c\x64omain_count\x18\x03 \x01(\x05R\x0b\x64omainCount2m\n\x0bHostService\x12^\n\x07GetHost\x12$.virtfleet.compute.v1.GetHostRequest\x1a\x1a.virtfleet.compute.v1.Host\"\x11\xca\xc1\x18\r\n\thosts.get\x10\x01\x42N\n\x18\x64\x65v.virtfleet.compute.v1B\tHostProtoP\x01Z%virtfleet.dev/go/compute/v1;computev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\030dev.virtfleet.compute.v1B\tHostProtoP\001Z%virtfleet.dev/go/compute/v1;computev1'
   _globals['_GETHOSTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETHOSTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\024\n\022virtfleet.dev/Host\272H\007r\005\020\001\030\200\002'
+  _globals['_GETHOSTREQUEST'].fields_by_name['view']._loaded_options = None
+  _globals['_GETHOSTREQUEST'].fields_by_name['view']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_HOST_LABELSENTRY']._loaded_options = None
   _globals['_HOST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_HOST_ANNOTATIONSENTRY']._loaded_options = None
@@ -70,29 +72,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOSTSERVICE'].methods_by_name['GetHost']._loaded_options = None
   _globals['_HOSTSERVICE'].methods_by_name['GetHost']._serialized_options = b'\312\301\030\r\n\thosts.get\020\001'
   _globals['_GETHOSTREQUEST']._serialized_start=278
-  _globals['_GETHOSTREQUEST']._serialized_end=474
-  _globals['_HOST']._serialized_start=477
-  _globals['_HOST']._serialized_end=1231
-  _globals['_HOST_LABELSENTRY']._serialized_start=1053
-  _globals['_HOST_LABELSENTRY']._serialized_end=1110
-  _globals['_HOST_ANNOTATIONSENTRY']._serialized_start=1112
-  _globals['_HOST_ANNOTATIONSENTRY']._serialized_end=1174
-  _globals['_HOSTSPEC']._serialized_start=1233
-  _globals['_HOSTSPEC']._serialized_end=1243
-  _globals['_HOSTSTATUS']._serialized_start=1246
-  _globals['_HOSTSTATUS']._serialized_end=1992
-  _globals['_HOSTCPU']._serialized_start=1995
-  _globals['_HOSTCPU']._serialized_end=2223
-  _globals['_NUMACELL']._serialized_start=2226
-  _globals['_NUMACELL']._serialized_end=2364
-  _globals['_HUGEPAGES']._serialized_start=2366
-  _globals['_HUGEPAGES']._serialized_end=2481
-  _globals['_ACCELERATOR']._serialized_start=2484
-  _globals['_ACCELERATOR']._serialized_end=2624
-  _globals['_ISOLATIONLAYER']._serialized_start=2626
-  _globals['_ISOLATIONLAYER']._serialized_end=2736
-  _globals['_HOSTRESOURCES']._serialized_start=2738
-  _globals['_HOSTRESOURCES']._serialized_end=2854
-  _globals['_HOSTSERVICE']._serialized_start=2856
-  _globals['_HOSTSERVICE']._serialized_end=2965
+  _globals['_GETHOSTREQUEST']._serialized_end=484
+  _globals['_HOST']._serialized_start=487
+  _globals['_HOST']._serialized_end=1241
+  _globals['_HOST_LABELSENTRY']._serialized_start=1063
+  _globals['_HOST_LABELSENTRY']._serialized_end=1120
+  _globals['_HOST_ANNOTATIONSENTRY']._serialized_start=1122
+  _globals['_HOST_ANNOTATIONSENTRY']._serialized_end=1184
+  _globals['_HOSTSPEC']._serialized_start=1243
+  _globals['_HOSTSPEC']._serialized_end=1253
+  _globals['_HOSTSTATUS']._serialized_start=1256
+  _globals['_HOSTSTATUS']._serialized_end=2002
+  _globals['_HOSTCPU']._serialized_start=2005
+  _globals['_HOSTCPU']._serialized_end=2233
+  _globals['_NUMACELL']._serialized_start=2236
+  _globals['_NUMACELL']._serialized_end=2374
+  _globals['_HUGEPAGES']._serialized_start=2376
+  _globals['_HUGEPAGES']._serialized_end=2491
+  _globals['_ACCELERATOR']._serialized_start=2494
+  _globals['_ACCELERATOR']._serialized_end=2634
+  _globals['_ISOLATIONLAYER']._serialized_start=2636
+  _globals['_ISOLATIONLAYER']._serialized_end=2746
+  _globals['_HOSTRESOURCES']._serialized_start=2748
+  _globals['_HOSTRESOURCES']._serialized_end=2864
+  _globals['_HOSTSERVICE']._serialized_start=2866
+  _globals['_HOSTSERVICE']._serialized_end=2975
 # @@protoc_insertion_point(module_scope)

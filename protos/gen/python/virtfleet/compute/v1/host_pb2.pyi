@@ -36,9 +36,9 @@ class GetHostRequest(message.Message):
     view: resource_pb2.ResourceView.ValueType
     """How much of it is answered."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -454,7 +454,7 @@ class HostResources(message.Message):
     memory_bytes: builtins.int
     """Memory."""
     domain_count: builtins.int
-    """Active domains."""
+    """Allocated: the active domains. Allocatable: how many may be defined (the setting `domain_limit`); 0: any number."""
     def __init__(
         self,
         *,

@@ -103,7 +103,7 @@ class GetDomainStatsRequest(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The domain: `nodes/{node}/domains/{domain}`."""
+    """The domain: `nodes/{node}/domains/{domain}`; the last segment may be its uid, and the node `-` at a gateway."""
     @builtins.property
     def groups(self) -> containers.RepeatedScalarFieldContainer[StatsGroup.ValueType]:
         """The groups; empty: all that the driver has."""
@@ -539,18 +539,20 @@ class BatchGetDomainStatsRequest(message.Message):
     parent: builtins.str
     """The node: `nodes/{node}`, or `nodes/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 1,000. A page also ends at 1 MiB."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list; only with the same parent and filter."""
+    """Continues a list; only with the same parent, filter and names."""
     filter: builtins.str
     """Terms on fields of domains, as in ListDomains."""
     allow_stale: builtins.bool
-    """Takes an answer out of the gateway's index even when a node is away."""
+    """Has no effect: counters always come from the nodes themselves, and one that is away is in `unreachable`."""
     read_through: builtins.bool
-    """Makes the gateway ask the nodes instead of its index."""
+    """Has no effect: counters always come from the nodes themselves."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these domains; empty: all."""
+        """Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
+        which the filter does not hold is left out. Empty: all.
+        """
 
     @builtins.property
     def groups(self) -> containers.RepeatedScalarFieldContainer[StatsGroup.ValueType]:
@@ -588,7 +590,7 @@ class BatchGetDomainStatsResponse(message.Message):
     """Continues the list; empty: this is the last page."""
     @builtins.property
     def stats(self) -> containers.RepeatedCompositeFieldContainer[DomainStats]:
-        """The counters, by the names of the domains."""
+        """The counters, in the order of the names of their domains, or of `names`."""
 
     @builtins.property
     def unreachable(self) -> containers.RepeatedCompositeFieldContainer[resource_pb2.NodeFailure]:
@@ -629,7 +631,9 @@ class StreamDomainStatsRequest(message.Message):
     """Terms on fields of domains, as in ListDomains."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these domains; empty: all."""
+        """Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
+        which the filter does not hold is left out. Empty: all.
+        """
 
     @builtins.property
     def groups(self) -> containers.RepeatedScalarFieldContainer[StatsGroup.ValueType]:
@@ -663,6 +667,7 @@ class StreamDomainStatsResponse(message.Message):
     STATS_FIELD_NUMBER: builtins.int
     ROUND_NUMBER_FIELD_NUMBER: builtins.int
     ROUND_END_FIELD_NUMBER: builtins.int
+    UNREACHABLE_FIELD_NUMBER: builtins.int
     round_number: builtins.int
     """The number of the round, from 1."""
     round_end: builtins.bool
@@ -671,16 +676,21 @@ class StreamDomainStatsResponse(message.Message):
     def stats(self) -> containers.RepeatedCompositeFieldContainer[DomainStats]:
         """The counters."""
 
+    @builtins.property
+    def unreachable(self) -> containers.RepeatedCompositeFieldContainer[resource_pb2.NodeFailure]:
+        """Nodes whose part of the round is missing (gateway only)."""
+
     def __init__(
         self,
         *,
         stats: abc.Iterable[DomainStats] | None = ...,
         round_number: builtins.int = ...,
         round_end: builtins.bool = ...,
+        unreachable: abc.Iterable[resource_pb2.NodeFailure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["round_end", b"round_end", "round_number", b"round_number", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["round_end", b"round_end", "round_number", b"round_number", "stats", b"stats", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

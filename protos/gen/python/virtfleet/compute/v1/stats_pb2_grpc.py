@@ -62,14 +62,15 @@ class StatsServiceServicer:
     """
 
     def GetDomainStats(self, request, context):
-        """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation.
+        """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation. CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) ·
+        what the driver fails with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetDomainStats(self, request, context):
-        """Gets the counters of many domains, by name, in pages. One that does not answer in time has a `failure` and its state.
+        """Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a `failure` and its state.
         FILTER_SYNTAX · PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -77,7 +78,8 @@ class StatsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamDomainStats(self, request, context):
-        """Streams the counters of many domains, a round every `interval`. A reader that is slow gets fewer rounds.
+        """Streams the counters of many domains, a round every `interval`; the first at once. A reader that is slow gets fewer rounds. At a gateway, of `nodes/-`, a node that
+        is away is told in each round. FILTER_SYNTAX.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

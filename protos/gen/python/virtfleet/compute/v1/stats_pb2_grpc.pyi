@@ -34,13 +34,17 @@ class StatsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StatsServiceAsyncStub: ...
     GetDomainStats: _grpc.UnaryUnaryMultiCallable[_stats_pb2.GetDomainStatsRequest, _stats_pb2.DomainStats]
-    """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation."""
+    """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation. CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) ·
+    what the driver fails with.
+    """
     BatchGetDomainStats: _grpc.UnaryUnaryMultiCallable[_stats_pb2.BatchGetDomainStatsRequest, _stats_pb2.BatchGetDomainStatsResponse]
-    """Gets the counters of many domains, by name, in pages. One that does not answer in time has a `failure` and its state.
+    """Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a `failure` and its state.
     FILTER_SYNTAX · PAGE_TOKEN_INVALID.
     """
     StreamDomainStats: _grpc.UnaryStreamMultiCallable[_stats_pb2.StreamDomainStatsRequest, _stats_pb2.StreamDomainStatsResponse]
-    """Streams the counters of many domains, a round every `interval`. A reader that is slow gets fewer rounds."""
+    """Streams the counters of many domains, a round every `interval`; the first at once. A reader that is slow gets fewer rounds. At a gateway, of `nodes/-`, a node that
+    is away is told in each round. FILTER_SYNTAX.
+    """
     GetHostStats: _grpc.UnaryUnaryMultiCallable[_stats_pb2.GetHostStatsRequest, _stats_pb2.HostStats]
     """Gets the counters of the host."""
 
@@ -50,13 +54,17 @@ class StatsServiceAsyncStub(StatsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetDomainStats: _aio.UnaryUnaryMultiCallable[_stats_pb2.GetDomainStatsRequest, _stats_pb2.DomainStats]  # type: ignore[assignment]
-    """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation."""
+    """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation. CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) ·
+    what the driver fails with.
+    """
     BatchGetDomainStats: _aio.UnaryUnaryMultiCallable[_stats_pb2.BatchGetDomainStatsRequest, _stats_pb2.BatchGetDomainStatsResponse]  # type: ignore[assignment]
-    """Gets the counters of many domains, by name, in pages. One that does not answer in time has a `failure` and its state.
+    """Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a `failure` and its state.
     FILTER_SYNTAX · PAGE_TOKEN_INVALID.
     """
     StreamDomainStats: _aio.UnaryStreamMultiCallable[_stats_pb2.StreamDomainStatsRequest, _stats_pb2.StreamDomainStatsResponse]  # type: ignore[assignment]
-    """Streams the counters of many domains, a round every `interval`. A reader that is slow gets fewer rounds."""
+    """Streams the counters of many domains, a round every `interval`; the first at once. A reader that is slow gets fewer rounds. At a gateway, of `nodes/-`, a node that
+    is away is told in each round. FILTER_SYNTAX.
+    """
     GetHostStats: _aio.UnaryUnaryMultiCallable[_stats_pb2.GetHostStatsRequest, _stats_pb2.HostStats]  # type: ignore[assignment]
     """Gets the counters of the host."""
 
@@ -69,7 +77,9 @@ class StatsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stats_pb2.GetDomainStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stats_pb2.DomainStats, _abc.Awaitable[_stats_pb2.DomainStats]]:
-        """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation."""
+        """Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation. CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) ·
+        what the driver fails with.
+        """
 
     @_abc_1.abstractmethod
     def BatchGetDomainStats(
@@ -77,7 +87,7 @@ class StatsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stats_pb2.BatchGetDomainStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stats_pb2.BatchGetDomainStatsResponse, _abc.Awaitable[_stats_pb2.BatchGetDomainStatsResponse]]:
-        """Gets the counters of many domains, by name, in pages. One that does not answer in time has a `failure` and its state.
+        """Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a `failure` and its state.
         FILTER_SYNTAX · PAGE_TOKEN_INVALID.
         """
 
@@ -87,7 +97,9 @@ class StatsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stats_pb2.StreamDomainStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stats_pb2.StreamDomainStatsResponse], _abc.AsyncIterator[_stats_pb2.StreamDomainStatsResponse]]:
-        """Streams the counters of many domains, a round every `interval`. A reader that is slow gets fewer rounds."""
+        """Streams the counters of many domains, a round every `interval`; the first at once. A reader that is slow gets fewer rounds. At a gateway, of `nodes/-`, a node that
+        is away is told in each round. FILTER_SYNTAX.
+        """
 
     @_abc_1.abstractmethod
     def GetHostStats(

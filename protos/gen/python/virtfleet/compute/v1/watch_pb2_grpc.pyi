@@ -36,10 +36,12 @@ class WatchServiceStub:
     WatchResources: _grpc.UnaryStreamMultiCallable[_watch_pb2.WatchResourcesRequest, _watch_pb2.WatchResourcesResponse]
     """Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that exists, then `snapshot_end`) or after a
     resume token. At least once: after a resume, a change may come again. `nodes/-` (gateway): all nodes, with `source_status` per node instead of silent gaps.
-    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_watch_pb2.ListEventsRequest, _watch_pb2.ListEventsResponse]
-    """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less)."""
+    """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of `nodes/-`: node by node, in the order
+    of their names, each node's oldest first. INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
+    """
 
 @_typing.type_check_only
 class WatchServiceAsyncStub(WatchServiceStub):
@@ -49,10 +51,12 @@ class WatchServiceAsyncStub(WatchServiceStub):
     WatchResources: _aio.UnaryStreamMultiCallable[_watch_pb2.WatchResourcesRequest, _watch_pb2.WatchResourcesResponse]  # type: ignore[assignment]
     """Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that exists, then `snapshot_end`) or after a
     resume token. At least once: after a resume, a change may come again. `nodes/-` (gateway): all nodes, with `source_status` per node instead of silent gaps.
-    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+    OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_watch_pb2.ListEventsRequest, _watch_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less)."""
+    """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of `nodes/-`: node by node, in the order
+    of their names, each node's oldest first. INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
+    """
 
 class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells what changes in the compute service of a node, or of all nodes."""
@@ -65,7 +69,7 @@ class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_watch_pb2.WatchResourcesResponse], _abc.AsyncIterator[_watch_pb2.WatchResourcesResponse]]:
         """Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that exists, then `snapshot_end`) or after a
         resume token. At least once: after a resume, a change may come again. `nodes/-` (gateway): all nodes, with `source_status` per node instead of silent gaps.
-        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
         """
 
     @_abc_1.abstractmethod
@@ -74,6 +78,8 @@ class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _watch_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_watch_pb2.ListEventsResponse, _abc.Awaitable[_watch_pb2.ListEventsResponse]]:
-        """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less)."""
+        """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of `nodes/-`: node by node, in the order
+        of their names, each node's oldest first. INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
+        """
 
 def add_WatchServiceServicer_to_server(servicer: WatchServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

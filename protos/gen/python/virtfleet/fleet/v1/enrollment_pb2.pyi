@@ -338,9 +338,9 @@ class ListJoinTokensRequest(message.Message):
     parent: builtins.str
     """Is empty: join tokens have no parent."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 5,000."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list; the other fields must be the same."""
+    """Continues a list; only with the same filter and view."""
     filter: builtins.str
     """Terms on labels, spec and status: `spec.node="nodes/n1" AND status.state=ACTIVE`."""
     view: resource_pb2.ResourceView.ValueType
@@ -740,7 +740,7 @@ class IssueUserCertificateRequest(message.Message):
 
     @builtins.property
     def lifetime(self) -> duration_pb2.Duration:
-        """How long it is good; unset: 90 days; 5 min to 366 days."""
+        """How long it is good; unset: 90 days; 5 min to 366 days, and never longer than the authority itself."""
 
     def __init__(
         self,
@@ -979,9 +979,9 @@ class ListCertificatesRequest(message.Message):
     parent: builtins.str
     """Is empty: certificates have no parent."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 5,000."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list; the other fields must be the same."""
+    """Continues a list; only with the same filter and view."""
     filter: builtins.str
     """Terms on labels and status: `status.node="nodes/n1" AND status.state=VALID`."""
     view: resource_pb2.ResourceView.ValueType

@@ -138,7 +138,7 @@ class EnrollmentServiceServicer:
 
     def IssueUserCertificate(self, request, context):
         """Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do not have.
-        INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+        INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) · PERMISSION_DENIED PERMISSION_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,7 +164,8 @@ class EnrollmentServiceServicer:
 
     def GetTrustBundle(self, request, context):
         """Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
-        to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature.
+        to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature. A `denial_list` of the
+        caller that the authority has signed is taken in; no other call with the effect NONE records anything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,7 @@ class EnrollmentServiceStub:
     """
     IssueUserCertificate: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.IssueUserCertificateRequest, _enrollment_pb2.IssueUserCertificateResponse]
     """Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do not have.
-    INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+    INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) · PERMISSION_DENIED PERMISSION_MISSING.
     """
     ListCertificates: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.ListCertificatesRequest, _enrollment_pb2.ListCertificatesResponse]
     """Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
@@ -74,7 +74,8 @@ class EnrollmentServiceStub:
     """
     GetTrustBundle: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.GetTrustBundleRequest, _enrollment_pb2.TrustBundle]
     """Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
-    to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature.
+    to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature. A `denial_list` of the
+    caller that the authority has signed is taken in; no other call with the effect NONE records anything.
     """
 
 @_typing.type_check_only
@@ -109,7 +110,7 @@ class EnrollmentServiceAsyncStub(EnrollmentServiceStub):
     """
     IssueUserCertificate: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.IssueUserCertificateRequest, _enrollment_pb2.IssueUserCertificateResponse]  # type: ignore[assignment]
     """Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do not have.
-    INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+    INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) · PERMISSION_DENIED PERMISSION_MISSING.
     """
     ListCertificates: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ListCertificatesRequest, _enrollment_pb2.ListCertificatesResponse]  # type: ignore[assignment]
     """Lists the certificates that the authority has issued, until a day after their end: by the methods here, for gateways, and by `virtfleet authority issue`,
@@ -123,7 +124,8 @@ class EnrollmentServiceAsyncStub(EnrollmentServiceStub):
     """
     GetTrustBundle: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.GetTrustBundleRequest, _enrollment_pb2.TrustBundle]  # type: ignore[assignment]
     """Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
-    to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature.
+    to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature. A `denial_list` of the
+    caller that the authority has signed is taken in; no other call with the effect NONE records anything.
     """
 
 class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -191,7 +193,7 @@ class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.IssueUserCertificateResponse, _abc.Awaitable[_enrollment_pb2.IssueUserCertificateResponse]]:
         """Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do not have.
-        INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+        INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) · PERMISSION_DENIED PERMISSION_MISSING.
         """
 
     @_abc_1.abstractmethod
@@ -223,7 +225,8 @@ class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrollment_pb2.TrustBundle, _abc.Awaitable[_enrollment_pb2.TrustBundle]]:
         """Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that it has. Served on the enrolment port too,
-        to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature.
+        to callers without a certificate: nothing in it is secret, the CA is checked by the hash in the token and the list by its signature. A `denial_list` of the
+        caller that the authority has signed is taken in; no other call with the effect NONE records anything.
         """
 
 def add_EnrollmentServiceServicer_to_server(servicer: EnrollmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -32,13 +32,13 @@ class _NodeStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_NodeState.Va
     NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
     """Is never sent."""
     NODE_STATE_JOINING: _NodeState.ValueType  # 1
-    """Enrolled, and not yet heard by this gateway."""
+    """Enrolled, and not yet read by this gateway: lists of the fleet may lack its resources."""
     NODE_STATE_READY: _NodeState.ValueType  # 2
     """All services serve."""
     NODE_STATE_NOT_READY: _NodeState.ValueType  # 3
     """A service does not serve or does not answer."""
     NODE_STATE_DRAINING: _NodeState.ValueType  # 4
-    """Its guests are on the way to other nodes."""
+    """Its guests are on the way to other nodes. Is not sent yet."""
     NODE_STATE_LOST: _NodeState.ValueType  # 5
     """No service has been heard for a minute."""
 
@@ -48,13 +48,13 @@ class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
 NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
 """Is never sent."""
 NODE_STATE_JOINING: NodeState.ValueType  # 1
-"""Enrolled, and not yet heard by this gateway."""
+"""Enrolled, and not yet read by this gateway: lists of the fleet may lack its resources."""
 NODE_STATE_READY: NodeState.ValueType  # 2
 """All services serve."""
 NODE_STATE_NOT_READY: NodeState.ValueType  # 3
 """A service does not serve or does not answer."""
 NODE_STATE_DRAINING: NodeState.ValueType  # 4
-"""Its guests are on the way to other nodes."""
+"""Its guests are on the way to other nodes. Is not sent yet."""
 NODE_STATE_LOST: NodeState.ValueType  # 5
 """No service has been heard for a minute."""
 
@@ -289,7 +289,9 @@ class NodeStatus(message.Message):
     state: NodeState.ValueType
     """Its state."""
     reason: builtins.str
-    """Why it is not READY, as a stable reason: `SERVICE_UNREACHABLE`, `SERVICE_NOT_SERVING`, `HEARTBEAT_MISSED`."""
+    """Why it is not READY, as a stable reason: `ENROLLED` (not heard yet), `SERVICE_UNREACHABLE`, `SERVICE_NOT_SERVING`, `HEARTBEAT_MISSED`, `INDEX_INCOMPLETE` (not all
+    read yet).
+    """
     message: builtins.str
     """The same in a sentence for people."""
     observed_generation: builtins.int
@@ -368,7 +370,7 @@ class NodeResources(message.Message):
     storage_bytes: builtins.int
     """Room in the node's running pools."""
     domain_count: builtins.int
-    """Domains that are active; as a capacity or allocatable: 0, there is no limit."""
+    """Domains that are active; as allocatable: how many may be defined, 0: any number; as a capacity: 0."""
     def __init__(
         self,
         *,
@@ -455,9 +457,9 @@ class ListNodesRequest(message.Message):
     parent: builtins.str
     """Is empty: nodes have no parent."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 5,000. A page ends at 1 MiB."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list; the other fields must be the same."""
+    """Continues a list; only with the same filter and view."""
     filter: builtins.str
     """Terms on labels, spec and status: `labels.rack="r1" AND status.state=READY`."""
     view: resource_pb2.ResourceView.ValueType

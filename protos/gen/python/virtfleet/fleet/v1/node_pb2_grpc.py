@@ -97,7 +97,7 @@ class NodeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CordonNode(self, request, context):
-        """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
+        """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with `allow_missing` too; what is there is left alone.
         Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

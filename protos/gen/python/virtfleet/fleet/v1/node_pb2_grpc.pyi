@@ -47,7 +47,7 @@ class NodeServiceStub:
     NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH · FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN.
     """
     CordonNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.CordonNodeRequest, _node_pb2.Node]
-    """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
+    """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with `allow_missing` too; what is there is left alone.
     Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
     """
     UncordonNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.UncordonNodeRequest, _node_pb2.Node]
@@ -76,7 +76,7 @@ class NodeServiceAsyncStub(NodeServiceStub):
     NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH · FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN.
     """
     CordonNode: _aio.UnaryUnaryMultiCallable[_node_pb2.CordonNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
-    """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
+    """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with `allow_missing` too; what is there is left alone.
     Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
     """
     UncordonNode: _aio.UnaryUnaryMultiCallable[_node_pb2.UncordonNodeRequest, _node_pb2.Node]  # type: ignore[assignment]
@@ -126,7 +126,7 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.CordonNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.Node, _abc.Awaitable[_node_pb2.Node]]:
-        """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
+        """Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with `allow_missing` too; what is there is left alone.
         Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
         """
 

@@ -59,7 +59,7 @@ class _EventType:
 class _EventTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EventType.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     EVENT_TYPE_UNSPECIFIED: _EventType.ValueType  # 0
-    """Is never sent."""
+    """Is refused and never sent."""
     EVENT_TYPE_NODE_JOINED: _EventType.ValueType  # 1
     """A node was enrolled."""
     EVENT_TYPE_NODE_READY: _EventType.ValueType  # 2
@@ -79,7 +79,7 @@ class _EventTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EventType.Va
     EVENT_TYPE_CERTIFICATE_REVOKED: _EventType.ValueType  # 22
     """A certificate was revoked."""
     EVENT_TYPE_CERTIFICATE_EXPIRING: _EventType.ValueType  # 23
-    """A certificate ends soon and has not been renewed."""
+    """A certificate has less than a fifth of its life left, and none of the same identity ends later. Is told once."""
     EVENT_TYPE_OPERATION_STARTED: _EventType.ValueType  # 110
     """An operation started."""
     EVENT_TYPE_OPERATION_DONE: _EventType.ValueType  # 111
@@ -89,7 +89,7 @@ class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """Names the kinds of events of this package."""
 
 EVENT_TYPE_UNSPECIFIED: EventType.ValueType  # 0
-"""Is never sent."""
+"""Is refused and never sent."""
 EVENT_TYPE_NODE_JOINED: EventType.ValueType  # 1
 """A node was enrolled."""
 EVENT_TYPE_NODE_READY: EventType.ValueType  # 2
@@ -109,7 +109,7 @@ EVENT_TYPE_CERTIFICATE_RENEWED: EventType.ValueType  # 21
 EVENT_TYPE_CERTIFICATE_REVOKED: EventType.ValueType  # 22
 """A certificate was revoked."""
 EVENT_TYPE_CERTIFICATE_EXPIRING: EventType.ValueType  # 23
-"""A certificate ends soon and has not been renewed."""
+"""A certificate has less than a fifth of its life left, and none of the same identity ends later. Is told once."""
 EVENT_TYPE_OPERATION_STARTED: EventType.ValueType  # 110
 """An operation started."""
 EVENT_TYPE_OPERATION_DONE: EventType.ValueType  # 111
@@ -132,7 +132,9 @@ class WatchResourcesRequest(message.Message):
     parent: builtins.str
     """Is empty: the resources of a fleet have no parent."""
     filter: builtins.str
-    """Only resources for which the filter holds, as in a list. One that ceases to hold is told as a delete with cause `filter`."""
+    """Only resources for which the filter holds, as in a list; every kind that is watched must have its fields. One for which it ceases to hold is told as a
+    delete with cause `filter`.
+    """
     view: resource_pb2.ResourceView.ValueType
     """How much of a resource a put carries."""
     resume_token: builtins.str
@@ -412,7 +414,7 @@ class ListEventsRequest(message.Message):
     page_size: builtins.int
     """How many at most; 0: the server decides (500); at most 5,000."""
     page_token: builtins.str
-    """Continues a list."""
+    """Continues a list; only with the same filter."""
     filter: builtins.str
     """Terms on `resource`, `type`, `time`: `resource="nodes/n1" AND time>="2026-01-01T00:00:00Z"`."""
     def __init__(

@@ -158,7 +158,7 @@ class Network(message.Message):
     name: builtins.str
     """The name: `nodes/{node}/networks/{network}`."""
     uid: builtins.str
-    """The identity: a UUID, unique in the fleet. In an update: must be that of the stored network, if set."""
+    """The identity: a UUID, unique in the fleet. May be given in Create; IDENTITY_IN_USE if it is taken. In an update: must be that of the stored network, if set."""
     display_name: builtins.str
     """A name for people. At most 256 characters. May change live."""
     generation: builtins.int
@@ -260,7 +260,7 @@ class NetworkSpec(message.Message):
     lifetime: resource_pb2.Lifetime.ValueType
     """Whether the definition outlives its run. Default: persistent. May change at any time."""
     autostart: resource_pb2.Autostart.ValueType
-    """Whether the service starts it by itself. Default: never. May change at any time."""
+    """Whether the service starts it by itself. Default: never. Refused with FIELD_CONFLICT for a transient network. May change at any time."""
     title: builtins.str
     """A title in one line."""
     description: builtins.str
@@ -609,7 +609,9 @@ class Subnet(message.Message):
     DHCP_FIELD_NUMBER: builtins.int
     ROUTER_ADVERTISEMENT_FIELD_NUMBER: builtins.int
     prefix: builtins.str
-    """The prefix, host bits zero: `192.168.50.0/24`, `fd00:50::/64`. FAILED_PRECONDITION SUBNET_OVERLAP when another network or the node has a part of it."""
+    """The prefix, host bits zero: `192.168.50.0/24`, `fd00:50::/64`. FAILED_PRECONDITION SUBNET_OVERLAP when another network or the node has a
+    part of it, INVALID_ARGUMENT FIELD_CONFLICT when another subnet of the same spec has.
+    """
     host_address: builtins.str
     """The address of the node in the subnet, the guests' gateway and name server. Default: the first one after the prefix's own."""
     @builtins.property
@@ -686,7 +688,7 @@ class Dhcp(message.Message):
 
     @builtins.property
     def bootp(self) -> Bootp:
-        """Boots guests over the network. IPv4 only."""
+        """Boots guests over the network. IPv4 only; FIELD_REQUIRED without a `file_name`."""
 
     def __init__(
         self,
@@ -1205,17 +1207,17 @@ class ListNetworksRequest(message.Message):
     parent: builtins.str
     """`nodes/{node}`, or `nodes/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 1,000."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on `display_name`, `labels`, `uid`, `spec.autostart`, `status.state` and other typed fields."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each network the answer carries."""
     allow_stale: builtins.bool
-    """Lets a gateway answer out of its index even if that is old (gateway only)."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes a gateway ask the nodes (gateway only)."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -1283,19 +1285,27 @@ class GetNetworkRequest(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    ALLOW_STALE_FIELD_NUMBER: builtins.int
+    READ_THROUGH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The network: `nodes/{node}/networks/{network}`; the last segment may be its uid."""
     view: resource_pb2.ResourceView.ValueType
     """How much of it the answer carries."""
+    allow_stale: builtins.bool
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
+    read_through: builtins.bool
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         view: resource_pb2.ResourceView.ValueType = ...,
+        allow_stale: builtins.bool = ...,
+        read_through: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_stale", b"allow_stale", "name", b"name", "read_through", b"read_through", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1319,7 +1329,7 @@ class CreateNetworkRequest(message.Message):
     start: builtins.bool
     """Starts it at once. A transient network is always started."""
     request_id: builtins.str
-    """Makes a repetition harmless: the same id by the same caller gives the same answer for 24 hours."""
+    """Makes a repetition of the same call have no second effect: it gets the first one's answer, for 24 hours."""
     validate_only: builtins.bool
     """Checks only, and answers with the network as it would be."""
     @builtins.property
@@ -1361,13 +1371,15 @@ class UpdateNetworkRequest(message.Message):
     INLINE_WAIT_FIELD_NUMBER: builtins.int
     ALLOW_MISSING_FIELD_NUMBER: builtins.int
     request_id: builtins.str
-    """Makes a repetition harmless."""
+    """Makes a repetition of the same call have no second effect."""
     validate_only: builtins.bool
     """Checks only, and answers with the network as it would be, `pending_changes` included."""
     scope: resource_pb2.ChangeScope.ValueType
     """Where the change goes."""
     allow_missing: builtins.bool
-    """Creates the network if there is none, under the id in its name, without starting it; needs `networks.create` too."""
+    """Creates the network if there is none, under the id in its name, without starting it; needs `networks.create` too. The mask is not looked at then; an `etag`
+    that is set is refused with ETAG_MISMATCH: the network that had it is gone.
+    """
     @builtins.property
     def network(self) -> Network:
         """The network with the new values; its `name` says which, its `etag` and `uid` are checked if set."""
@@ -1418,7 +1430,7 @@ class DeleteNetworkRequest(message.Message):
     etag: builtins.str
     """Deletes only this generation."""
     request_id: builtins.str
-    """Makes a repetition harmless."""
+    """Makes a repetition of the same call have no second effect."""
     validate_only: builtins.bool
     """Checks only."""
     expected_uid: builtins.str
@@ -1464,7 +1476,7 @@ class StartNetworkRequest(message.Message):
     etag: builtins.str
     """Starts only this generation."""
     request_id: builtins.str
-    """Makes a repetition harmless."""
+    """Makes a repetition of the same call have no second effect."""
     validate_only: builtins.bool
     """Checks only."""
     expected_uid: builtins.str
@@ -1509,7 +1521,7 @@ class StopNetworkRequest(message.Message):
     etag: builtins.str
     """Stops only this generation."""
     request_id: builtins.str
-    """Makes a repetition harmless."""
+    """Makes a repetition of the same call have no second effect."""
     validate_only: builtins.bool
     """Checks only."""
     expected_uid: builtins.str
@@ -1551,17 +1563,17 @@ class ListLeasesRequest(message.Message):
     parent: builtins.str
     """The network: `nodes/{node}/networks/{network}`; `networks/-`: all of the node; `nodes/-/networks/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 5,000."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on `status.mac_address`, `status.address`, `status.hostname`, `status.port`."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each lease the answer carries; leases are the same in all views."""
     allow_stale: builtins.bool
-    """Lets a gateway answer out of its index even if that is old (gateway only)."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes a gateway ask the nodes (gateway only)."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,

@@ -115,7 +115,8 @@ class NetworkServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteNetwork(self, request, context):
-        """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+        """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+        UID_MISMATCH ·
         NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

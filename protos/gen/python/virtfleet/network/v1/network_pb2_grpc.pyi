@@ -49,7 +49,8 @@ class NetworkServiceStub:
     RESOURCE_IN_USE (a port has an address that would be lost) · INVALID_ARGUMENT MASK_PATH_UNKNOWN and as in CreateNetwork.
     """
     DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _operations_pb2.Operation]
-    """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+    """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+    UID_MISMATCH ·
     NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
     """
     StartNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.StartNetworkRequest, _operations_pb2.Operation]
@@ -81,7 +82,8 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     RESOURCE_IN_USE (a port has an address that would be lost) · INVALID_ARGUMENT MASK_PATH_UNKNOWN and as in CreateNetwork.
     """
     DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+    """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+    UID_MISMATCH ·
     NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
     """
     StartNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.StartNetworkRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -140,7 +142,8 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_pb2.DeleteNetworkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports), UID_MISMATCH ·
+        """Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see `force`), HAS_CHILDREN (ports; metadata `holder`),
+        UID_MISMATCH ·
         NOT_FOUND RESOURCE_NOT_FOUND (see `allow_missing`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
         """
 

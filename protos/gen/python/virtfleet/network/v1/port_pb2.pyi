@@ -108,7 +108,7 @@ class Port(message.Message):
     name: builtins.str
     """The name: `nodes/{node}/networks/{network}/ports/{port}`."""
     uid: builtins.str
-    """The identity: a UUID, unique in the fleet."""
+    """The identity: a UUID, unique in the fleet. May be given in Create; IDENTITY_IN_USE if it is taken."""
     display_name: builtins.str
     """A name for people."""
     generation: builtins.int
@@ -176,7 +176,7 @@ class PortSpec(message.Message):
     hostname: builtins.str
     """The host name that DHCP and DNS give. Default: the id of the domain that owns the port, else none."""
     link_up: builtins.bool
-    """Whether the guest sees a carrier. Default: true."""
+    """Whether the host's end of the link is up. Default: true. The cable of the guest's card is `link_up` of the domain's interface."""
     @builtins.property
     def addresses(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """The addresses, at most one of each subnet. Default: one out of the DHCP ranges of each subnet that has some; they stay with the port."""
@@ -351,17 +351,17 @@ class ListPortsRequest(message.Message):
     parent: builtins.str
     """The network: `nodes/{node}/networks/{network}`; `networks/-`: all of the node; `nodes/-/networks/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 1,000."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on `status.mac_address`, `status.state`, `labels`, `status.owner.domain_uid` and other typed fields."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each port the answer carries."""
     allow_stale: builtins.bool
-    """Lets a gateway answer out of its index even if that is old (gateway only)."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """Makes a gateway ask the nodes (gateway only)."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -429,19 +429,27 @@ class GetPortRequest(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    ALLOW_STALE_FIELD_NUMBER: builtins.int
+    READ_THROUGH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The port: `nodes/{node}/networks/{network}/ports/{port}`; the last segment may be its uid."""
     view: resource_pb2.ResourceView.ValueType
     """How much of it the answer carries."""
+    allow_stale: builtins.bool
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
+    read_through: builtins.bool
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         view: resource_pb2.ResourceView.ValueType = ...,
+        allow_stale: builtins.bool = ...,
+        read_through: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_stale", b"allow_stale", "name", b"name", "read_through", b"read_through", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,7 +470,7 @@ class CreatePortRequest(message.Message):
     port_id: builtins.str
     """Its id: DNS-like, 1 to 63 characters, not of UUID form."""
     request_id: builtins.str
-    """Makes a repetition harmless: the same id by the same caller gives the same answer for 24 hours."""
+    """Makes a repetition of the same call have no second effect: it gets the first one's answer, for 24 hours."""
     validate_only: builtins.bool
     """Checks only, and answers with the port as it would be."""
     @builtins.property
@@ -507,7 +515,7 @@ class DeletePortRequest(message.Message):
     etag: builtins.str
     """Deletes only this generation."""
     request_id: builtins.str
-    """Makes a repetition harmless."""
+    """Makes a repetition of the same call have no second effect."""
     validate_only: builtins.bool
     """Checks only."""
     expected_uid: builtins.str

@@ -35,11 +35,11 @@ class _PoolStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PoolState.Va
     POOL_STATE_INACTIVE: _PoolState.ValueType  # 1
     """Is known, but not in use."""
     POOL_STATE_BUILDING: _PoolState.ValueType  # 2
-    """Its place is being made."""
+    """Its place is being made. Is not sent by pools of directories, which are made within the call."""
     POOL_STATE_RUNNING: _PoolState.ValueType  # 3
     """Serves volumes."""
     POOL_STATE_DEGRADED: _PoolState.ValueType  # 4
-    """Serves volumes, but part of it is lost."""
+    """Serves volumes, but part of it is lost. Is not sent by pools of directories."""
     POOL_STATE_INACCESSIBLE: _PoolState.ValueType  # 5
     """Should run, but its place cannot be reached; is tried again by itself."""
 
@@ -51,11 +51,11 @@ POOL_STATE_UNSPECIFIED: PoolState.ValueType  # 0
 POOL_STATE_INACTIVE: PoolState.ValueType  # 1
 """Is known, but not in use."""
 POOL_STATE_BUILDING: PoolState.ValueType  # 2
-"""Its place is being made."""
+"""Its place is being made. Is not sent by pools of directories, which are made within the call."""
 POOL_STATE_RUNNING: PoolState.ValueType  # 3
 """Serves volumes."""
 POOL_STATE_DEGRADED: PoolState.ValueType  # 4
-"""Serves volumes, but part of it is lost."""
+"""Serves volumes, but part of it is lost. Is not sent by pools of directories."""
 POOL_STATE_INACCESSIBLE: PoolState.ValueType  # 5
 """Should run, but its place cannot be reached; is tried again by itself."""
 
@@ -142,7 +142,7 @@ class Pool(message.Message):
     name: builtins.str
     """The name: `nodes/{node}/pools/{pool}`."""
     uid: builtins.str
-    """The identity, a UUID; stays through a rename."""
+    """The identity, a UUID, unique in the fleet; stays through a rename. May be given in Create. In an update: must be that of the stored pool, if set."""
     display_name: builtins.str
     """A name for people, of any characters."""
     generation: builtins.int
@@ -207,7 +207,7 @@ class PoolSpec(message.Message):
     lifetime: resource_pb2.Lifetime.ValueType
     """Whether the definition outlives a stop; unset: it does. A change takes effect at once."""
     autostart: resource_pb2.Autostart.ValueType
-    """When the service starts the pool by itself; unset: never. A change takes effect at the service's next start."""
+    """When the service starts the pool by itself; unset: never. Refused with FIELD_CONFLICT for a transient pool. A change takes effect at the node's next boot."""
     target_path: builtins.str
     """The directory on the node under which volumes appear, absolute and without `.`, `..` or symbolic links. Unset: a directory named like the pool below the
     service's own root of pools. One outside of that root needs the permission `hostPaths.use`. Never changes.
@@ -486,17 +486,17 @@ class ListPoolsRequest(message.Message):
     parent: builtins.str
     """`nodes/{node}`, or `nodes/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 5,000. A page ends at 1 MiB whatever this says."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list with the same parent, filter and view."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on labels, `uid`, `display_name`, `spec.autostart`, `spec.lifetime`, `status.state`, …: `status.state=RUNNING AND labels.tier="fast"`."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each."""
     allow_stale: builtins.bool
-    """At a gateway: take what its index holds of nodes that are away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """At a gateway: ask the nodes instead of the index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -564,19 +564,27 @@ class GetPoolRequest(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    ALLOW_STALE_FIELD_NUMBER: builtins.int
+    READ_THROUGH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The pool: `nodes/{node}/pools/{pool}`; the last segment may be the uid."""
     view: resource_pb2.ResourceView.ValueType
     """How much of it."""
+    allow_stale: builtins.bool
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
+    read_through: builtins.bool
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         view: resource_pb2.ResourceView.ValueType = ...,
+        allow_stale: builtins.bool = ...,
+        read_through: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_stale", b"allow_stale", "name", b"name", "read_through", b"read_through", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,7 +616,7 @@ class CreatePoolRequest(message.Message):
     """Checks and answers what would be done, and does nothing."""
     @builtins.property
     def pool(self) -> Pool:
-        """The pool; of its head, display_name, labels and annotations are taken."""
+        """The pool; of its head, uid, display_name, labels and annotations are taken."""
 
     @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:
@@ -649,7 +657,9 @@ class UpdatePoolRequest(message.Message):
     validate_only: builtins.bool
     """Checks and answers what would be done, and does nothing."""
     allow_missing: builtins.bool
-    """Defines the pool if there is none, under the id in its name, without starting it; needs `pools.create` too. The mask is not looked at then."""
+    """Defines the pool if there is none, under the id in its name, without starting it; needs `pools.create` too. The mask is not looked at then; an `etag` that is
+    set is refused with ETAG_MISMATCH: the pool that had it is gone.
+    """
     @builtins.property
     def pool(self) -> Pool:
         """The pool with its new values. Its name says which one; a uid or etag that is set must be the present one."""
@@ -870,17 +880,17 @@ class ListPoolBackendsRequest(message.Message):
     parent: builtins.str
     """`nodes/{node}`, or `nodes/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on `status.available`, `display_name`."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each."""
     allow_stale: builtins.bool
-    """At a gateway: take what its index holds of nodes that are away."""
+    """Has no effect: nodes are always asked themselves, and one that is away is in `unreachable`."""
     read_through: builtins.bool
-    """At a gateway: ask the nodes instead of the index."""
+    """Has no effect: nodes are always asked themselves."""
     def __init__(
         self,
         *,
@@ -912,7 +922,7 @@ class ListPoolBackendsResponse(message.Message):
     next_page_token: builtins.str
     """Continues the list; empty: this is the last page."""
     resume_token: builtins.str
-    """Starts a watch that tells all that changes after this page was read."""
+    """Starts a watch of the package after this page was read; a node sets none, since kinds of pools are not watched."""
     @builtins.property
     def pool_backends(self) -> containers.RepeatedCompositeFieldContainer[PoolBackend]:
         """The kinds."""

@@ -105,7 +105,7 @@ class PoolServiceServicer:
 
     def CreatePool(self, request, context):
         """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another pool has that path) · FAILED_PRECONDITION BACKING_MISSING
+        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
         (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,7 +42,7 @@ class PoolServiceStub:
     """Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreatePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.CreatePoolRequest, _operations_pb2.Operation]
     """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another pool has that path) · FAILED_PRECONDITION BACKING_MISSING
+    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
     (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
     """
     UpdatePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _operations_pb2.Operation]
@@ -79,7 +79,7 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreatePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.CreatePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another pool has that path) · FAILED_PRECONDITION BACKING_MISSING
+    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
     (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
     """
     UpdatePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -131,7 +131,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another pool has that path) · FAILED_PRECONDITION BACKING_MISSING
+        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
         (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
         """
 

@@ -119,7 +119,7 @@ class _VolumeTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_VolumeType.
     """Something behind a network."""
 
 class VolumeType(_VolumeType, metaclass=_VolumeTypeEnumTypeWrapper):
-    """Says what a volume is made of."""
+    """Says what a volume is made of. Pools of directories have files alone."""
 
 VOLUME_TYPE_UNSPECIFIED: VolumeType.ValueType  # 0
 """Is never sent."""
@@ -301,7 +301,7 @@ class Volume(message.Message):
     name: builtins.str
     """The name: `nodes/{node}/pools/{pool}/volumes/{volume}`."""
     uid: builtins.str
-    """The identity, a UUID."""
+    """The identity, a UUID, unique in the fleet. May be given in Create; IDENTITY_IN_USE if it is taken."""
     display_name: builtins.str
     """A name for people, of any characters; of a file that was found in the pool, the file's name."""
     generation: builtins.int
@@ -642,17 +642,17 @@ class ListVolumesRequest(message.Message):
     parent: builtins.str
     """`nodes/{node}/pools/{pool}`; `nodes/{node}/pools/-`: of all pools; `nodes/-/pools/-` at a gateway."""
     page_size: builtins.int
-    """How many at most; 0: the server decides (500); at most 5,000. A page ends at 1 MiB whatever this says."""
+    """How many at most; 0: the server decides (500); at most 5,000. A page also ends at 1 MiB."""
     page_token: builtins.str
-    """Continues a list with the same parent, filter and view."""
+    """Continues a list; only with the same parent, filter and view."""
     filter: builtins.str
     """Terms on labels, `uid`, `display_name`, `spec.format`, `status.path`, `status.capacity_bytes`, …: `labels.tier="fast" AND spec.format=QCOW2`."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each."""
     allow_stale: builtins.bool
-    """At a gateway: take what its index holds of nodes that are away."""
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
     read_through: builtins.bool
-    """At a gateway: ask the nodes instead of the index."""
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
@@ -720,19 +720,27 @@ class GetVolumeRequest(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    ALLOW_STALE_FIELD_NUMBER: builtins.int
+    READ_THROUGH_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The volume: `nodes/{node}/pools/{pool}/volumes/{volume}`; the last segment may be the uid."""
     view: resource_pb2.ResourceView.ValueType
     """How much of it."""
+    allow_stale: builtins.bool
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
+    read_through: builtins.bool
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         view: resource_pb2.ResourceView.ValueType = ...,
+        allow_stale: builtins.bool = ...,
+        read_through: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_stale", b"allow_stale", "name", b"name", "read_through", b"read_through", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,13 +753,19 @@ class BatchGetVolumesRequest(message.Message):
     PARENT_FIELD_NUMBER: builtins.int
     NAMES_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    ALLOW_STALE_FIELD_NUMBER: builtins.int
+    READ_THROUGH_FIELD_NUMBER: builtins.int
     parent: builtins.str
     """What all are below: `nodes/{node}/pools/{pool}` or `nodes/{node}/pools/-`; `nodes/-/pools/-` at a gateway."""
     view: resource_pb2.ResourceView.ValueType
     """How much of each."""
+    allow_stale: builtins.bool
+    """At a gateway, for `nodes/-`: also takes what the index holds of nodes that are away. A named node is always asked itself."""
+    read_through: builtins.bool
+    """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The volumes."""
+        """The volumes, by full names; the last segment may be the uid."""
 
     def __init__(
         self,
@@ -759,10 +773,12 @@ class BatchGetVolumesRequest(message.Message):
         parent: builtins.str = ...,
         names: abc.Iterable[builtins.str] | None = ...,
         view: resource_pb2.ResourceView.ValueType = ...,
+        allow_stale: builtins.bool = ...,
+        read_through: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["names", b"names", "parent", b"parent", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_stale", b"allow_stale", "names", b"names", "parent", b"parent", "read_through", b"read_through", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -806,23 +822,29 @@ class BatchGetVolumesResponse(message.Message):
 
     RESULTS_FIELD_NUMBER: builtins.int
     UNREACHABLE_FIELD_NUMBER: builtins.int
+    FRESHNESS_FIELD_NUMBER: builtins.int
     @builtins.property
     def results(self) -> containers.RepeatedCompositeFieldContainer[BatchGetVolumesResult]:
-        """One per name, in the order asked. Ends early at 3 MiB: the names that have no result are asked for again."""
+        """One per name, in the order asked."""
 
     @builtins.property
     def unreachable(self) -> containers.RepeatedCompositeFieldContainer[resource_pb2.NodeFailure]:
         """Nodes whose part is missing (gateway only)."""
+
+    @builtins.property
+    def freshness(self) -> containers.RepeatedCompositeFieldContainer[resource_pb2.NodeFreshness]:
+        """How fresh each node's part is (gateway only)."""
 
     def __init__(
         self,
         *,
         results: abc.Iterable[BatchGetVolumesResult] | None = ...,
         unreachable: abc.Iterable[resource_pb2.NodeFailure] | None = ...,
+        freshness: abc.Iterable[resource_pb2.NodeFreshness] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["results", b"results", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["freshness", b"freshness", "results", b"results", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -885,7 +907,7 @@ class CreateVolumeRequest(message.Message):
     """Checks and answers what would be done, and does nothing."""
     @builtins.property
     def volume(self) -> Volume:
-        """The volume; of its head, display_name, labels and annotations are taken."""
+        """The volume; of its head, uid, display_name, labels and annotations are taken."""
 
     @builtins.property
     def inline_wait(self) -> duration_pb2.Duration:

@@ -39,12 +39,14 @@ class VolumeServiceStub:
     GetVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.GetVolumeRequest, _volume_pb2.Volume]
     """Returns a volume by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     BatchGetVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.BatchGetVolumesRequest, _volume_pb2.BatchGetVolumesResponse]
-    """Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only."""
+    """Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only.
+    INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT (a name that is not below `parent`) · RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time).
+    """
     LookupVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.LookupVolumeRequest, _volume_pb2.Volume]
     """Finds the volume that a path on the node or a key belongs to. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreateVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _operations_pb2.Operation]
     """Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
-    crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE (a
+    crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
     file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
     INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
     """
@@ -83,12 +85,14 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     GetVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.GetVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
     """Returns a volume by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     BatchGetVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.BatchGetVolumesRequest, _volume_pb2.BatchGetVolumesResponse]  # type: ignore[assignment]
-    """Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only."""
+    """Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only.
+    INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT (a name that is not below `parent`) · RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time).
+    """
     LookupVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.LookupVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
     """Finds the volume that a path on the node or a key belongs to. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
-    crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE (a
+    crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
     file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
     INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
     """
@@ -142,7 +146,9 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.BatchGetVolumesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.BatchGetVolumesResponse, _abc.Awaitable[_volume_pb2.BatchGetVolumesResponse]]:
-        """Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only."""
+        """Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only.
+        INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT (a name that is not below `parent`) · RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time).
+        """
 
     @_abc_1.abstractmethod
     def LookupVolume(
@@ -159,7 +165,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
-        crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE (a
+        crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
         file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
         INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
         """

@@ -23,6 +23,8 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from virtfleet.storage.v1 import pool_pb2 as virtfleet_dot_storage_dot_v1_dot_pool__pb2
@@ -32,7 +34,7 @@ from virtfleet.type.v1 import resource_pb2 as virtfleet_dot_type_dot_v1_dot_reso
 from virtfleet.type.v1 import watch_pb2 as virtfleet_dot_type_dot_v1_dot_watch__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n virtfleet/storage/v1/watch.proto\x12\x14virtfleet.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvirtfleet/storage/v1/pool.proto\x1a!virtfleet/storage/v1/volume.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xf4\x03\n\x15WatchResourcesRequest\x12\x1f\n\x06parent\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x06parent\x12Z\n\x0eresource_types\x18\x02 \x03(\x0e\x32\".virtfleet.storage.v1.ResourceTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00R\rresourceTypes\x12@\n\x0b\x65vent_types\x18\x03 \x03(\x0e\x32\x1f.virtfleet.storage.v1.EventTypeR\neventTypes\x12 \n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x66ilter\x12\x33\n\x04view\x18\x05 \x01(\x0e\x32\x1f.virtfleet.type.v1.ResourceViewR\x04view\x12>\n\x08snapshot\x18\x06 \x01(\x0b\x32 .virtfleet.type.v1.WatchSnapshotH\x00R\x08snapshot\x12#\n\x0cresume_token\x18\x07 \x01(\tH\x00R\x0bresumeToken\x12W\n\x11\x62ookmark_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x03\x08\xd8\x04\x32\x02\x08\x01R\x10\x62ookmarkIntervalB\x07\n\x05start\"\xd4\x02\n\x16WatchResourcesResponse\x12\x36\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1c.virtfleet.storage.v1.ChangeR\x07\x63hanges\x12!\n\x0cresume_token\x18\x02 \x01(\tR\x0bresumeToken\x12>\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32 .virtfleet.type.v1.WatchBookmarkH\x00R\x08\x62ookmark\x12H\n\x0csnapshot_end\x18\x04 \x01(\x0b\x32#.virtfleet.type.v1.WatchSnapshotEndH\x00R\x0bsnapshotEnd\x12K\n\rsource_status\x18\x05 \x01(\x0b\x32$.virtfleet.type.v1.WatchSourceStatusH\x00R\x0csourceStatusB\x08\n\x06marker\"\xa8\x03\n\x06\x43hange\x12.\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x35\n\x03put\x18\x02 \x01(\x0b\x32!.virtfleet.storage.v1.ResourcePutH\x00R\x03put\x12;\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32!.virtfleet.type.v1.ResourceDeleteH\x00R\x06\x64\x65lete\x12\x42\n\tmoved_out\x18\x04 \x01(\x0b\x32#.virtfleet.type.v1.ResourceMovedOutH\x00R\x08movedOut\x12?\n\x08moved_in\x18\x05 \x01(\x0b\x32\".virtfleet.type.v1.ResourceMovedInH\x00R\x07movedIn\x12\x33\n\x05\x65vent\x18\x06 \x01(\x0b\x32\x1b.virtfleet.storage.v1.EventH\x00R\x05\x65vent\x12\x38\n\x05moved\x18\x07 \x01(\x0b\x32 .virtfleet.type.v1.ResourceMovedH\x00R\x05movedB\x06\n\x04kind\"\xc0\x01\n\x0bResourcePut\x12\x14\n\x05\x63\x61use\x18\x01 \x01(\tR\x05\x63\x61use\x12%\n\x0eold_generation\x18\x02 \x01(\x03R\roldGeneration\x12\x30\n\x04pool\x18\n \x01(\x0b\x32\x1a.virtfleet.storage.v1.PoolH\x00R\x04pool\x12\x36\n\x06volume\x18\x0b \x01(\x0b\x32\x1c.virtfleet.storage.v1.VolumeH\x00R\x06volumeB\n\n\x08resource\"\xad\x02\n\x05\x45vent\x12\x1a\n\x08resource\x18\x01 \x01(\tR\x08resource\x12\x10\n\x03uid\x18\x02 \x01(\tR\x03uid\x12\x33\n\x04type\x18\x03 \x01(\x0e\x32\x1f.virtfleet.storage.v1.EventTypeR\x04type\x12.\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x06 \x01(\tR\x07message\x12U\n\x11volume_attachment\x18\x14 \x01(\x0b\x32&.virtfleet.storage.v1.VolumeAttachmentH\x00R\x10volumeAttachmentB\x08\n\x06\x64\x65tail\"\x9e\x01\n\x11ListEventsRequest\x12\x1f\n\x06parent\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01R\x06parent\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12 \n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x66ilter\"\x96\x02\n\x12ListEventsResponse\x12\x33\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.virtfleet.storage.v1.EventR\x06\x65vents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n\x0bunreachable\x18\x03 \x03(\x0b\x32\x1e.virtfleet.type.v1.NodeFailureR\x0bunreachable\x12!\n\x0cresume_token\x18\x04 \x01(\tR\x0bresumeToken\x12>\n\tfreshness\x18\x05 \x03(\x0b\x32 .virtfleet.type.v1.NodeFreshnessR\tfreshness*_\n\x0cResourceType\x12\x1d\n\x19RESOURCE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESOURCE_TYPE_POOL\x10\x01\x12\x18\n\x14RESOURCE_TYPE_VOLUME\x10\x02*\x87\x04\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VENT_TYPE_POOL_DEFINED\x10\x01\x12\x1d\n\x19\x45VENT_TYPE_POOL_UNDEFINED\x10\x02\x12\x1b\n\x17\x45VENT_TYPE_POOL_STARTED\x10\x03\x12\x1b\n\x17\x45VENT_TYPE_POOL_STOPPED\x10\x04\x12\x19\n\x15\x45VENT_TYPE_POOL_BUILT\x10\x05\x12\x1d\n\x19\x45VENT_TYPE_POOL_REFRESHED\x10\x07\x12\x1b\n\x17\x45VENT_TYPE_VOLUME_ADDED\x10\x64\x12\x1d\n\x19\x45VENT_TYPE_VOLUME_CHANGED\x10\x65\x12\x1d\n\x19\x45VENT_TYPE_VOLUME_DELETED\x10\x66\x12\x1e\n\x1a\x45VENT_TYPE_VOLUME_ATTACHED\x10g\x12\x1e\n\x1a\x45VENT_TYPE_VOLUME_RELEASED\x10h\x12\x1b\n\x17\x45VENT_TYPE_BACKEND_LOST\x10i\x12\x1b\n\x17\x45VENT_TYPE_BACKEND_BACK\x10j\x12\x18\n\x14\x45VENT_TYPE_LOW_SPACE\x10k\x12 \n\x1c\x45VENT_TYPE_OPERATION_STARTED\x10n\x12\x1d\n\x19\x45VENT_TYPE_OPERATION_DONE\x10o2\x8d\x02\n\x0cWatchService\x12\x84\x01\n\x0eWatchResources\x12+.virtfleet.storage.v1.WatchResourcesRequest\x1a,.virtfleet.storage.v1.WatchResourcesResponse\"\x15\xca\xc1\x18\x11\n\rstorage.watch\x10\x01\x30\x01\x12v\n\nListEvents\x12\'.virtfleet.storage.v1.ListEventsRequest\x1a(.virtfleet.storage.v1.ListEventsResponse\"\x15\xca\xc1\x18\x11\n\rstorage.watch\x10\x01\x42O\n\x18\x64\x65v.virtfleet.storage.v1B\nWatchProtoP\x01Z%virtfleet.dev/go/storage/v1;storagev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n virtfleet/storage/v1/watch.proto\x12\x14virtfleet.storage.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fvirtfleet/storage/v1/pool.proto\x1a!virtfleet/storage/v1/volume.proto\x1a\x1evirtfleet/type/v1/method.proto\x1a virtfleet/type/v1/resource.proto\x1a\x1dvirtfleet/type/v1/watch.proto\"\xad\x04\n\x15WatchResourcesRequest\x12=\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x14\n\x12virtfleet.dev/Node\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06parent\x12Z\n\x0eresource_types\x18\x02 \x03(\x0e\x32\".virtfleet.storage.v1.ResourceTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00R\rresourceTypes\x12Q\n\x0b\x65vent_types\x18\x03 \x03(\x0e\x32\x1f.virtfleet.storage.v1.EventTypeB\x0f\xbaH\x0c\x92\x01\t\"\x07\x82\x01\x04\x10\x01 \x00R\neventTypes\x12 \n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x66ilter\x12=\n\x04view\x18\x05 \x01(\x0e\x32\x1f.virtfleet.type.v1.ResourceViewB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04view\x12>\n\x08snapshot\x18\x06 \x01(\x0b\x32 .virtfleet.type.v1.WatchSnapshotH\x00R\x08snapshot\x12#\n\x0cresume_token\x18\x07 \x01(\tH\x00R\x0bresumeToken\x12W\n\x11\x62ookmark_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x03\x08\xd8\x04\x32\x02\x08\x01R\x10\x62ookmarkIntervalB\x07\n\x05start\"\xd4\x02\n\x16WatchResourcesResponse\x12\x36\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1c.virtfleet.storage.v1.ChangeR\x07\x63hanges\x12!\n\x0cresume_token\x18\x02 \x01(\tR\x0bresumeToken\x12>\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32 .virtfleet.type.v1.WatchBookmarkH\x00R\x08\x62ookmark\x12H\n\x0csnapshot_end\x18\x04 \x01(\x0b\x32#.virtfleet.type.v1.WatchSnapshotEndH\x00R\x0bsnapshotEnd\x12K\n\rsource_status\x18\x05 \x01(\x0b\x32$.virtfleet.type.v1.WatchSourceStatusH\x00R\x0csourceStatusB\x08\n\x06marker\"\xa8\x03\n\x06\x43hange\x12.\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x35\n\x03put\x18\x02 \x01(\x0b\x32!.virtfleet.storage.v1.ResourcePutH\x00R\x03put\x12;\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32!.virtfleet.type.v1.ResourceDeleteH\x00R\x06\x64\x65lete\x12\x42\n\tmoved_out\x18\x04 \x01(\x0b\x32#.virtfleet.type.v1.ResourceMovedOutH\x00R\x08movedOut\x12?\n\x08moved_in\x18\x05 \x01(\x0b\x32\".virtfleet.type.v1.ResourceMovedInH\x00R\x07movedIn\x12\x33\n\x05\x65vent\x18\x06 \x01(\x0b\x32\x1b.virtfleet.storage.v1.EventH\x00R\x05\x65vent\x12\x38\n\x05moved\x18\x07 \x01(\x0b\x32 .virtfleet.type.v1.ResourceMovedH\x00R\x05movedB\x06\n\x04kind\"\xc0\x01\n\x0bResourcePut\x12\x14\n\x05\x63\x61use\x18\x01 \x01(\tR\x05\x63\x61use\x12%\n\x0eold_generation\x18\x02 \x01(\x03R\roldGeneration\x12\x30\n\x04pool\x18\n \x01(\x0b\x32\x1a.virtfleet.storage.v1.PoolH\x00R\x04pool\x12\x36\n\x06volume\x18\x0b \x01(\x0b\x32\x1c.virtfleet.storage.v1.VolumeH\x00R\x06volumeB\n\n\x08resource\"\xad\x02\n\x05\x45vent\x12\x1a\n\x08resource\x18\x01 \x01(\tR\x08resource\x12\x10\n\x03uid\x18\x02 \x01(\tR\x03uid\x12\x33\n\x04type\x18\x03 \x01(\x0e\x32\x1f.virtfleet.storage.v1.EventTypeR\x04type\x12.\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x16\n\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x06 \x01(\tR\x07message\x12U\n\x11volume_attachment\x18\x14 \x01(\x0b\x32&.virtfleet.storage.v1.VolumeAttachmentH\x00R\x10volumeAttachmentB\x08\n\x06\x64\x65tail\"\xc7\x01\n\x11ListEventsRequest\x12=\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x14\n\x12virtfleet.dev/Node\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x06parent\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x00R\x08pageSize\x12(\n\npage_token\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\tpageToken\x12 \n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x66ilter\"\x96\x02\n\x12ListEventsResponse\x12\x33\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1b.virtfleet.storage.v1.EventR\x06\x65vents\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12@\n\x0bunreachable\x18\x03 \x03(\x0b\x32\x1e.virtfleet.type.v1.NodeFailureR\x0bunreachable\x12!\n\x0cresume_token\x18\x04 \x01(\tR\x0bresumeToken\x12>\n\tfreshness\x18\x05 \x03(\x0b\x32 .virtfleet.type.v1.NodeFreshnessR\tfreshness*_\n\x0cResourceType\x12\x1d\n\x19RESOURCE_TYPE_UNSPECIFIED\x10\x00\x12\x16\n\x12RESOURCE_TYPE_POOL\x10\x01\x12\x18\n\x14RESOURCE_TYPE_VOLUME\x10\x02*\x87\x04\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VENT_TYPE_POOL_DEFINED\x10\x01\x12\x1d\n\x19\x45VENT_TYPE_POOL_UNDEFINED\x10\x02\x12\x1b\n\x17\x45VENT_TYPE_POOL_STARTED\x10\x03\x12\x1b\n\x17\x45VENT_TYPE_POOL_STOPPED\x10\x04\x12\x19\n\x15\x45VENT_TYPE_POOL_BUILT\x10\x05\x12\x1d\n\x19\x45VENT_TYPE_POOL_REFRESHED\x10\x07\x12\x1b\n\x17\x45VENT_TYPE_VOLUME_ADDED\x10\x64\x12\x1d\n\x19\x45VENT_TYPE_VOLUME_CHANGED\x10\x65\x12\x1d\n\x19\x45VENT_TYPE_VOLUME_DELETED\x10\x66\x12\x1e\n\x1a\x45VENT_TYPE_VOLUME_ATTACHED\x10g\x12\x1e\n\x1a\x45VENT_TYPE_VOLUME_RELEASED\x10h\x12\x1b\n\x17\x45VENT_TYPE_BACKEND_LOST\x10i\x12\x1b\n\x17\x45VENT_TYPE_BACKEND_BACK\x10j\x12\x18\n\x14\x45VENT_TYPE_LOW_SPACE\x10k\x12 \n\x1c\x45VENT_TYPE_OPERATION_STARTED\x10n\x12\x1d\n\x19\x45VENT_TYPE_OPERATION_DONE\x10o2\x8d\x02\n\x0cWatchService\x12\x84\x01\n\x0eWatchResources\x12+.virtfleet.storage.v1.WatchResourcesRequest\x1a,.virtfleet.storage.v1.WatchResourcesResponse\"\x15\xca\xc1\x18\x11\n\rstorage.watch\x10\x01\x30\x01\x12v\n\nListEvents\x12\'.virtfleet.storage.v1.ListEventsRequest\x1a(.virtfleet.storage.v1.ListEventsResponse\"\x15\xca\xc1\x18\x11\n\rstorage.watch\x10\x01\x42O\n\x18\x64\x65v.virtfleet.storage.v1B\nWatchProtoP\x01Z%virtfleet.dev/go/storage/v1;storagev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,41 +43,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\030dev.virtfleet.storage.v1B\nWatchProtoP\001Z%virtfleet.dev/go/storage/v1;storagev1'
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_WATCHRESOURCESREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_WATCHRESOURCESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\024\n\022virtfleet.dev/Node\272H\007r\005\020\001\030\200\002'
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['resource_types']._loaded_options = None
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['resource_types']._serialized_options = b'\272H\014\222\001\t\"\007\202\001\004\020\001 \000'
+  _globals['_WATCHRESOURCESREQUEST'].fields_by_name['event_types']._loaded_options = None
+  _globals['_WATCHRESOURCESREQUEST'].fields_by_name['event_types']._serialized_options = b'\272H\014\222\001\t\"\007\202\001\004\020\001 \000'
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['filter']._loaded_options = None
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['filter']._serialized_options = b'\272H\005r\003\030\200 '
+  _globals['_WATCHRESOURCESREQUEST'].fields_by_name['view']._loaded_options = None
+  _globals['_WATCHRESOURCESREQUEST'].fields_by_name['view']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['bookmark_interval']._loaded_options = None
   _globals['_WATCHRESOURCESREQUEST'].fields_by_name['bookmark_interval']._serialized_options = b'\272H\014\252\001\t\"\003\010\330\0042\002\010\001'
   _globals['_LISTEVENTSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_LISTEVENTSREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\024\n\022virtfleet.dev/Node\272H\007r\005\020\001\030\200\002'
   _globals['_LISTEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTEVENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\210\'(\000'
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\006r\004\030\200\200@'
   _globals['_LISTEVENTSREQUEST'].fields_by_name['filter']._loaded_options = None
   _globals['_LISTEVENTSREQUEST'].fields_by_name['filter']._serialized_options = b'\272H\005r\003\030\200 '
   _globals['_WATCHSERVICE'].methods_by_name['WatchResources']._loaded_options = None
   _globals['_WATCHSERVICE'].methods_by_name['WatchResources']._serialized_options = b'\312\301\030\021\n\rstorage.watch\020\001'
   _globals['_WATCHSERVICE'].methods_by_name['ListEvents']._loaded_options = None
   _globals['_WATCHSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\312\301\030\021\n\rstorage.watch\020\001'
-  _globals['_RESOURCETYPE']._serialized_start=2531
-  _globals['_RESOURCETYPE']._serialized_end=2626
-  _globals['_EVENTTYPE']._serialized_start=2629
-  _globals['_EVENTTYPE']._serialized_end=3148
-  _globals['_WATCHRESOURCESREQUEST']._serialized_start=318
-  _globals['_WATCHRESOURCESREQUEST']._serialized_end=818
-  _globals['_WATCHRESOURCESRESPONSE']._serialized_start=821
-  _globals['_WATCHRESOURCESRESPONSE']._serialized_end=1161
-  _globals['_CHANGE']._serialized_start=1164
-  _globals['_CHANGE']._serialized_end=1588
-  _globals['_RESOURCEPUT']._serialized_start=1591
-  _globals['_RESOURCEPUT']._serialized_end=1783
-  _globals['_EVENT']._serialized_start=1786
-  _globals['_EVENT']._serialized_end=2087
-  _globals['_LISTEVENTSREQUEST']._serialized_start=2090
-  _globals['_LISTEVENTSREQUEST']._serialized_end=2248
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=2251
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=2529
-  _globals['_WATCHSERVICE']._serialized_start=3151
-  _globals['_WATCHSERVICE']._serialized_end=3420
+  _globals['_RESOURCETYPE']._serialized_start=2689
+  _globals['_RESOURCETYPE']._serialized_end=2784
+  _globals['_EVENTTYPE']._serialized_start=2787
+  _globals['_EVENTTYPE']._serialized_end=3306
+  _globals['_WATCHRESOURCESREQUEST']._serialized_start=378
+  _globals['_WATCHRESOURCESREQUEST']._serialized_end=935
+  _globals['_WATCHRESOURCESRESPONSE']._serialized_start=938
+  _globals['_WATCHRESOURCESRESPONSE']._serialized_end=1278
+  _globals['_CHANGE']._serialized_start=1281
+  _globals['_CHANGE']._serialized_end=1705
+  _globals['_RESOURCEPUT']._serialized_start=1708
+  _globals['_RESOURCEPUT']._serialized_end=1900
+  _globals['_EVENT']._serialized_start=1903
+  _globals['_EVENT']._serialized_end=2204
+  _globals['_LISTEVENTSREQUEST']._serialized_start=2207
+  _globals['_LISTEVENTSREQUEST']._serialized_end=2406
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=2409
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=2687
+  _globals['_WATCHSERVICE']._serialized_start=3309
+  _globals['_WATCHSERVICE']._serialized_end=3578
 # @@protoc_insertion_point(module_scope)

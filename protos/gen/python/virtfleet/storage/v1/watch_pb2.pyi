@@ -55,7 +55,7 @@ class _EventType:
 class _EventTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EventType.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     EVENT_TYPE_UNSPECIFIED: _EventType.ValueType  # 0
-    """Is never sent."""
+    """Is refused and never sent."""
     EVENT_TYPE_POOL_DEFINED: _EventType.ValueType  # 1
     """A pool was defined."""
     EVENT_TYPE_POOL_UNDEFINED: _EventType.ValueType  # 2
@@ -93,7 +93,7 @@ class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """Names the kinds of events of this package; numbers 1 to 99 stand for libvirt's events, 100 and up are our own."""
 
 EVENT_TYPE_UNSPECIFIED: EventType.ValueType  # 0
-"""Is never sent."""
+"""Is refused and never sent."""
 EVENT_TYPE_POOL_DEFINED: EventType.ValueType  # 1
 """A pool was defined."""
 EVENT_TYPE_POOL_UNDEFINED: EventType.ValueType  # 2
@@ -144,7 +144,9 @@ class WatchResourcesRequest(message.Message):
     parent: builtins.str
     """`nodes/{node}`, or `nodes/-` at a gateway."""
     filter: builtins.str
-    """Only resources for which the filter holds, as in a list. One that ceases to hold is told as a delete with cause `filter`."""
+    """Only resources for which the filter holds, as in a list; every kind that is watched must have its fields. One for which it ceases to hold is told as a
+    delete with cause `filter`.
+    """
     view: resource_pb2.ResourceView.ValueType
     """How much of a resource a put carries."""
     resume_token: builtins.str
@@ -394,7 +396,7 @@ class ListEventsRequest(message.Message):
     page_size: builtins.int
     """How many at most; 0: the server decides (500); at most 5,000."""
     page_token: builtins.str
-    """Continues a list."""
+    """Continues a list; only with the same parent and filter."""
     filter: builtins.str
     """Terms on `resource`, `type`, `time`: `resource="nodes/n1/pools/images" AND time>="2026-01-01T00:00:00Z"`."""
     def __init__(

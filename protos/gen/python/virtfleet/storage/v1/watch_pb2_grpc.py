@@ -54,14 +54,15 @@ class WatchServiceServicer:
     def WatchResources(self, request, context):
         """Streams changes of resources and events, each resource's in order. Begins with a snapshot (puts of all that exists, then `snapshot_end`) or after a
         resume token. At least once: after a resume, a change may come again. `nodes/-` (gateway): all nodes, with `source_status` per node instead of silent gaps.
-        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+        OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less).
+        """Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of `nodes/-`: node by node, in the order
+        of their names, each node's oldest first. INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

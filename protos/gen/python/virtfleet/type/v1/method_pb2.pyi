@@ -65,7 +65,7 @@ class MethodRule(message.Message):
     anonymous: builtins.bool
     """Answers without authentication (enrolment only)."""
     gateway_only: builtins.bool
-    """The part of the node that the routing field does not name, for methods that the gateway answers itself."""
+    """Whether gateways alone serve the method; a service of a node answers UNIMPLEMENTED METHOD_NOT_IMPLEMENTED."""
     def __init__(
         self,
         *,

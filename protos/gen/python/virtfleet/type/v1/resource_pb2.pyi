@@ -196,7 +196,9 @@ class PendingChange(message.Message):
     path: builtins.str
     """The field path below the resource, as a field mask writes it: `spec.memory.maximum_bytes`."""
     reason: builtins.str
-    """Why it is not live, as a stable reason: `NEEDS_RESTART`, `CAPABILITY_MISSING`, `SCOPE_CONFIG`."""
+    """Why it is not live, as a stable reason: `NEEDS_RESTART`, `SCOPE_CONFIG` (the call asked for it), `SCOPE_LIVE` (the running instance has it and the
+    definition does not: it is lost at the stop).
+    """
     message: builtins.str
     """A sentence for people."""
     def __init__(
@@ -234,7 +236,7 @@ class NodeFailure(message.Message):
 
     @builtins.property
     def observe_time(self) -> timestamp_pb2.Timestamp:
-        """The age of what the answer holds of it; unset: it holds nothing."""
+        """When what the answer holds of it was true (`allow_stale`); unset: the answer holds nothing of it."""
 
     def __init__(
         self,

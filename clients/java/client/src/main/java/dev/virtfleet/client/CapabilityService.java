@@ -36,7 +36,7 @@ public final class CapabilityService extends FleetService<CapabilityService> {
     }
 
     /**
-     * Lists the drivers of a node, those that cannot run too.
+     * Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return every item, page by page as they are read
@@ -46,7 +46,7 @@ public final class CapabilityService extends FleetService<CapabilityService> {
     }
 
     /**
-     * Asks for one page. Lists the drivers of a node, those that cannot run too.
+     * Asks for one page. Lists the drivers of a node, those that cannot run too. FILTER_SYNTAX · PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return the page

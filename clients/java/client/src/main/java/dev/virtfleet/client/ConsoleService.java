@@ -41,7 +41,7 @@ public final class ConsoleService extends FleetService<ConsoleService> {
      * Reads what a port has put out, from an offset on; with {@code follow} also what comes. Works for a stopped domain
      * as long as its history is kept.
      *
-     * <p>DEVICE_NOT_FOUND · RANGE_BEYOND_END · CAPABILITY_MISSING.
+     * <p>DEVICE_NOT_FOUND · RESOURCE_NOT_FOUND (nothing is kept: it never ran) · RANGE_BEYOND_END · CAPABILITY_MISSING.
      *
      * @param request what is asked for; it stays as it is
      * @return the answers as they come; closing it ends the call

@@ -95,7 +95,8 @@ public final class DomainService extends FleetService<DomainService> {
     }
 
     /**
-     * Gets many domains, each with a status of its own.
+     * Gets many domains, each with a status of its own. NAME_MALFORMED · MESSAGE_TOO_LARGE (all would pass 3 MiB: ask
+     * for fewer at a time, or for view BASIC).
      *
      * @param request what is asked for; it stays as it is
      * @return the answer
@@ -149,8 +150,9 @@ public final class DomainService extends FleetService<DomainService> {
     /**
      * Starts a domain. Succeeds if it already runs (paused too), without any effect.
      *
-     * <p>NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (pool or network
-     * stopped) · HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
+     * <p>NODE_MEMORY_SHORT · BACKING_MISSING · RESOURCE_IN_USE (disk or port held) · WRONG_STATE (it shuts down or is
+     * UNKNOWN; a pool or network is stopped) · FIELD_CONFLICT (a disk's {@code format} is not that of its volume) ·
+     * HYPERVISOR_FAILED · DRIVER_BROKEN · BACKEND_UNREACHABLE (storage or network service away).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -176,7 +178,8 @@ public final class DomainService extends FleetService<DomainService> {
     /**
      * Asks the guest to boot again. Each call asks once more.
      *
-     * <p>WRONG_STATE (not running) · GUEST_DID_NOT_COMPLY.
+     * <p>WRONG_STATE (not RUNNING or BLOCKED) · GUEST_DID_NOT_COMPLY (with {@code grace_period}: it has not booted by
+     * then).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -189,7 +192,7 @@ public final class DomainService extends FleetService<DomainService> {
     /**
      * Resets the guest like the button on its case, without asking it. Each call resets once more.
      *
-     * <p>WRONG_STATE (not active).
+     * <p>WRONG_STATE (not active, or UNKNOWN).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -202,7 +205,7 @@ public final class DomainService extends FleetService<DomainService> {
     /**
      * Stops the guest's processors; its memory stays. Succeeds if it is paused.
      *
-     * <p>WRONG_STATE (not active).
+     * <p>WRONG_STATE (not RUNNING, BLOCKED or PAUSED).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -215,7 +218,7 @@ public final class DomainService extends FleetService<DomainService> {
     /**
      * Lets the guest's processors go on. Succeeds if they do.
      *
-     * <p>WRONG_STATE (not active).
+     * <p>WRONG_STATE (not RUNNING, BLOCKED or PAUSED, or the guest has ended and is kept by {@code on_exit}).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started

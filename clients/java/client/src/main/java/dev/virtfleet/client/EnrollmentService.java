@@ -134,7 +134,8 @@ public final class EnrollmentService extends FleetService<EnrollmentService> {
      * Issues a certificate for a person or a controller, for the key in the request. Nobody can give roles that they do
      * not have.
      *
-     * <p>INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID · PERMISSION_DENIED PERMISSION_MISSING.
+     * <p>INVALID_ARGUMENT NAME_MALFORMED, DOCUMENT_INVALID, FIELD_OUT_OF_RANGE (a role that there is not) ·
+     * PERMISSION_DENIED PERMISSION_MISSING.
      *
      * @param request what is asked for; it stays as it is
      * @return the answer
@@ -186,7 +187,8 @@ public final class EnrollmentService extends FleetService<EnrollmentService> {
     /**
      * Gets the CA certificates and the denial list. Every process of the fleet calls it every 2 s with the numbers that
      * it has. Served on the enrolment port too, to callers without a certificate: nothing in it is secret, the CA is
-     * checked by the hash in the token and the list by its signature.
+     * checked by the hash in the token and the list by its signature. A {@code denial_list} of the caller that the
+     * authority has signed is taken in; no other call with the effect NONE records anything.
      *
      * @param request what is asked for; it stays as it is
      * @return the answer

@@ -44,7 +44,7 @@ public final class FleetWatchService extends FleetService<FleetWatchService> {
      * again.
      *
      * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is
-     * not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+     * not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
      *
      * @param request what is asked for; it stays as it is
      * @return the watch, which goes on over every break until it is closed
@@ -59,7 +59,7 @@ public final class FleetWatchService extends FleetService<FleetWatchService> {
      * again.
      *
      * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is
-     * not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+     * not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
      *
      * @param request what is asked for; it stays as it is
      * @param options what is told of breaks, and what is done when the history is too short
@@ -72,6 +72,8 @@ public final class FleetWatchService extends FleetService<FleetWatchService> {
     /**
      * Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less).
      *
+     * <p>INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
+     *
      * @param request what is asked for; it stays as it is
      * @return every item, page by page as they are read
      */
@@ -82,6 +84,8 @@ public final class FleetWatchService extends FleetService<FleetWatchService> {
     /**
      * Asks for one page. Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries,
      * whichever is less).
+     *
+     * <p>INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return the page

@@ -36,7 +36,7 @@ public final class GuestAgentService extends FleetService<GuestAgentService> {
 
     /**
      * Lists the addresses of a guest with their sources. Asks the network service now; {@code status.addresses} holds
-     * what was last seen. A source that does not answer is told in {@code missing_sources}.
+     * what was last seen. A source that does not answer is told in {@code missing_sources}. PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return every item, page by page as they are read
@@ -48,6 +48,7 @@ public final class GuestAgentService extends FleetService<GuestAgentService> {
     /**
      * Asks for one page. Lists the addresses of a guest with their sources. Asks the network service now; {@code
      * status.addresses} holds what was last seen. A source that does not answer is told in {@code missing_sources}.
+     * PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return the page

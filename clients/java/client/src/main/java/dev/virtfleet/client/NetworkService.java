@@ -110,8 +110,8 @@ public final class NetworkService extends FleetService<NetworkService> {
 
     /**
      * Deletes a network with its leases. FAILED_PRECONDITION WRONG_STATE (it runs; see {@code force}), HAS_CHILDREN
-     * (ports), UID_MISMATCH · NOT_FOUND RESOURCE_NOT_FOUND (see {@code allow_missing}) · ABORTED ETAG_MISMATCH,
-     * OPERATION_CONFLICT.
+     * (ports; metadata {@code holder}), UID_MISMATCH · NOT_FOUND RESOURCE_NOT_FOUND (see {@code allow_missing}) ·
+     * ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started

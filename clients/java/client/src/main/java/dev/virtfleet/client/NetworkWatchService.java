@@ -43,7 +43,7 @@ public final class NetworkWatchService extends FleetService<NetworkWatchService>
      * again. {@code nodes/-} (gateway): all nodes, with {@code source_status} per node instead of silent gaps.
      *
      * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is
-     * not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+     * not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
      *
      * @param request what is asked for; it stays as it is
      * @return the watch, which goes on over every break until it is closed
@@ -58,7 +58,7 @@ public final class NetworkWatchService extends FleetService<NetworkWatchService>
      * again. {@code nodes/-} (gateway): all nodes, with {@code source_status} per node instead of silent gaps.
      *
      * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: begin with a snapshot · INVALID_ARGUMENT PAGE_TOKEN_INVALID: the token is
-     * not of this watch · RESOURCE_EXHAUSTED SLOW_READER.
+     * not of this watch, FILTER_SYNTAX · RESOURCE_EXHAUSTED SLOW_READER.
      *
      * @param request what is asked for; it stays as it is
      * @param options what is told of breaks, and what is done when the history is too short
@@ -69,7 +69,9 @@ public final class NetworkWatchService extends FleetService<NetworkWatchService>
     }
 
     /**
-     * Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less).
+     * Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries, whichever is less). Of
+     * {@code nodes/-}: node by node, in the order of their names, each node's oldest first. INVALID_ARGUMENT
+     * FILTER_SYNTAX, PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return every item, page by page as they are read
@@ -80,7 +82,8 @@ public final class NetworkWatchService extends FleetService<NetworkWatchService>
 
     /**
      * Asks for one page. Lists past events, oldest first, as far as the log reaches (seven days or 100,000 entries,
-     * whichever is less).
+     * whichever is less). Of {@code nodes/-}: node by node, in the order of their names, each node's oldest first.
+     * INVALID_ARGUMENT FILTER_SYNTAX, PAGE_TOKEN_INVALID.
      *
      * @param request what is asked for; it stays as it is
      * @return the page

@@ -93,8 +93,9 @@ public final class NodeService extends FleetService<NodeService> {
     }
 
     /**
-     * Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED); what is there is left alone.
-     * Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN · ABORTED ETAG_MISMATCH.
+     * Makes the gateway refuse new domains on a node (FAILED_PRECONDITION NODE_CORDONED), by UpdateDomain with {@code
+     * allow_missing} too; what is there is left alone. Succeeds if the node is cordoned already. NOT_FOUND NODE_UNKNOWN
+     * · ABORTED ETAG_MISMATCH.
      *
      * @param request what is asked for; it stays as it is
      * @return the answer

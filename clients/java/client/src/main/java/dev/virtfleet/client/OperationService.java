@@ -37,7 +37,9 @@ public final class OperationService extends FleetService<OperationService> {
     /**
      * Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
      *
-     * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+     * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT
+     * PAGE_TOKEN_INVALID: it is not of this watch, NAME_MALFORMED: {@code parent} is another process ·
+     * RESOURCE_EXHAUSTED SLOW_READER.
      *
      * @param request what is asked for; it stays as it is
      * @return the watch, which goes on over every break until it is closed
@@ -49,7 +51,9 @@ public final class OperationService extends FleetService<OperationService> {
     /**
      * Streams the operations of one process as they start, progress and end. Begins with those that are listed now.
      *
-     * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot.
+     * <p>OUT_OF_RANGE RESUME_TOKEN_COMPACTED: the token is too old; begin with a snapshot · INVALID_ARGUMENT
+     * PAGE_TOKEN_INVALID: it is not of this watch, NAME_MALFORMED: {@code parent} is another process ·
+     * RESOURCE_EXHAUSTED SLOW_READER.
      *
      * @param request what is asked for; it stays as it is
      * @param options what is told of breaks, and what is done when the history is too short

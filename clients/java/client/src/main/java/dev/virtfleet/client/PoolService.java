@@ -82,7 +82,7 @@ public final class PoolService extends FleetService<PoolService> {
     /**
      * Defines a pool, makes its place as {@code build} says, and starts it if {@code start} is set. Undone as a whole on
      * failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS,
-     * IDENTITY_IN_USE (another pool has that path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) ·
+     * IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING (no such directory) ·
      * PERMISSION_DENIED PERMISSION_MISSING ({@code hostPaths.use} for a path of the caller's choice) · UNIMPLEMENTED
      * CAPABILITY_MISSING.
      *

@@ -43,6 +43,7 @@ public final class StatsService extends FleetService<StatsService> {
 
     /**
      * Gets the counters of a domain. A stopped one has its state only. Never waits for a running operation.
+     * CAPABILITY_MISSING · OPERATION_TIMED_OUT (the driver does not answer within 5 s) · what the driver fails with.
      *
      * @param request what is asked for; it stays as it is
      * @return the answer
@@ -53,7 +54,7 @@ public final class StatsService extends FleetService<StatsService> {
     }
 
     /**
-     * Gets the counters of many domains, by name, in pages. One that does not answer in time has a {@code failure} and
+     * Gets the counters of many domains, in pages. One whose driver does not answer within 5 s has a {@code failure} and
      * its state.
      *
      * <p>FILTER_SYNTAX · PAGE_TOKEN_INVALID.
@@ -67,7 +68,8 @@ public final class StatsService extends FleetService<StatsService> {
     }
 
     /**
-     * Streams the counters of many domains, a round every {@code interval}. A reader that is slow gets fewer rounds.
+     * Streams the counters of many domains, a round every {@code interval}; the first at once. A reader that is slow
+     * gets fewer rounds. At a gateway, of {@code nodes/-}, a node that is away is told in each round. FILTER_SYNTAX.
      *
      * @param request what is asked for; it stays as it is
      * @return the answers as they come; closing it ends the call

@@ -82,6 +82,9 @@ public final class VolumeService extends FleetService<VolumeService> {
     /**
      * Returns many volumes, one result per name in the order asked. A volume that is missing fails its own item only.
      *
+     * <p>INVALID_ARGUMENT NAME_MALFORMED, FIELD_CONFLICT (a name that is not below {@code parent}) · RESOURCE_EXHAUSTED
+     * MESSAGE_TOO_LARGE (all would pass 3 MiB: ask for fewer at a time).
+     *
      * @param request what is asked for; it stays as it is
      * @return the answer
      * @throws VirtfleetException the call failed
@@ -104,10 +107,10 @@ public final class VolumeService extends FleetService<VolumeService> {
     /**
      * Makes a volume: empty, on top of another ({@code spec.backing}), or as a copy of another ({@code source_volume}).
      * Until it is whole it cannot be seen; a failure, a cancel or a crash leaves nothing. A repetition with the same
-     * request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS · FAILED_PRECONDITION WOULD_OVERWRITE
-     * (a file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the
-     * source is being written) · RESOURCE_EXHAUSTED POOL_FULL · INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE,
-     * REFERENCE_OTHER_NODE.
+     * request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) ·
+     * FAILED_PRECONDITION WOULD_OVERWRITE (a file of that name is there), WRONG_STATE (pool or source not ready),
+     * BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL · INVALID_ARGUMENT
+     * FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from virtfleet_service.errors import VirtfleetError
 
+TOKEN_LIMIT_CHARACTERS: Final = 4096
+"""What is in the page token of a node stands in that of the fleet."""
+
 _ITEMS: Final = 1
 _NEXT: Final = 2
 
@@ -92,23 +95,32 @@ def taken(node: str, body: bytes, response: Descriptor) -> Answer:
         if not form.item:
             stranger = _stranger(node, (getattr(decoded, form.name),))
             return _refused(node, f"it names {stranger}") if stranger else Answer(node, body)
-        items = getattr(decoded, form.item)
-        names = [getattr(item, form.name) for item in items]
+        found = getattr(decoded, form.item)
+        names = [getattr(item, form.name) for item in found]
         if form.inner:
-            names += [getattr(item, form.inner).name for item in items if item.HasField(form.inner)]
+            names += [getattr(item, form.inner).name for item in found if item.HasField(form.inner)]
         stranger = _stranger(node, names)
         if stranger:
             return _refused(node, f"it names {stranger}")
-        parts: list[bytes] = []
-        token = ""
-        for number, _, start, end in wire.fields(body):
-            if number == _ITEMS:
-                parts.append(body[start:end])
-            elif number == _NEXT:
-                token = body[start:end].decode()
+        items, token = _page(body)
     except (DecodeError, ValueError):
         return _refused(node, "it does not parse")
-    return Answer(node, body, parts, token)
+    if len(token) > TOKEN_LIMIT_CHARACTERS:
+        return _refused(node, f"its page token has {len(token)} characters")
+    return Answer(node, body, items, token)
+
+
+def _page(body: bytes) -> tuple[list[bytes], str]:
+    """Return the items of a page, and where its list goes on."""
+    items: list[bytes] = []
+    token = ""
+    for number, kind, start, end in wire.fields(body):
+        # Of another kind it is a field that no parser knows.
+        if number == _ITEMS and kind == wire.BYTES:
+            items.append(body[start:end])
+        elif number == _NEXT and kind == wire.BYTES:
+            token = body[start:end].decode()
+    return items, token
 
 
 def _stranger(node: str, names: Sequence[str]) -> str:

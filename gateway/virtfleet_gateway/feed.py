@@ -11,13 +11,15 @@ import asyncio
 import base64
 import binascii
 from collections import OrderedDict, deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from virtfleet_gateway import wire
+from virtfleet_gateway.routing import is_id
 from virtfleet_service.errors import PageTokenInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from google.protobuf.message import Message
 
@@ -28,6 +30,10 @@ RING_LIMIT_CHANGES: Final = 20_000
 
 RING_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """How many bytes they may have: what a gateway needs must not hang on how large the resources of others are."""
+
+
+PLACES_LIMIT: Final = 4096
+"""How many places of one node the ring knows: in quiet times each bookmark may be one."""
 
 
 class Item:
@@ -130,6 +136,8 @@ class Feed:
             places = self._places.setdefault(node, OrderedDict())
             places[token] = self.head
             places.move_to_end(token)
+            if len(places) > PLACES_LIMIT:
+                places.popitem(last=False)
 
     def locate(self, node: str, token: str) -> int | None:
         """Return the number after which a token of a node stands; None: the ring does not reach back to it."""
@@ -166,20 +174,58 @@ class Feed:
             waker.set()
 
 
+TOKEN_LIMIT_CHARACTERS: Final = 1 << 20
+"""Nobody has a fleet whose token is longer; what a client makes up must not keep the gateway busy."""
+
 _VERSION: Final = b"\x01"
 _RAW = 1
 _TEXT = 2
 _NODE = 3
 
 
+class Place:
+    """Is a place in the watch of a fleet: the nodes' own tokens. As text it is what clients resume with."""
+
+    __slots__ = ("_text", "_tokens")
+
+    def __init__(self, tokens: Mapping[str, str] = {}) -> None:
+        self._tokens = dict(tokens)
+        self._text: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tokens)
+
+    def set(self, node: str, token: str) -> None:
+        """Note where a node stands."""
+        if self._tokens.get(node) != token:
+            self._tokens[node] = token
+            self._text = None
+
+    def drop(self, node: str) -> None:
+        """Leave a node out: whoever goes on from here is told all of it anew."""
+        if self._tokens.pop(node, None) is not None:
+            self._text = None
+
+    @property
+    def text(self) -> str:
+        """The place as clients hold it; made once for each place."""
+        if self._text is None:
+            self._text = encode_tokens(self._tokens)
+        return self._text
+
+
 def encode_tokens(tokens: Mapping[str, str]) -> str:
     """Return the resume token of a fleet: an opaque text that holds the nodes' own."""
-    parts = [_VERSION]
-    for node, token in tokens.items():
-        parts.append(wire.delimited(_NODE, node.encode()))
-        raw = _raw(token)
-        parts.append(wire.delimited(_TEXT, token.encode()) if raw is None else wire.delimited(_RAW, raw))
+    parts = [_VERSION, *map(_piece, tokens.keys(), tokens.values())]
     return base64.urlsafe_b64encode(b"".join(parts)).rstrip(b"=").decode()
+
+
+@lru_cache(maxsize=8192)
+def _piece(node: str, token: str) -> bytes:
+    """Return the part of one node; every watcher and every list has the same ones at about the same time."""
+    raw = _raw(token)
+    own = wire.delimited(_TEXT, token.encode()) if raw is None else wire.delimited(_RAW, raw)
+    return wire.delimited(_NODE, node.encode()) + own
 
 
 def _raw(token: str) -> bytes | None:
@@ -198,15 +244,21 @@ def decode_tokens(text: str) -> dict[str, str]:
         PageTokenInvalid: It is none.
     """
     try:
+        if len(text) > TOKEN_LIMIT_CHARACTERS:
+            raise ValueError("longer than any fleet's")
         data = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
         if data[:1] != _VERSION:
             raise ValueError("another version")
         tokens: dict[str, str] = {}
         node = ""
-        for number, _, start, end in wire.fields(data[1:]):
+        for number, kind, start, end in wire.fields(data[1:]):
+            if kind != wire.BYTES:
+                raise ValueError("not made here")
             value = data[1 + start : 1 + end]
             if number == _NODE:
                 node = value.decode()
+                if not is_id(node):
+                    raise ValueError("not of a node")
             elif node:
                 tokens[node] = (
                     base64.urlsafe_b64encode(value).rstrip(b"=").decode() if number == _RAW else value.decode()

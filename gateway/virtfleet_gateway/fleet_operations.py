@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from google.longrunning import operations_pb2
 
 from virtfleet.type.v1 import operation_pb2
+from virtfleet_gateway.answers import TOKEN_LIMIT_CHARACTERS
 from virtfleet_gateway.routing import ANY_NODE, SERVICES
 from virtfleet_service import filters, paging, tokens
 from virtfleet_service.changes import field_bytes, field_text
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _METHOD: Final = operations_pb2.DESCRIPTOR.services_by_name["Operations"].methods_by_name["ListOperations"]
 _ASKED_AT_ONCE: Final = 48
+_TOKEN_CHARACTERS: Final = 2 * TOKEN_LIMIT_CHARACTERS
+"""A page token holds that of a process."""
 _FIELDS: Final = operations_pb2.ListOperationsResponse.DESCRIPTOR.fields_by_name
 _OPERATIONS, _NEXT, _UNREACHABLE = (_FIELDS[name].number for name in ("operations", "next_page_token", "unreachable"))
 
@@ -117,9 +120,11 @@ class FleetOperations(OperationsService):
         start, own_token = self._start(binding, request.page_token)
         places = places[bisect.bisect_left(places, start) :]
         page = _Page(paging.page_size_of(request))
+        late = False
         while places and page.following is None:
             left = page.size - len(page.items)
-            if left <= 0:
+            # What has been waited for once has taken the others' time: they have their own with the next page.
+            if left <= 0 or late:
                 page.following = places[0], ""
                 break
             asked, places = places[:_ASKED_AT_ONCE], places[_ASKED_AT_ONCE:]
@@ -134,6 +139,7 @@ class FleetOperations(OperationsService):
             }
             answers = await self._fan_out.ask_services(_METHOD, requests, call)
             for place, answer in zip(asked, answers, strict=True):
+                late = late or answer.late
                 if page.following is None:
                     page.take(place, answer)
         return page.encode(self._seal(binding, *page.following) if page.following is not None else "")
@@ -160,7 +166,7 @@ class FleetOperations(OperationsService):
     def _start(self, binding: bytes, token: str) -> tuple[Place, str]:
         if not token:
             return ("", ""), ""
-        parts = tokens.unseal(self._key, binding, token).decode().split("\0")
+        parts = tokens.unseal(self._key, binding, token, limit_characters=_TOKEN_CHARACTERS).decode().split("\0", 2)
         if len(parts) != 3:
             raise PageTokenInvalid("page_token is not one of this list: begin without it", field="page_token")
         return (parts[0], parts[1]), parts[2]

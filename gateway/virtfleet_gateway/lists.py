@@ -16,8 +16,8 @@ from google.protobuf import message_factory
 
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
-from virtfleet_gateway.feed import encode_tokens
-from virtfleet_gateway.index import LIVE, set_time
+from virtfleet_gateway.feed import TOKEN_LIMIT_CHARACTERS, encode_tokens
+from virtfleet_gateway.source import LIVE, set_time
 from virtfleet_service import filters, tokens
 from virtfleet_service.changes import field_bytes, field_text
 from virtfleet_service.errors import (
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
     from virtfleet_gateway.answers import Answer
     from virtfleet_gateway.fanout import FanOut
-    from virtfleet_gateway.index import PackageIndex, Source
+    from virtfleet_gateway.index import PackageIndex
     from virtfleet_gateway.shapes import Entry, Kind
+    from virtfleet_gateway.source import Source
     from virtfleet_service.call import Call
 
 PAGE_SIZE: Final = 500
@@ -49,6 +50,8 @@ PAGE_BYTES: Final = 1 << 20
 SCAN_SECONDS: Final = 0.05
 """How long one page may look for matches before it ends, short or empty, with a token."""
 SETTLE_SECONDS: Final = 2.0
+ASKED_AT_ONCE: Final = 64
+"""How many nodes are asked side by side for one page: each may answer a mebibyte."""
 
 _ANY_NODE = "nodes/-"
 
@@ -59,6 +62,8 @@ class _Page:
     used_bytes: int = 0
     count: int = 0
     following: str = ""
+    place: str = ""
+    """Where a watch goes on from the list."""
     unreachable: list[resource_pb2.NodeFailure] = field(default_factory=list)
     freshness: list[resource_pb2.NodeFreshness] = field(default_factory=list)
 
@@ -97,12 +102,12 @@ class FleetReads:
             return await self.list_live(method, request, call, counted=kind)
         await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
         binding = tokens.binding_of(method.full_name, request.parent, request.filter, request.view)
-        start_node, after = self._start(binding, request.page_token)
+        start_node, after, page = self._start(binding, request.page_token, method)
         matches = filters.compile_filter(request.filter, kind.message) if request.filter else None
-        page = _Page()
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         until = time.monotonic() + SCAN_SECONDS
         last = ("", "")
+        looked = False
         for node in self._nodes_from(start_node):
             source = self.index.sources[node]
             if not self._stands(source, page, allow_stale=request.allow_stale):
@@ -110,9 +115,11 @@ class FleetReads:
                 continue
             for entry in self._below(source, kind, request.parent, after if node == start_node else ""):
                 full = page.count >= size or (page.count and page.used_bytes + len(entry.full) > PAGE_BYTES)
-                if full or time.monotonic() > until:
-                    page.following = self._seal(binding, *last)
+                # One at least, however long it took to begin: a page that comes no further would be asked for for ever.
+                if full or (looked and time.monotonic() > until):
+                    page.following = self._seal(binding, *last, page.place)
                     break
+                looked = True
                 last = (node, entry.name)
                 if (matches is None or entry.holds(request.filter, matches)) and call.may_see(entry.name):
                     page.add(entry.seen(request.view))
@@ -142,27 +149,29 @@ class FleetReads:
         """
         names: Sequence[str] = getattr(request, "names", ())
         binding = tokens.binding_of("live", method.full_name, request.parent, request.filter, tuple(names))
-        node_after, node_token = self._start(binding, request.page_token)
+        node_after, node_token, page = self._start(binding, request.page_token, method)
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         by_node = _by_node(names) if names else None
         waiting = [node for node in self._nodes_from(node_after) if by_node is None or node in by_node]
-        page = _Page()
         for node in sorted(set(by_node or ()) - set(self.index.sources)):
             page.unreachable.append(_failure(node, NodeUnknown(f"The fleet has no node {node}", node=node)))
-        while waiting and page.count < size:
-            asked = self._enough(waiting, size - page.count, counted, by_node)
+        late = False
+        while waiting and page.count < size and not late:
+            # What has been waited for once has taken the others' time: they have their own with the next page.
+            asked = self._enough(waiting, size - page.count, counted, by_node)[:ASKED_AT_ONCE]
             waiting = waiting[len(asked) :]
             requests: dict[str, bytes] = {}
             left = size - page.count
             for node in asked:
                 requests[node] = _for_node(request, node, left, node_token if node == node_after else "", by_node)
             for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
+                late = late or answer.late
                 if not page.following:
                     self._take(answer, page, size, binding)
             if page.following:
                 break
         if waiting and not page.following:
-            page.following = self._seal(binding, waiting[0], "")
+            page.following = self._seal(binding, waiting[0], "", page.place)
         return self._reply(method, page)
 
     def _take(self, answer: Answer, page: _Page, size: int, binding: bytes) -> None:
@@ -173,13 +182,13 @@ class FleetReads:
             return
         items, following = answer.items, answer.next_page_token
         if page.count and (page.count + len(items) > size or page.used_bytes + sum(map(len, items)) > PAGE_BYTES):
-            page.following = self._seal(binding, answer.node, "")
+            page.following = self._seal(binding, answer.node, "", page.place)
             return
         for item in items:
             page.add(item)
         page.freshness.append(_now(answer.node))
         if following:
-            page.following = self._seal(binding, answer.node, following)
+            page.following = self._seal(binding, answer.node, following, page.place)
 
     def _enough(
         self, waiting: list[str], wanted: int, counted: Kind | None, by_node: dict[str, list[str]] | None
@@ -376,21 +385,29 @@ class FleetReads:
         if "unreachable" in fields:
             tail += [field_bytes(fields["unreachable"].number, one.SerializeToString()) for one in page.unreachable]
         if "resume_token" in fields:
-            tail.append(field_text(fields["resume_token"].number, encode_tokens(self.index.tokens())))
+            tail.append(field_text(fields["resume_token"].number, page.place))
         if "freshness" in fields:
             tail += [field_bytes(fields["freshness"].number, one.SerializeToString()) for one in page.freshness]
         return b"".join(page.parts + tail)
 
-    def _seal(self, binding: bytes, node: str, name: str) -> str:
-        return tokens.seal(self._key, binding, f"{node}\0{name}".encode())
+    def _seal(self, binding: bytes, node: str, name: str, place: str) -> str:
+        return tokens.seal(self._key, binding, f"{node}\0{name}\0{place}".encode())
 
-    def _start(self, binding: bytes, token: str) -> tuple[str, str]:
+    def _start(self, binding: bytes, token: str, method: MethodDescriptor) -> tuple[str, str, _Page]:
+        """Return the node and the name at which a page begins, and the page, which is empty.
+
+        A watch that goes on from any page must tell what has changed in those before it: all pages have the place of
+        the first one, as it was before anything was read.
+        """
         if not token:
-            return "", ""
-        node, separator, name = tokens.unseal(self._key, binding, token).decode().partition("\0")
+            told = "resume_token" in method.output_type.fields_by_name
+            return "", "", _Page(place=encode_tokens(self.index.tokens()) if told else "")
+        payload = tokens.unseal(self._key, binding, token, limit_characters=TOKEN_LIMIT_CHARACTERS)
+        node, _, rest = payload.decode().partition("\0")
+        name, separator, place = rest.rpartition("\0")
         if not separator:
             raise PageTokenInvalid("page_token is not one of this list: begin without it", field="page_token")
-        return node, name
+        return node, name, _Page(place=place)
 
 
 def _by_node(names: Sequence[str]) -> dict[str, list[str]]:

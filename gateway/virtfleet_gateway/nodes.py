@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import grpc
 
 from virtfleet.fleet.v1 import node_pb2, watch_pb2
-from virtfleet_gateway.index import LIVE, set_time
 from virtfleet_gateway.presence import NOT_SERVING, SERVING, UNREACHABLE, Presence
+from virtfleet_gateway.source import LIVE, set_time
 from virtfleet_service import resources
 from virtfleet_service.errors import VirtfleetError
 from virtfleet_service.names import node_of

@@ -28,6 +28,7 @@ _GET_SERVER: Final = "/virtfleet.common.v1.AdminService/GetServer"
 _CALL_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 0.1
 _RETRY_LIMIT_SECONDS: Final = 5.0
+_STEADY_SECONDS: Final = 10.0
 
 TEXT_LIMIT_CHARACTERS: Final = 64
 TIME_LIMIT_SECONDS: Final = 253_402_300_800
@@ -92,10 +93,10 @@ class Presence:
         """Watch the health of the service for as long as the node is there."""
         pause = _RETRY_SECONDS
         while (lane := self.lane) is not None:
+            begun = time.monotonic()
             try:
                 await lane.up(None)
                 await self._ask(lane)
-                pause = _RETRY_SECONDS
                 await self._watch(lane)
                 self._set(UNREACHABLE, "the health watch ended")
             except VirtfleetError as error:
@@ -113,6 +114,9 @@ class Presence:
                 _log.exception("what %s of node %s says cannot be taken", self.service, self.node)
                 self._set(UNREACHABLE, "what it says cannot be taken")
                 pause = _RETRY_LIMIT_SECONDS
+            # A service that has stood is one that is there; one that flaps is asked less and less often.
+            if time.monotonic() - begun > _STEADY_SECONDS:
+                pause = _RETRY_SECONDS
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RETRY_LIMIT_SECONDS)
 

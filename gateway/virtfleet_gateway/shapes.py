@@ -1,7 +1,11 @@
 """The watch messages of the packages of a node, taken apart and put together as bytes.
 
-The index decodes no resource. A `Change` is split into what stands around the resource and the resource itself; what is
-sent to clients is spliced from these parts. The numbers come from the descriptors of each package.
+The index keeps no decoded resource. A `Change` is split into what stands around the resource and the resource itself;
+what is sent to clients is spliced from these parts. The numbers come from the descriptors of each package.
+
+What a node says goes to the clients of the whole fleet as it is, so it must be something that every client can read:
+each message is parsed once, and thrown away, before it is taken apart. One node that says rubbish is away, and breaks
+nobody's list.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from virtfleet.storage.v1 import watch_pb2 as storage_watch
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
 from virtfleet_service.changes import ChangeCodec, field_bytes, field_text
+from virtfleet_service.names import NAME_LIMIT_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +37,14 @@ _SPEC = 10
 _STATUS = 11
 _LEFT_OUT_OF_STATUS = ("active_spec", "resolved_spec")
 _FIRST_RESOURCE = 10
+
+MESSAGE_LIMIT_BYTES: Final = 8 << 20
+"""More than a node puts into one message of its watch: half a mebibyte and one resource."""
+RESOURCE_LIMIT_BYTES: Final = 2 << 20
+"""No larger resource is told on: one that does not fit into the page of a list would end the list for everybody."""
+TOKEN_LIMIT_CHARACTERS: Final = 1024
+"""The token of a fleet holds those of all its nodes: one node must not make it too large for the others."""
+UID_LIMIT_CHARACTERS: Final = 64
 
 _WATCH_FILES: Final = {"compute": compute_watch, "storage": storage_watch, "network": network_watch}
 
@@ -62,8 +75,8 @@ class Kind:
         """Return the BASIC view of a serialised resource: no spec, and no specs in the status."""
         parts: list[bytes] = []
         position = 0
-        for number, _, start, end in wire.fields(full):
-            if number == _STATUS and self._dropped:
+        for number, kind, start, end in wire.fields(full):
+            if number == _STATUS and kind == wire.BYTES and self._dropped:
                 parts.append(field_bytes(_STATUS, self._without(full[start:end])))
             elif number != _SPEC:
                 parts.append(full[position:end])
@@ -136,7 +149,8 @@ class Change:
         name: The name of that resource.
         uid: Its uid.
         entry: The resource after a put.
-        previous: The resource before it, as the index had it; None: it had none, or is not asked.
+        previous: The resource before it, as the index had it, or the one that an event is about; None: it had none,
+            or was not asked.
         event_type: The number of the event's type.
         new_name: The name after a move.
     """
@@ -219,23 +233,25 @@ class Shape:
         self.kind_by_name = {kind.name: kind for kind in self.kinds.values()}
         self.codec = ChangeCodec(self.package, {kind.name: kind.message for kind in self.kinds.values()})
         self.watch_path = f"/{self.package}.WatchService/WatchResources"
+        self._response_class: type[Message] = self.messages.WatchResourcesResponse
 
     def response(self, data: bytes) -> tuple[list[Change], str, int, bytes]:
         """Take a `WatchResourcesResponse` apart: its changes, token, and the number and bytes of its marker (0: none).
 
-        It is parsed whole first, and thrown away: its bytes go on to everybody who lists or watches the fleet, and who
-        gets one message that does not parse loses all that came with it.
-
         Raises:
-            WireError: It does not parse.
+            WireError: It does not parse, or no release would say it.
         """
+        if len(data) > MESSAGE_LIMIT_BYTES:
+            raise wire.WireError(f"a message of its watch has {len(data)} bytes")
         try:
-            self.messages.WatchResourcesResponse.FromString(data)
+            self._response_class.FromString(data)
         except DecodeError as error:
-            raise wire.WireError("a message of the watch does not parse") from error
+            raise wire.WireError("a message of its watch does not parse") from error
         changes: list[Change] = []
         token, marker, body = "", 0, b""
-        for number, _, start, end in wire.fields(data):
+        for number, kind, start, end in wire.fields(data):
+            if kind != wire.BYTES:
+                continue
             if number == _CHANGES:
                 change = self._change(data[start:end])
                 if change is not None:
@@ -244,16 +260,18 @@ class Shape:
                 token = data[start:end].decode()
             elif number in (_BOOKMARK, _SNAPSHOT_END, _SOURCE_STATUS):
                 marker, body = number, data[start:end]
+        if len(token) > TOKEN_LIMIT_CHARACTERS:
+            raise wire.WireError(f"a token of its watch has {len(token)} characters")
         return changes, token, marker, body
 
     def _change(self, data: bytes) -> Change | None:
         position = 0
         head: list[bytes] = []
         sort, body = 0, b""
-        for number, _, start, end in wire.fields(data):
+        for number, kind, start, end in wire.fields(data):
             if number == _TIME:
                 head.append(data[position:end])
-            elif _PUT <= number <= _MOVED:
+            elif _PUT <= number <= _MOVED and kind == wire.BYTES:
                 sort, body = number, data[start:end]
             position = end
         if sort == _PUT:
@@ -261,8 +279,8 @@ class Shape:
         if sort == _EVENT:
             return self._event(data, body)
         if sort == _DELETE:
-            kind, name, uid = wire.strings_in(body, (1, 2, 3))
-            return Change(Sort.DELETE, kind, name, uid, raw=data)
+            of, name, uid = wire.strings_in(body, (1, 2, 3))
+            return _bounded(Change(Sort.DELETE, of, name, uid, raw=data))
         if sort in (_MOVED_OUT, _MOVED_IN):
             return self._move(sort, b"".join(head), body)
         # A kind of change that a newer release knows: what it says cannot be judged, and puts tell the rest.
@@ -272,15 +290,17 @@ class Shape:
         position = 0
         inner: list[bytes] = []
         entry: Entry | None = None
-        for number, _, start, end in wire.fields(body):
-            if number >= _FIRST_RESOURCE:
-                kind = self.kinds.get(number)
-                if kind is not None:
-                    entry = Entry(kind, body[start:end])
-            else:
+        for number, encoding, start, end in wire.fields(body):
+            if number < _FIRST_RESOURCE:
                 inner.append(body[position:end])
+            elif encoding == wire.BYTES and number in self.kinds:
+                entry = Entry(self.kinds[number], body[start:end])
             position = end
-        return Change.put(entry, head=head, inner=b"".join(inner)) if entry is not None else None
+        if entry is None:
+            return None
+        if len(entry.full) > RESOURCE_LIMIT_BYTES:
+            raise wire.WireError(f"a resource has {len(entry.full)} bytes")
+        return _bounded(Change.put(entry, head=head, inner=b"".join(inner)))
 
     def _event(self, data: bytes, body: bytes) -> Change:
         name, uid = wire.strings_in(body, _HEAD)
@@ -288,14 +308,14 @@ class Shape:
         for number, kind, start, _ in wire.fields(body):
             if number == 3 and kind == 0:
                 change.event_type = wire.read_varint(body, start)
-        return change
+        return _bounded(change)
 
     def _move(self, sort: int, head: bytes, body: bytes) -> Change:
         """Both halves of a move say all of it: either becomes the whole."""
         kind, name, uid, other = wire.strings_in(body, (1, 2, 3, 4))
         old, new = (name, other) if sort == _MOVED_OUT else (other, name)
         moved = field_text(1, kind) + field_text(2, uid) + field_text(3, old) + field_text(4, new)
-        return Change(Sort.MOVED, kind, old, uid, raw=head + field_bytes(_MOVED, moved), new_name=new)
+        return _bounded(Change(Sort.MOVED, kind, old, uid, raw=head + field_bytes(_MOVED, moved), new_name=new))
 
     def snapshot_put(self, entry: Entry) -> Change:
         """Return the put that tells a resource in a snapshot."""
@@ -309,6 +329,18 @@ class Shape:
     def status(self, token: str, status: Message) -> bytes:
         """Return a serialised response that tells the state of a node."""
         return field_text(_TOKEN, token) + field_bytes(_SOURCE_STATUS, status.SerializeToString())
+
+
+def _bounded(change: Change) -> Change:
+    """Return a change whose names are such as can be.
+
+    Raises:
+        WireError: One is longer than any name is.
+    """
+    longest = max(len(change.name), len(change.new_name))
+    if longest > NAME_LIMIT_CHARACTERS or len(change.uid) > UID_LIMIT_CHARACTERS:
+        raise wire.WireError(f"a name has {longest} characters, a uid {len(change.uid)}")
+    return change
 
 
 _SNAPSHOT_CAUSE = field_text(1, "snapshot")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _VARINT = 0
 _FIXED64 = 1
-_BYTES = 2
+BYTES = 2
 _GROUP = 3
 _GROUP_END = 4
 _FIXED32 = 5
@@ -62,7 +62,7 @@ def _skip(data: bytes, position: int, tag: int, depth: int = 0) -> int:
     if not 0 < tag >> 3 < 1 << 29:
         raise WireError("a field has no valid number")
     kind = tag & 7
-    if kind == _BYTES:
+    if kind == BYTES:
         length, position = _varint(data, position, 5)
         position += length
     elif kind == _VARINT:
@@ -97,7 +97,7 @@ def single_fields(data: bytes, numbers: tuple[int, ...]) -> list[bytes | None]:
         FieldTwiceError: One occurs more than once.
         WireError: The message is malformed anywhere at its top level.
     """
-    wanted = {number << 3 | _BYTES: index for index, number in enumerate(numbers)}
+    wanted = {number << 3 | BYTES: index for index, number in enumerate(numbers)}
     found: list[bytes | None] = [None] * len(numbers)
     position, end = 0, len(data)
     try:
@@ -106,7 +106,7 @@ def single_fields(data: bytes, numbers: tuple[int, ...]) -> list[bytes | None]:
             position += 1
             if tag >= 0x80:
                 tag, position = _varint(data, position - 1, 5)
-            if tag & 7 == _BYTES and tag >= 8:
+            if tag & 7 == BYTES and tag >= 8:
                 length = data[position]
                 position += 1
                 if length >= 0x80:
@@ -165,8 +165,8 @@ def string_at(data: bytes, path: tuple[int, ...]) -> str:
 def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Yield the top-level fields as (number, kind, start, end).
 
-    For length-delimited fields start and end bound the payload, for others the value. Meant for messages of our own
-    nodes, which a real encoder has written.
+    For length-delimited fields (kind `BYTES`) start and end bound the payload, for others the value. A parser takes a
+    field of another kind than its own for one that it does not know: so must whoever reads these.
 
     Raises:
         WireError: The message is malformed.
@@ -180,7 +180,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             if tag >= 0x80:
                 tag, position = _varint(data, position - 1, 5)
             start = position
-            if tag & 7 == _BYTES:
+            if tag & 7 == BYTES:
                 length = data[position]
                 start += 1
                 if length >= 0x80:
@@ -212,4 +212,4 @@ def varint(value: int) -> bytes:
 
 def delimited(number: int, payload: bytes) -> bytes:
     """Encode a length-delimited field."""
-    return varint(number << 3 | _BYTES) + varint(len(payload)) + payload
+    return varint(number << 3 | BYTES) + varint(len(payload)) + payload

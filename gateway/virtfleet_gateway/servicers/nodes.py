@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from virtfleet.fleet.v1 import node_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
-from virtfleet_gateway.index import set_time
 from virtfleet_gateway.nodes import KIND
+from virtfleet_gateway.source import set_time
 from virtfleet_service import masks, paging, requests, resources
 from virtfleet_service.errors import NodeUnknown, NodeUnreachable, ResourceNotFound
 from virtfleet_service.operations import plan

@@ -40,14 +40,21 @@ def seal(key: bytes, binding: bytes, payload: bytes) -> str:
     return _encode(_cipher(key).encrypt(payload, [binding]))
 
 
-def unseal(key: bytes, binding: bytes, token: str, *, field: str = "page_token") -> bytes:
+def unseal(
+    key: bytes,
+    binding: bytes,
+    token: str,
+    *,
+    field: str = "page_token",
+    limit_characters: int = TOKEN_LIMIT_CHARACTERS,
+) -> bytes:
     """Return the payload of a page token.
 
     Raises:
         PageTokenInvalid: It was made for another list or by another store, or not by a server at all.
     """
     try:
-        return _cipher(key).decrypt(_decode(token, field), [binding])
+        return _cipher(key).decrypt(_decode(token, field, limit_characters), [binding])
     except InvalidTag as error:
         raise _invalid(field) from error
 
@@ -112,8 +119,8 @@ def _encode(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def _decode(token: str, field: str) -> bytes:
-    if len(token) > TOKEN_LIMIT_CHARACTERS:
+def _decode(token: str, field: str, limit_characters: int = TOKEN_LIMIT_CHARACTERS) -> bytes:
+    if len(token) > limit_characters:
         raise _invalid(field)
     try:
         raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)

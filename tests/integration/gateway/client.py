@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 import pytest
 
-from tests.integration.gateway.real import RealFleet
 from virtfleet.compute.v1 import domain_pb2, domain_pb2_grpc
 from virtfleet.compute.v1 import watch_pb2 as compute_watch
 from virtfleet.compute.v1 import watch_pb2_grpc as compute_watch_grpc
 from virtfleet.type.v1 import watch_pb2
 
 
-async def create(fleet: RealFleet, node: str, *ids: str, labels: dict[str, str] | None = None) -> None:
+class Connected(Protocol):
+    """Is a fleet with a connection to its gateway."""
+
+    channel: grpc.aio.Channel
+
+
+async def create(fleet: Connected, node: str, *ids: str, labels: dict[str, str] | None = None) -> None:
     domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
     for id_ in ids:
         domain = domain_pb2.Domain(display_name=f"domain {id_}", labels=labels or {})
@@ -25,7 +30,7 @@ async def create(fleet: RealFleet, node: str, *ids: str, labels: dict[str, str] 
         await domains.CreateDomain(domain_pb2.CreateDomainRequest(parent=f"nodes/{node}", domain_id=id_, domain=domain))
 
 
-async def list_all(fleet: RealFleet, **fields: Any) -> domain_pb2.ListDomainsResponse:
+async def list_all(fleet: Connected, **fields: Any) -> domain_pb2.ListDomainsResponse:
     domains = domain_pb2_grpc.DomainServiceStub(fleet.channel)
     return await domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/-", **fields))
 
@@ -43,10 +48,11 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 class Watcher:
     """Keeps what a client of the fleet's watch would know."""
 
-    def __init__(self, fleet: RealFleet, **fields: Any) -> None:
+    def __init__(self, fleet: Connected, **fields: Any) -> None:
         self.known: dict[str, domain_pb2.Domain] = {}
         self.history: list[tuple[str, str, int]] = []
         self.events: list[compute_watch.Event] = []
+        self.moves: list[tuple[str, str, str]] = []
         self.statuses: list[tuple[str, int]] = []
         self.token = ""
         self.snapshot_ended = False
@@ -95,6 +101,11 @@ class Watcher:
             elif kind == "delete":
                 self.known.pop(change.delete.name, None)
                 self.history.append(("delete", change.delete.name, 0))
+            elif kind == "moved":
+                self.moves.append((change.moved.uid, change.moved.old_name, change.moved.new_name))
+                self.history.append(("moved", change.moved.new_name, 0))
+                if change.moved.old_name in self.known:
+                    self.known[change.moved.new_name] = self.known.pop(change.moved.old_name)
             elif kind == "event":
                 self.events.append(change.event)
 

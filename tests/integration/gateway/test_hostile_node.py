@@ -17,8 +17,9 @@ from virtfleet.type.v1 import watch_pb2 as type_watch
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.fanout import FanOut
 from virtfleet_gateway.fleet_operations import FleetOperations
-from virtfleet_gateway.index import LIVE, PackageIndex
+from virtfleet_gateway.index import PackageIndex
 from virtfleet_gateway.lists import FleetReads
+from virtfleet_gateway.source import LIVE
 from virtfleet_gateway.watch import FleetWatch
 from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
-from virtfleet_gateway.index import LIVE, PackageIndex, Source
+from virtfleet_gateway.index import PackageIndex
+from virtfleet_gateway.source import LIVE, Source
 from virtfleet_gateway.watch import COALESCE_CHANGES, FleetWatch
 
 NODE = "n1"

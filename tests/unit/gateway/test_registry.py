@@ -15,10 +15,11 @@ from virtfleet.fleet.v1 import node_pb2
 from virtfleet.storage.v1 import pool_pb2
 from virtfleet_gateway import presence as presences
 from virtfleet_gateway.channels import Channels
-from virtfleet_gateway.index import LOST, STALE, Index
+from virtfleet_gateway.index import Index
 from virtfleet_gateway.nodes import LOST_SECONDS, Registry
 from virtfleet_gateway.presence import SERVING, UNREACHABLE
 from virtfleet_gateway.shapes import Entry
+from virtfleet_gateway.source import LOST, STALE
 from virtfleet_service import resources
 from virtfleet_service.store import Store
 

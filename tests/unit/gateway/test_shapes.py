@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,9 +10,11 @@ from virtfleet.compute.v1 import domain_pb2, watch_pb2
 from virtfleet.network.v1 import network_pb2
 from virtfleet.type.v1 import resource_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch
+from virtfleet_gateway import wire
 from virtfleet_gateway.feed import Feed, decode_tokens, encode_tokens
-from virtfleet_gateway.index import Source
 from virtfleet_gateway.shapes import BASIC, MARKER_BOOKMARK, Change, Entry, Shape, Sort
+from virtfleet_gateway.source import Source
+from virtfleet_gateway.wire import WireError
 from virtfleet_service.errors import PageTokenInvalid
 from virtfleet_service.views import apply_view
 
@@ -94,6 +98,73 @@ def test_basic_views_are_those_of_the_services(service: str) -> None:
         assert network_pb2.Network.FromString(entry.seen(BASIC)) == apply_view(network, BASIC)
 
 
+def sound() -> watch_pb2.WatchResourcesResponse:
+    response = watch_pb2.WatchResourcesResponse(resume_token="here")
+    put = response.changes.add().put
+    put.cause, put.old_generation = "x", 2
+    put.domain.CopyFrom(domain())
+    response.changes.add().delete.CopyFrom(type_watch.ResourceDelete(resource_type="domain", name="n", uid="u"))
+    response.changes.add().event.CopyFrom(watch_pb2.Event(resource="nodes/n1/domains/web", uid="u1"))
+    response.changes.add().moved_in.CopyFrom(type_watch.ResourceMovedIn(resource_type="domain", name="n", uid="u"))
+    return response
+
+
+@given(st.data())
+def test_whatever_a_node_says_is_taken_or_refused_and_what_is_taken_can_be_read(data: st.DataObject) -> None:
+    spoiled = bytearray(sound().SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(spoiled) - 1))
+        spoiled[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    try:
+        changes, *_ = COMPUTE.response(bytes(spoiled))
+    except WireError:
+        return
+    for change in changes:
+        for view in (FULL, BASIC):
+            watch_pb2.Change.FromString(change.encode(view))
+
+
+def long_name(response: watch_pb2.WatchResourcesResponse) -> None:
+    response.changes[0].put.domain.name = "nodes/n1/domains/" + "a" * 600
+
+
+def long_uid(response: watch_pb2.WatchResourcesResponse) -> None:
+    response.changes[0].put.domain.uid = "u" * 600
+
+
+def long_token(response: watch_pb2.WatchResourcesResponse) -> None:
+    response.resume_token = "t" * 5000
+
+
+def large_resource(response: watch_pb2.WatchResourcesResponse) -> None:
+    response.changes[0].put.domain.spec.title = "x" * (3 << 20)
+
+
+def large_message(response: watch_pb2.WatchResourcesResponse) -> None:
+    for _ in range(9):
+        response.changes.add().event.message = "x" * (1 << 20)
+
+
+@pytest.mark.parametrize("spoil", [long_name, long_uid, long_token, large_resource, large_message])
+def test_what_no_release_of_a_node_would_say_is_refused(
+    spoil: Callable[[watch_pb2.WatchResourcesResponse], None],
+) -> None:
+    response = sound()
+    spoil(response)
+    with pytest.raises(WireError):
+        COMPUTE.response(response.SerializeToString())
+
+
+def test_bytes_that_are_no_resource_are_refused() -> None:
+    name = wire.delimited(1, b"nodes/n1/domains/a")
+    for rubbish in (wire.delimited(11, b"\xff\xff"), wire.delimited(3, b"\xff"), b"\x5b"):
+        put = wire.delimited(2, wire.delimited(10, name + rubbish))
+        with pytest.raises(WireError):
+            COMPUTE.response(wire.delimited(1, put))
+    with pytest.raises(WireError):
+        COMPUTE.response(wire.delimited(2, b"\xff"))
+
+
 def test_a_node_speaks_of_its_own_resources_only() -> None:
     source = Source("n1", COMPUTE)
     response = watch_pb2.WatchResourcesResponse()
@@ -118,7 +189,7 @@ def test_a_verdict_is_formed_once_a_resource_and_filter() -> None:
     assert len(asked) == 1
 
 
-node_names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+node_names = st.from_regex(r"[a-z]([a-z0-9-]{0,7}[a-z0-9])?", fullmatch=True)
 
 
 @given(st.dictionaries(node_names, st.text(min_size=1, max_size=80).filter(lambda text: "\0" not in text), max_size=8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,8 @@ class Admission:
         self._next_user = 0
         self.allocated_memory_bytes = 0
         self.allocated_vcpu_count = 0
+        self.changed = asyncio.Event()
+        """Is set with every share that is given or taken back; whoever has heard of it clears it."""
         self._counted_bytes = 0
 
     @property
@@ -123,6 +126,7 @@ class Admission:
             self.allocated_memory_bytes -= share.memory_bytes
             self.allocated_vcpu_count -= share.vcpu_count
             self._counted_bytes -= share.memory_bytes if share.counted else 0
+            self.changed.set()
         if run_as_uid and self._users.get(run_as_uid) == uid:
             del self._users[run_as_uid]
 
@@ -144,6 +148,7 @@ class Admission:
         self.allocated_memory_bytes += share.memory_bytes
         self.allocated_vcpu_count += share.vcpu_count
         self._counted_bytes += share.memory_bytes if share.counted else 0
+        self.changed.set()
 
 
 def is_active(domain: domain_pb2.Domain) -> bool:

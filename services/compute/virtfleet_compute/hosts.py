@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 HOST = "host"
 DRIVER = "driver"
 REFRESH_SECONDS = 5.0
+GATHER_SECONDS = 0.5
+"""How long what guests have been given or have given back may be unknown to the watchers of the host."""
 
 _PROC = Path("/proc")
 _NODES = Path("/sys/devices/system/node")
@@ -50,8 +53,14 @@ class Hosts:
 
     async def run(self) -> None:
         """Keep the stored host up to date, for watchers. Runs until cancelled."""
+        changed = self._context.admission.changed
         while True:
-            await asyncio.sleep(REFRESH_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await changed.wait()
+                    # Domains start and end in crowds: once for all of them.
+                    await asyncio.sleep(GATHER_SECONDS)
+            changed.clear()
             try:
                 await self.store()
             except VirtfleetError as error:

@@ -340,3 +340,17 @@ async def test_addresses_with_their_sources(node: Service) -> None:
     request = guest_agent_pb2.ListGuestAddressesRequest(name=name("web"), sources=[domain_pb2.ADDRESS_SOURCE_AGENT])
     answer = await node.call(node.agents.ListGuestAddresses, request)
     assert answer.missing_sources == [domain_pb2.ADDRESS_SOURCE_AGENT]
+
+
+async def test_watchers_of_the_host_hear_within_a_second_what_guests_have(node: Service) -> None:
+    await node.create("web")
+
+    def told() -> int:
+        row = node.app.store.get(f"{PARENT}/host")
+        return host_pb2.Host.FromString(row.body).status.allocated.domain_count if row is not None else -1
+
+    for started in (True, False):
+        await (node.start("web") if started else node.stop("web"))
+        async with asyncio.timeout(1.5):
+            while told() != started:
+                await asyncio.sleep(0.02)

@@ -174,3 +174,30 @@ func TestWhatTheHelperSaysOfAConnectionIsInTheError(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 }
+
+func TestAWatchThatCannotBeMadeSaysWhyWhenItsContextEnds(t *testing.T) {
+	t.Setenv("VIRTFLEET_COMMAND", os.Args[0])
+	client, err := Dial(t.Context(), WithAddress("ssh://far/nowhere/socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	words := "dial unix /nowhere/socket: connect: no such file or directory"
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var lost, last error
+	told := OnLost(func(err error) {
+		if lost = err; strings.Contains(err.Error(), words) {
+			cancel()
+		}
+	})
+	for _, err := range client.ComputeWatch.FollowResources(ctx, &computev1.WatchResourcesRequest{Parent: "nodes/-"}, told) {
+		last = err
+	}
+	if !errors.Is(lost, ErrUnavailable) || !strings.Contains(lost.Error(), words) {
+		t.Error(lost)
+	}
+	if !errors.Is(last, context.Canceled) || !errors.Is(last, ErrUnavailable) || !strings.Contains(last.Error(), words) {
+		t.Error(last)
+	}
+}

@@ -3,6 +3,7 @@ package virtfleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 
@@ -50,7 +51,8 @@ func OnLost(lost func(error)) FollowOption {
 
 // Follow yields the answers of a watch for ever, resuming by token over lost connections, restarted gateways, drains and slow
 // reading. It is what the followers of the services (FollowResources) are made of. The first error is the last that is yielded:
-// ctx has ended, or the watch is refused. The request stays as it is.
+// ctx has ended, or the watch is refused. If something stood in the way when ctx ended, such as a host that is not reached, the error
+// holds that too. The request stays as it is.
 func Follow[Request proto.Message, A any, Answer interface {
 	*A
 	WatchAnswer
@@ -69,11 +71,12 @@ func Follow[Request proto.Message, A any, Answer interface {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		place := newResumption(request)
+		var obstacle error
 		for failures := 0; ; {
 			answered := false
 			err := readStream(ctx, watch, place.request.(Request), func(answer Answer) bool {
 				if !answered {
-					answered = true
+					answered, obstacle = true, nil
 					plan.begin(place.inSnapshot)
 				}
 				place.note(answer)
@@ -83,7 +86,7 @@ func Follow[Request proto.Message, A any, Answer interface {
 			case err == nil: // the loop over this has been left
 				return
 			case ctx.Err() != nil:
-				yield(nil, context.Cause(ctx))
+				yield(nil, endOf(ctx, obstacle))
 				return
 			case errors.Is(err, io.EOF), errors.Is(err, ErrUnavailable), errors.Is(err, ErrSlowReader), ofTransport(err):
 				// What the token is for.
@@ -99,12 +102,21 @@ func Follow[Request proto.Message, A any, Answer interface {
 				continue
 			}
 			failures++
+			obstacle = err
 			if sleep(ctx, delay(failures, FromError(err).RetryDelay)) != nil {
-				yield(nil, context.Cause(ctx))
+				yield(nil, endOf(ctx, obstacle))
 				return
 			}
 		}
 	}
+}
+
+// endOf returns the cause of a context that has ended, with what stood in the way of the watch when it did.
+func endOf(ctx context.Context, obstacle error) error {
+	if obstacle == nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("%w: %w", context.Cause(ctx), obstacle)
 }
 
 // ofTransport reports whether a stream was cut by what carries it. Errors of virtfleet itself with these codes have a reason.
@@ -123,7 +135,7 @@ func readStream[Request proto.Message, A any, Answer interface {
 	request Request,
 	give func(Answer) bool,
 ) error {
-	stream, err := watch(ctx, request, grpc.WaitForReady(true))
+	stream, err := watch(ctx, request)
 	if err != nil {
 		return FromError(err)
 	}

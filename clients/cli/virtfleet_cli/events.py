@@ -9,6 +9,7 @@ import click
 
 from virtfleet_cli.completion import node_option
 from virtfleet_cli.kinds import enum_name
+from virtfleet_cli.output import while_read
 from virtfleet_cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def _follow(session: Session, messages: Any, node: str, filter_: str) -> None:  
     )
     request.snapshot.SetInParent()
     begun = False
-    for answer in session.fleet.watch(request, resnapshot=True):
-        for change in answer.changes:
-            if begun and change.HasField("event"):
-                click.echo(line(change.event))
-        begun = begun or answer.HasField("snapshot_end")
+    session.reach()
+    with while_read():
+        for answer in session.fleet.watch(request, resnapshot=True):
+            for change in answer.changes:
+                if begun and change.HasField("event"):
+                    click.echo(line(change.event))
+            begun = begun or answer.HasField("snapshot_end")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import select
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -15,6 +22,44 @@ from virtfleet_cli.kinds import Column, Kind
 FORMATS: Final = ("table", "wide", "json", "yaml", "name")
 _SAMPLE: Final = 100
 """How many rows decide how wide the columns are; later ones are cut to fit."""
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """End what runs for as long as somebody reads it, when nobody does any more.
+
+    A write would tell, but in quiet times there is none. Whoever has closed the other end of a pipe is noticed at once
+    by its end here: the command ends as at the next write.
+    """
+
+    def end(_number: int, _frame: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def listen() -> None:
+        poll = select.poll()
+        # Of these the end of the readers is told without being asked for.
+        poll.register(output, 0)
+        poll.register(done, select.POLLIN)
+        if any(descriptor == output for descriptor, _ in poll.poll()):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGPIPE)
+
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        # Closed, or a test's own: there is nothing to notice.
+        yield
+        return
+    done, ended = os.pipe()
+    before = signal.signal(signal.SIGPIPE, end)
+    listener = threading.Thread(target=listen, name="reader of the output", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        os.close(ended)
+        listener.join()
+        os.close(done)
+        signal.signal(signal.SIGPIPE, before)
 
 
 class Printer(Protocol):

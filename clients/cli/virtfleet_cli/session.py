@@ -48,6 +48,16 @@ class Session:
 
         return self._stack.enter_context(connect(self.address, context=self.context))
 
+    def reach(self) -> None:
+        """Fail as any call does where the fleet cannot be reached: a watch would try for ever, and say nothing.
+
+        Raises:
+            VirtfleetError: It cannot be reached in time, or refuses the caller.
+        """
+        from virtfleet.common.v1 import admin_pb2
+
+        self.fleet.access.WhoAmI(admin_pb2.WhoAmIRequest(), timeout=self.timeout_seconds)
+
     @cached_property
     def console(self) -> Console:
         """Where people read answers."""

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 
 from virtfleet_cli.completion import node_option
 from virtfleet_cli.kinds import EPILOG, Kind, KindType, enum_name
-from virtfleet_cli.output import as_document
+from virtfleet_cli.output import as_document, while_read
 from virtfleet_cli.session import Session, pass_session
 
 
@@ -39,7 +39,8 @@ def follow(session: Session, kind: Kind, node: str, filter_: str, output: str = 
     from virtfleet_client.informer import ChangeKind
 
     parent = None if kind.of_fleet or not node else f"nodes/{node}"
-    with Informer(session.fleet, kind.message_class, parent=parent, filter_=filter_) as informer:
+    session.reach()
+    with while_read(), Informer(session.fleet, kind.message_class, parent=parent, filter_=filter_) as informer:
         lost = False
         for change in informer.changes():
             if change.kind is not ChangeKind.CONNECTION:

@@ -3,6 +3,7 @@ package informer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"maps"
 	"sync"
@@ -41,6 +42,7 @@ type Informer[T Resource] struct {
 	objects   *store[T]
 	sources   map[string]*typev1.WatchSourceStatus
 	connected bool
+	obstacle  error
 	heard     time.Time
 	synced    chan struct{}
 	isSynced  bool
@@ -114,11 +116,9 @@ func (i *Informer[T]) Run(ctx context.Context) error {
 		ctx, virtfleet.Resnapshot(), virtfleet.OnBegin(i.begin), virtfleet.OnLost(i.connection),
 	) {
 		if err != nil {
+			i.connection(err)
 			if ctx.Err() != nil {
-				err = nil
-				i.connection(context.Cause(ctx))
-			} else {
-				i.connection(err)
+				return nil
 			}
 			return err
 		}
@@ -127,14 +127,22 @@ func (i *Informer[T]) Run(ctx context.Context) error {
 	return nil
 }
 
-// WaitSynced returns when all that exists is known, or with the cause when ctx ends.
+// WaitSynced returns when all that exists is known, or, when ctx ends, with its cause and with what stands in the way.
 func (i *Informer[T]) WaitSynced(ctx context.Context) error {
 	select {
 	case <-i.synced:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
+	i.mutex.RLock()
+	defer i.mutex.RUnlock()
+	switch {
+	case i.obstacle == nil:
+		return context.Cause(ctx)
+	case errors.Is(i.obstacle, context.Cause(ctx)): // of the same context, with what was in the way
+		return i.obstacle
+	}
+	return fmt.Errorf("%w: %w", context.Cause(ctx), i.obstacle)
 }
 
 // Synced reports whether all that existed at the start is known.
@@ -256,7 +264,7 @@ func (i *Informer[T]) begin(snapshot bool) {
 func (i *Informer[T]) connection(broken error) {
 	i.mutex.Lock()
 	changed := i.connected != (broken == nil)
-	i.connected = broken == nil
+	i.connected, i.obstacle = broken == nil, broken
 	i.mutex.Unlock()
 	if !changed {
 		return

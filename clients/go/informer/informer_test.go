@@ -320,6 +320,25 @@ func TestRunEndsWithItsContextOrWhenRefused(t *testing.T) {
 	}
 }
 
+func TestWaitSyncedSaysWhatStandsInTheWay(t *testing.T) {
+	d := newInformer(plan{}, func(context.Context, ...virtfleet.FollowOption) iter.Seq2[*news[*computev1.Domain], error] {
+		return func(func(*news[*computev1.Domain], error) bool) {}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.WaitSynced(ctx); err != context.Canceled { //nolint:errorlint // it is nothing but that
+		t.Error(err)
+	}
+	d.connection(virtfleet.ErrNodeUnreachable)
+	if err := d.WaitSynced(ctx); !errors.Is(err, context.Canceled) || !errors.Is(err, virtfleet.ErrNodeUnreachable) {
+		t.Error(err)
+	}
+	d.connection(nil)
+	if err := d.WaitSynced(ctx); errors.Is(err, virtfleet.ErrNodeUnreachable) {
+		t.Error("what stood in the way is kept", err)
+	}
+}
+
 func TestNames(t *testing.T) {
 	for name, wanted := range map[string]string{"nodes/n1/domains/a": "nodes/n1", "nodes/n1": "nodes/n1", "": "", "x": "x"} {
 		if found := nodeOf(name); found != wanted {

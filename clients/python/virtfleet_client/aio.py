@@ -154,6 +154,7 @@ class AsyncFleet(Services):
         resnapshot: bool = False,
         on_snapshot: Callable[[], object] | None = None,
         on_connection: Callable[[bool], object] | None = None,
+        on_obstacle: Callable[[VirtfleetError], object] | None = None,
     ) -> AsyncIterator[Any]:
         """Yield like `watch`; the functions are called as those of `Fleet.follow`."""
         connected = False
@@ -166,7 +167,7 @@ class AsyncFleet(Services):
         while True:
             if on_snapshot is not None and resumption.in_snapshot:
                 on_snapshot()
-            stream = call(resumption.request, wait_for_ready=True)
+            stream = call(resumption.request)
             try:
                 async for answer in stream:
                     resumption.note(answer)
@@ -175,11 +176,13 @@ class AsyncFleet(Services):
                     connected = True
                     yield answer
             except grpc.aio.AioRpcError as failure:
-                error = typed(failure)
+                error = self._source.explained(typed(failure))
                 if isinstance(error, ResumeTokenCompacted) and resnapshot:
                     resumption.forget()
                 elif not (calls.is_cut(error) or isinstance(error, SlowReader)):
                     raise error from failure
+                elif on_obstacle is not None:
+                    on_obstacle(error)
             finally:
                 stream.cancel()
             if connected and on_connection is not None:

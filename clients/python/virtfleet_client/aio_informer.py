@@ -57,11 +57,14 @@ class AsyncInformer(Reading[ResourceT]):
         """Wait until all that exists is known.
 
         Raises:
-            TimeoutError: It is not in time.
+            TimeoutError: It is not in time; its cause is what stands in the way, if something does.
             VirtfleetError: The watch was refused.
         """
-        async with asyncio.timeout(timeout_seconds):
-            await self._is_synced.wait()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._is_synced.wait()
+        except TimeoutError:
+            raise self._late(timeout_seconds) from self.obstacle
         if self._failure is not None:
             raise self._failure
 
@@ -94,6 +97,8 @@ class AsyncInformer(Reading[ResourceT]):
 
     def _connection(self, connected: bool) -> None:  # noqa: FBT001 - a callback
         self.connected = connected
+        if connected:
+            self.obstacle = None
         self._tell(Change(ChangeKind.CONNECTION))
 
     def _tell(self, change: Change[ResourceT]) -> None:
@@ -106,7 +111,11 @@ class AsyncInformer(Reading[ResourceT]):
         end: BaseException | None = None
         try:
             async for answer in self._fleet.follow(
-                self._request, resnapshot=True, on_snapshot=self._begin, on_connection=self._connection
+                self._request,
+                resnapshot=True,
+                on_snapshot=self._begin,
+                on_connection=self._connection,
+                on_obstacle=self._hindered,
             ):
                 for change in self._copy.take(answer):
                     self._tell(change)

@@ -66,7 +66,11 @@ class Informer(Reading[ResourceT]):
     def __enter__(self) -> Self:
         """Begin to follow."""
         self._watch = self._fleet.follow(
-            self._request, resnapshot=True, on_snapshot=self._begin, on_connection=self._connection
+            self._request,
+            resnapshot=True,
+            on_snapshot=self._begin,
+            on_connection=self._connection,
+            on_obstacle=self._hindered,
         )
         self._thread.start()
         return self
@@ -83,12 +87,11 @@ class Informer(Reading[ResourceT]):
         """Wait until all that exists is known.
 
         Raises:
-            TimeoutError: It is not in time.
+            TimeoutError: It is not in time; its cause is what stands in the way, if something does.
             VirtfleetError: The watch was refused.
         """
         if not self._is_synced.wait(timeout_seconds):
-            message = f"not all was known within {timeout_seconds} s"
-            raise TimeoutError(message)
+            raise self._late(timeout_seconds)
         if self._failure is not None:
             raise self._failure
 
@@ -124,6 +127,8 @@ class Informer(Reading[ResourceT]):
 
     def _connection(self, connected: bool) -> None:  # noqa: FBT001 - a callback
         self.connected = connected
+        if connected:
+            self.obstacle = None
         self._tell([Change(ChangeKind.CONNECTION)])
 
     def _tell(self, told: list[Change[ResourceT]]) -> None:

@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from virtfleet.type.v1 import resource_pb2, watch_pb2
+from virtfleet_client.errors import VirtfleetError
 from virtfleet_client.resource_copy import Copy, ResourceT, Values, words_of
 
 
@@ -51,6 +52,18 @@ class Reading(Generic[ResourceT]):
         self._request = watch_request(kind, parent, filter_, view)
         self.connected = False
         """Whether the watch stands. While it does not, everything is as last seen."""
+        self.obstacle: VirtfleetError | None = None
+        """What stands in the way of the watch: a host that is not reached, say; None: nothing."""
+
+    def _hindered(self, obstacle: VirtfleetError) -> None:
+        self.obstacle = obstacle
+
+    def _late(self, timeout_seconds: float | None) -> TimeoutError:
+        """Return the error for what is not known in time."""
+        message = f"not all was known within {timeout_seconds} s"
+        error = TimeoutError(f"{message}: {self.obstacle}" if self.obstacle is not None else message)
+        error.__cause__ = self.obstacle
+        return error
 
     def index(self, name: str, values: Values) -> None:
         """Add an index of one's own, before the informer is entered."""

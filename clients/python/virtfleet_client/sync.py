@@ -246,11 +246,12 @@ class Fleet(Services):
         resnapshot: bool = False,
         on_snapshot: Callable[[], object] | None = None,
         on_connection: Callable[[bool], object] | None = None,
+        on_obstacle: Callable[[VirtfleetError], object] | None = None,
     ) -> Following:
         """Return a watch like `watch`.
 
         `on_snapshot` is called before each stream that begins with a snapshot, `on_connection` when a stream has its
-        first answer (True) and when it breaks (False).
+        first answer (True) and when it breaks (False), `on_obstacle` with each error after which it is tried again.
         """
         resumption = Resumption(request)
         call = self.channel.unary_stream(
@@ -258,7 +259,14 @@ class Fleet(Services):
             request_serializer=type(request).SerializeToString,
             response_deserializer=resumption.response_class.FromString,
         )
-        return Following(call, resumption, resnapshot=resnapshot, on_snapshot=on_snapshot, on_connection=on_connection)
+        return Following(
+            call,
+            resumption,
+            resnapshot=resnapshot,
+            on_snapshot=on_snapshot,
+            on_connection=on_connection,
+            on_obstacle=on_obstacle,
+        )
 
 
 class Following(Iterator[Any]):
@@ -272,8 +280,10 @@ class Following(Iterator[Any]):
         resnapshot: bool,
         on_snapshot: Callable[[], object] | None,
         on_connection: Callable[[bool], object] | None,
+        on_obstacle: Callable[[VirtfleetError], object] | None,
     ) -> None:
         self._on_connection = on_connection
+        self._on_obstacle = on_obstacle
         self._connected = False
         self._start = start
         self._resumption = resumption
@@ -312,7 +322,7 @@ class Following(Iterator[Any]):
         if self._stream is None:
             if self._on_snapshot is not None and self._resumption.in_snapshot:
                 self._on_snapshot()
-            self._stream = self._start(self._resumption.request, wait_for_ready=True)
+            self._stream = self._start(self._resumption.request)
         try:
             answer = next(self._stream)
         except StopIteration:
@@ -320,6 +330,8 @@ class Following(Iterator[Any]):
         except VirtfleetError as error:
             if not (calls.is_cut(error) or isinstance(error, SlowReader)):
                 raise
+            if self._on_obstacle is not None:
+                self._on_obstacle(error)
             return None
         self._resumption.note(answer)
         self._tell(connected=True)

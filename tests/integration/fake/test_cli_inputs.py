@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.fake.fleet import Fake, Virtfleet
+from virtfleet.compute.v1 import domain_pb2
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,44 @@ def test_an_input_that_is_no_pipe_ends_what_lives_as_long_as_it(
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("watch", "domains"), ("get", "domains", "-w"), ("events", "-w"), ("logs", "-f", "nodes/n1/domains/d-00000")],
+    ids=" ".join,
+)
+def test_what_goes_on_ends_when_nobody_reads_it_any_more(fake: Fake, arguments: tuple[str, ...]) -> None:
+    """In quiet times, too, when there is nothing to write."""
+    name = "nodes/n1/domains/d-00000"
+    if arguments[0] == "logs":
+        fake.fleet.wait(fake.fleet.domains.StartDomain(domain_pb2.StartDomainRequest(name=name)), domain_pb2.Domain)
+    with subprocess.Popen(
+        [sys.executable, "-m", "virtfleet_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if arguments[0] in ("watch", "get"):
+            assert process.stdout.readline()
+        else:
+            time.sleep(2)
+        assert process.poll() is None, process.stderr.read()
+        process.stdout.close()
+        closed = time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - closed < 3
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("arguments", [("watch", "domains"), ("get", "domains", "-w"), ("events", "-w")], ids=" ".join)
+def test_a_watch_of_what_is_not_reached_fails_as_any_command_does(arguments: tuple[str, ...]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"tls://127.0.0.1:{nobody.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "virtfleet_cli", "--timeout", "2", "--address", uri, *arguments],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -17,7 +17,7 @@ from virtfleet.compute.v1 import domain_pb2
 from virtfleet.fake.v1 import fake_pb2
 from virtfleet.fleet.v1 import node_pb2
 from virtfleet.type.v1 import watch_pb2
-from virtfleet_client import AsyncInformer, Credentials, Informer, connect, connect_async
+from virtfleet_client import AsyncInformer, Credentials, Informer, connect, connect_async, errors
 from virtfleet_client.informer import LABEL, NODE, Change, ChangeKind
 
 
@@ -160,3 +160,16 @@ def test_a_helper_process_gives_any_transport(fake: Fake, tmp_path: Path, monkey
         assert len(fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/n1")).domains) == 20
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(program) not in listed, "the helper is left"
+
+
+async def test_who_waits_for_what_is_not_reached_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTFLEET_COMMAND", str(Path(sys.executable).with_name("virtfleet")))
+    uri = f"command:{sys.executable}?arg=-c&arg=import+sys%3Bsys.exit('no+way+there')"
+    with connect(uri) as fleet, Informer(fleet, domain_pb2.Domain) as domains:
+        with pytest.raises(TimeoutError, match="no way there") as late:
+            domains.wait_synced(5)
+        assert isinstance(late.value.__cause__, errors.Unavailable)
+        assert domains.obstacle is late.value.__cause__
+    async with connect_async(uri) as other, AsyncInformer(other, domain_pb2.Domain) as same:
+        with pytest.raises(TimeoutError, match="no way there"):
+            await same.wait_synced(5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -57,7 +57,8 @@ def _follow(session: Session, request: console_pb2.ReadConsoleLogRequest) -> Non
             if not failures:
                 click.echo("\n[connection lost; going on]", err=True)
             failures += 1
-            time.sleep(delay_seconds(failures, error.retry_delay_seconds))
+            # Nothing sets it: Ctrl-C ends the pause.
+            threading.Event().wait(delay_seconds(failures, error.retry_delay_seconds))
         else:
             return
 

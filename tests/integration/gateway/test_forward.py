@@ -298,6 +298,29 @@ async def test_a_slow_reader_holds_the_node_back(fleet: Rig) -> None:
     call.cancel()
 
 
+async def test_volume_data_have_a_connection_of_their_own(fleet: Rig) -> None:
+    get, watch = "virtfleet.storage.v1.VolumeService.GetVolume", "virtfleet.storage.v1.WatchService.WatchResources"
+    peers: dict[str, str] = {}
+    node = fleet.nodes["n1"]
+    for method in (get, watch, UPLOAD, DOWNLOAD):
+
+        async def note(request: Any, context: Context, method: str = method) -> bytes | None:
+            peers[method] = context.peer()
+            return None if method in (watch, DOWNLOAD) else b""
+
+        node.stream[method] = note
+    request = named("nodes/n1/pools/p/volumes/v")
+    await fleet.call(get)(request)
+    assert await fleet.call(watch)(named("nodes/n1")).read() is grpc.aio.EOF
+    assert await fleet.call(DOWNLOAD)(request).read() is grpc.aio.EOF
+    upload = fleet.call(UPLOAD)()
+    await upload.write(request)
+    await upload.done_writing()
+    await upload
+    assert peers[get] == peers[watch]
+    assert peers[UPLOAD] == peers[DOWNLOAD] != peers[get]
+
+
 # What is refused
 
 

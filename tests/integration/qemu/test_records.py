@@ -13,6 +13,7 @@ import pytest
 from tests.integration.qemu import running
 from tests.integration.qemu.running import QEMU, Node, facts, serial_spec
 from virtfleet.compute.v1 import domain_spec_pb2
+from virtfleet_compute.drivers.api import DomainRef
 from virtfleet_compute.drivers.facets import LiveUpdate
 from virtfleet_compute.drivers.qemu import accelerator, probe
 from virtfleet_service.errors import BackendFailed
@@ -60,14 +61,14 @@ def balloon() -> domain_spec_pb2.DomainSpec:
 
 async def test_a_guest_is_ended_by_force_on_a_full_disk(full: Node) -> None:
     [guest] = await full.driver.list()
-    domain = running.DomainRef(guest.name, guest.uid)
+    domain = DomainRef(guest.name, guest.uid)
     assert facts(await full.driver.stop(domain)) == ("SHUT_OFF", "DESTROYED")
     assert not running.alive(guest.pid)
 
 
 async def test_a_change_that_cannot_be_written_down_is_taken_back(full: Node) -> None:
     [guest] = await full.driver.list()
-    domain = running.DomainRef(guest.name, guest.uid)
+    domain = DomainRef(guest.name, guest.uid)
     current = guest.active_spec
     assert current is not None
     wanted = domain_spec_pb2.DomainSpec()

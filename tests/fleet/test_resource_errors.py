@@ -123,7 +123,7 @@ ROWS: list[Row] = [
     ("pool: unknown enum number", Refusal(INVALID, "UNKNOWN_FIELD", ("pool.spec.autostart",)), bare(2, 99)),
     (
         "pool: path with dots",
-        Refusal(INVALID, "NAME_MALFORMED", ("pool.spec.target_path",)),
+        Refusal(INVALID, "FIELD_OUT_OF_RANGE", ("pool.spec.target_path",)),
         lambda g: new_pool(g, target_path="/tmp/../etc"),
     ),
     (

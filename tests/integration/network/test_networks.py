@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from tests.integration.network.rig import DNSMASQ_UID, NODE, Node, Refusal, add_subnet, nat
-from virtfleet.network.v1 import network_pb2
+from virtfleet.network.v1 import network_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
 
 
@@ -201,3 +201,22 @@ def test_update_creates_what_is_missing_if_allowed(node: Node) -> None:
     network.spec.CopyFrom(nat())
     made = node.update(network, allow_missing=True)
     assert (made.generation, made.status.state) == (1, network_pb2.NETWORK_STATE_INACTIVE)
+
+
+@pytest.mark.parametrize("bridge", ["br.very_long-15", "0", "A-._"])
+def test_a_name_of_a_link_at_its_limits_serves_as_any_other(node: Node, bridge: str) -> None:
+    spec = nat()
+    spec.bridge_name = bridge
+    add_subnet(spec, "six", "fd00:177::/64", None)
+    network = node.create("demo", spec)
+    assert network.status.bridge_name == bridge
+    assert node.namespace.addresses(bridge) == {"192.168.177.1/24", "fd00:177::1/64"}
+    assert f'iifname "{bridge}"' in node.namespace("nft", "list", "table", "inet", "virtfleet")
+    guest = node.guest(bridge)
+    assert guest.dhcp()["ip"].startswith("192.168.177.")
+    with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_RESTORED):
+        node.namespace("ip", "link", "set", bridge, "down")
+    assert guest.pings("192.168.177.1")
+    node.delete("demo", force=True)
+    assert bridge not in node.namespace.links()
+    assert node.namespace.tables() == set()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import grpc
 import pytest
 
@@ -206,3 +209,35 @@ def test_limits_of_bandwidth_are_refused_and_not_ignored(node: Node) -> None:
     with pytest.raises(Refusal) as refused:
         node.create("other", spec)
     assert (refused.value.reason, refused.value.metadata["capability"]) == ("CAPABILITY_MISSING", "network.bandwidth")
+
+
+def test_five_hundred_ports_of_one_network(node: Node) -> None:
+    spec = nat("10.20.0.0/21", None)
+    spec.subnets["lan"].dhcp.ranges.add(first="10.20.0.10", last="10.20.5.250")
+    network = node.create("demo", spec)
+    bridge = network.status.bridge_name
+    owners = {f"d{number}-lan": new_uid() for number in range(500)}
+    given = [node.reserve("demo", port, uid).addresses[0] for port, uid in owners.items()]
+    assert len(set(given)) == 500
+    names = [node.plug(f"{NODE}/networks/demo/ports/{port}", uid).tap.interface_name for port, uid in owners.items()]
+    assert node.get("demo").status.connections == 500
+    links = node.namespace.links()
+    assert all(links[tap]["master"] == bridge for tap in names)
+    # The last of them is served, and so is the network while its rules are mended.
+    last = node.get_port(f"{NODE}/networks/demo/ports/d499-lan")
+    guest = node.guest(bridge, last.status.mac_address)
+    assert guest.dhcp()["ip"] == last.status.addresses[0]
+    with node.expecting(watch_pb2.EVENT_TYPE_NETWORK_RESTORED):
+        node.namespace("ip", "link", "del", bridge)
+    links = node.namespace.links()
+    assert all(links[tap]["master"] == bridge for tap in names)
+    # A new service finds them all.
+    node.end("service", signal.SIGKILL)
+    node.start_service()
+    assert node.get("demo").status.connections == 500
+    for port, uid in owners.items():
+        node.unplug(f"{NODE}/networks/demo/ports/{port}", uid)
+    ends = time.monotonic() + 20
+    while taps(node):
+        assert time.monotonic() < ends
+        time.sleep(0.1)

@@ -213,9 +213,9 @@ class BridgeBackend:
     async def _undo(self, plan: NetworkPlan) -> None:
         try:
             await self._remove(plan, stubborn=True)
-        except VirtfleetError:
+        except VirtfleetError as error:
             # The reason for the undoing is what the caller hears; what is left is removed when the node is looked at.
-            _log.exception("the start of %s could not be undone", plan.name)
+            _log.error("not all of the start of %s could be undone: %s", plan.name, error)
             self._half_undone[plan.uid] = plan
 
     async def adopt(self, plans: Sequence[NetworkPlan]) -> None:

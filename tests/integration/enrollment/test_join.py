@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
+import logging
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -102,6 +104,30 @@ async def test_a_used_token_and_a_gateway_that_is_away_are_told_apart(
     assert Fleet.load(tmp_path / "second") is None
     with pytest.raises(BackendUnreachable):
         await enrollment.join(f"127.0.0.1:{free_port()}", await token(admin), ENDPOINTS, tmp_path / "third")
+
+
+async def test_no_secret_is_in_a_log(
+    gateway: App, admin: grpc.aio.Channel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither that of a token, used well or badly, nor a key."""
+    caplog.set_level(logging.DEBUG)
+    good = await token(admin)
+    for folder in ("first", "second"):
+        with contextlib.suppress(JoinTokenInvalid):
+            await enrollment.join(gateway.settings.enrollment_listen, good, ENDPOINTS, tmp_path / folder)
+    secret = good.text.split(".")[2]
+    other = JoinToken.parse(good.text.replace(f".{secret}.", ".guessed-by-me."))
+    with pytest.raises(JoinTokenInvalid):
+        await enrollment.join(gateway.settings.enrollment_listen, other, ENDPOINTS, tmp_path / "third")
+    state = gateway.settings.state_dir
+    audit = "".join((state / name).read_text() for name in ("gateway.audit.log", "gateway.audit.refused.log"))
+    assert "EnrollNode" in audit
+    assert "CreateJoinToken" in audit
+    kept = b"".join(path.read_bytes() for path in state.glob("gateway.db*"))
+    for text in (secret, "guessed-by-me", "PRIVATE KEY"):
+        assert text not in audit
+        assert text not in caplog.text
+        assert text.encode() not in kept
 
 
 async def test_the_enrolment_port_serves_enrolment_alone(gateway: App) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import socket
 import stat
@@ -24,8 +25,9 @@ from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.storage.v1 import volume_pb2
 from virtfleet_service import errors
+from virtfleet_service import server as server_module
 from virtfleet_service.call import Call
-from virtfleet_service.server import Server
+from virtfleet_service.server import _OPTIONS, Server
 from virtfleet_service.settings import SettingsError
 
 WHO = admin_pb2.WhoAmIRequest()
@@ -380,3 +382,85 @@ async def test_what_the_system_refuses_at_the_start_ends_the_process_with_a_line
     assert b"cannot start" in stderr
     assert b"compute.audit.log" in stderr
     assert b"Traceback" not in stderr
+
+
+class Wire:
+    """Passes bytes between a client and a server until it is cut without a word, as by a machine that loses power."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.tasks: list[asyncio.Task[None]] = []
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers += [writer, outer]
+        self.tasks += [asyncio.create_task(self._pass(reader, outer)), asyncio.create_task(self._pass(inner, writer))]
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    def cut(self) -> None:
+        """Pass nothing any more; both connections stay as they are."""
+        for task in self.tasks:
+            task.cancel()
+
+
+async def test_a_client_that_is_gone_without_a_word_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After what the server's own options say, here thirty times as fast."""
+    assert {"grpc.keepalive_time_ms": 30_000, "grpc.http2.ping_timeout_ms": 20_000}.items() <= dict(_OPTIONS).items()
+    hurried = {30_000: 1_000, 20_000: 700}
+    monkeypatch.setattr(server_module, "_OPTIONS", tuple((name, hurried.get(value, value)) for name, value in _OPTIONS))
+    async with running(tmp_path) as rig:
+        wire = Wire(rig.server.port)
+        passing = await asyncio.start_server(wire.accept, "127.0.0.1", 0)
+        port = passing.sockets[0].getsockname()[1]
+        user = rig.pki.user("a", "operator")
+        credentials = grpc.ssl_channel_credentials(rig.pki.pem, user.key, user.certificate)
+        channel: Any = grpc.aio.secure_channel(f"localhost:{port}", credentials)
+        request = volume_pb2.DownloadVolumeRequest(name="nodes/n1/pools/p/volumes/v").SerializeToString()
+        call: Any = channel.unary_stream(rigs.DOWNLOAD)(request)
+        await call.read()
+        await asyncio.sleep(2.5)
+        assert rig.server.active_calls_count == 1, "who answers is kept"
+        wire.cut()
+        async with asyncio.timeout(10):
+            while rig.server.active_calls_count:
+                await asyncio.sleep(0.05)
+        assert rig.volumes.ended == ["download"]
+        call.cancel()
+        passing.close()
+        for writer in wire.writers:
+            writer.close()
+        await channel.close()
+
+
+async def test_a_client_that_pings_all_the_time_is_left_in_peace(tmp_path: Path) -> None:
+    """Without gRPC, whose own client pings less often than it is told to."""
+    ping, goaway, count = 6, 7, 100
+    async with running(tmp_path) as rig:
+        reader, writer = await asyncio.open_unix_connection(rig.server.socket_dir / "viewer.sock")
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
+        for number in range(count):
+            writer.write(frame(ping, number.to_bytes(8, "big")))
+            await writer.drain()
+            await asyncio.sleep(0.005)
+        kinds: list[int] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while True:
+                    head = await reader.readexactly(9)
+                    await reader.readexactly(int.from_bytes(head[:3], "big"))
+                    kinds.append(head[3])
+        assert kinds.count(ping) == count
+        assert goaway not in kinds
+        writer.close()
+        await writer.wait_closed()
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """Return a frame of HTTP/2 that belongs to no stream."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, 0)) + bytes(4) + payload

@@ -117,6 +117,18 @@ async def test_an_upload_is_routed_and_judged_by_its_first_message(tmp_path: Pat
         assert [entry["event"] for entry in rig.audit()][:2] == ["begin", "call"]
 
 
+async def test_a_viewer_cannot_download(tmp_path: Path) -> None:
+    """To look at resources is not to look into disks."""
+    async with running(tmp_path) as rig:
+        for channel in (rig.socket("viewer"), rig.channel(rig.pki.user("eve", "viewer"))):
+            call = channel.unary_stream(rigs.DOWNLOAD)(
+                volume_pb2.DownloadVolumeRequest(name=VOLUME).SerializeToString(), timeout=20
+            )
+            assert (await outcome(call)).short == ("PERMISSION_DENIED", "PERMISSION_MISSING")
+            await channel.close()
+        assert not rig.volumes.started.is_set()
+
+
 async def test_a_viewer_cannot_upload(tmp_path: Path) -> None:
     async with running(tmp_path) as rig:
         channel = rig.socket("viewer")

@@ -21,7 +21,15 @@ from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller
 from virtfleet_service.denial import Denials, public_key_sha256
 from virtfleet_service.enrollment import take_trust_bundle, unknown_to_gateway
-from virtfleet_service.errors import DocumentInvalid, FieldConflict, FieldRequired, JoinTokenInvalid, NameMalformed
+from virtfleet_service.errors import (
+    DocumentInvalid,
+    FieldConflict,
+    FieldOutOfRange,
+    FieldRequired,
+    JoinTokenInvalid,
+    NameMalformed,
+    PermissionMissing,
+)
 from virtfleet_service.methods import FOREIGN_RULES, facts_of
 from virtfleet_service.store import Store
 
@@ -380,3 +388,27 @@ def test_an_authority_whose_key_others_can_read_says_so(tmp_path: Path, caplog: 
     (tmp_path / "ca/ca.key").chmod(0o640)
     Authority.load(tmp_path / "ca")
     assert ["can be read by others" in message for message in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])
+async def test_nobody_gives_a_role_that_they_do_not_have(desk: Desk, role: str) -> None:
+    holder = Call(CALL.method, Caller("spiffe://virtfleet.dev/user/op", ("operator",), "tls"), CALL._authorizer)
+    request = enrollment_pb2.IssueUserCertificateRequest(
+        user="eve", roles=[role], certificate_request=new_request("eve")[1].decode()
+    )
+    if role == "operator":
+        await desk.store.write(lambda tx: desk.enrollment.issue_user(tx, request, holder))
+        return
+    with pytest.raises(PermissionMissing, match=f"cannot give the role {role}"):
+        await desk.store.write(lambda tx: desk.enrollment.issue_user(tx, request, holder))
+    assert desk.store.list("certificate") == []
+
+
+@pytest.mark.parametrize("role", ["service", "admin@nodes/n1/", "Admin", ""])
+async def test_a_role_that_is_none_is_not_given_by_an_administrator_either(desk: Desk, role: str) -> None:
+    request = enrollment_pb2.IssueUserCertificateRequest(
+        user="eve", roles=["viewer", role], certificate_request=new_request("eve")[1].decode()
+    )
+    with pytest.raises(FieldOutOfRange) as caught:
+        await desk.store.write(lambda tx: desk.enrollment.issue_user(tx, request, CALL))
+    assert caught.value.field == "roles[1]"

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.gateway.test_enrollment import KINDS
 from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import host_pb2
-from virtfleet.fleet.v1 import node_pb2
+from virtfleet.fleet.v1 import node_pb2, watch_pb2
 from virtfleet.storage.v1 import pool_pb2
 from virtfleet_gateway import presence as presences
 from virtfleet_gateway.channels import Channels
@@ -160,3 +160,21 @@ def test_what_a_service_says_of_itself_is_bounded() -> None:
     kept = presences._bounded(said)
     assert kept.ByteSize() < 200
     assert not kept.HasField("certificate_expire_time")
+
+
+async def test_a_machine_that_was_booted_anew_is_an_event(nodes: Nodes) -> None:
+    await nodes.put(state=node_pb2.NODE_STATE_READY)
+    nodes.registry.start()
+    nodes.hear()
+    events: list[str] = []
+    nodes.store.on_commit(
+        lambda entries: events.extend(
+            watch_pb2.EventType.keys()[entry.type] for entry in entries if entry.sort == "event"
+        )
+    )
+    for boot_id in ("one", "one", "two"):
+        nodes.registry._presences["n1"]["compute"].server = admin_pb2.Server(boot_id=boot_id)
+        await nodes.registry._judge("n1")
+    status = node_pb2.Node.FromString(nodes.store.need("nodes/n1").body).status
+    assert status.boot_id == "two"
+    assert events.count("EVENT_TYPE_NODE_BOOTED") == 1

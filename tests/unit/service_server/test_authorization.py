@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import console_pb2, domain_pb2
+from virtfleet.storage.v1 import volume_pb2
 from virtfleet_service import authorization, errors
 from virtfleet_service.authorization import Authorizer, PolicyError, parse_policy
 from virtfleet_service.call import Caller
@@ -20,6 +21,7 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
     domain_pb2.DESCRIPTOR.services_by_name["DomainService"],
     console_pb2.DESCRIPTOR.services_by_name["ConsoleService"],
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    volume_pb2.DESCRIPTOR.services_by_name["VolumeService"],
 )
 
 
@@ -45,6 +47,7 @@ def holds(judge: Authorizer, role: str, permission: str) -> bool:
         ("domains.delete", "operator admin"),
         ("volumes.use", "operator admin"),
         ("volumes.get", "viewer operator admin"),
+        ("volumes.download", "operator admin"),
         ("volumes.attach", "operator admin"),
         ("consoles.open", "operator admin"),
         ("servers.get", "viewer operator admin"),

@@ -38,6 +38,11 @@ LOST_SECONDS: Final = 60.0
 SILENCE_SECONDS: Final = 4.5
 """After so long without a heartbeat a service does not count as serving, whatever its health said last."""
 
+_LOOK_SECONDS: Final = 1.0
+"""How often all nodes are judged."""
+_PACE_SECONDS: Final = 0.1
+"""How long changes of nodes are gathered before they are judged."""
+
 _OBSERVED: Final = "observed"
 
 _CHANNEL_STATES: Final = {
@@ -96,13 +101,19 @@ class Registry:
         self._store.on_commit(self._committed)
 
     async def run(self) -> None:
-        """Judge nodes when something changes, and every second. Runs until cancelled."""
+        """Judge nodes when something changes, and every second whatever changes. Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + _LOOK_SECONDS
         while True:
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout_at(due):
                     await self._wake.wait()
+                    # Not at once: what changes all the time must neither fill the log nor keep others from their turn.
+                    await asyncio.sleep(_PACE_SECONDS)
                 nodes = list(self._dirty)
             except TimeoutError:
+                # By its own time and not only when all is quiet: who is silent is found by looking.
+                due = loop.time() + _LOOK_SECONDS
                 self._index.sweep()
                 nodes = list(self._endpoints)
             self._wake.clear()

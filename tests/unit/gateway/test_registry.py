@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -178,3 +179,39 @@ async def test_a_machine_that_was_booted_anew_is_an_event(nodes: Nodes) -> None:
     status = node_pb2.Node.FromString(nodes.store.need("nodes/n1").body).status
     assert status.boot_id == "two"
     assert events.count("EVENT_TYPE_NODE_BOOTED") == 1
+
+
+async def test_silence_is_noticed_while_something_changes_all_the_time(nodes: Nodes) -> None:
+    """As the room of busy nodes does, or the health of one that means harm."""
+    await nodes.put(state=node_pb2.NODE_STATE_READY)
+    nodes.registry.start()
+    source = nodes.index.packages["network"].sources["n1"]
+    source.state, source.observed = STALE, time.monotonic() - LOST_SECONDS - 1
+    running = asyncio.create_task(nodes.registry.run())
+    try:
+        async with asyncio.timeout(5):
+            while source.state != LOST:
+                nodes.registry.changed("n1")
+                await asyncio.sleep(0.01)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_changes_all_the_time_does_not_fill_the_log(nodes: Nodes) -> None:
+    await nodes.put(state=node_pb2.NODE_STATE_READY)
+    nodes.registry.start()
+    nodes.hear()
+    running = asyncio.create_task(nodes.registry.run())
+    before = nodes.store.last_seq
+    until = time.monotonic() + 2
+    number = 0
+    while time.monotonic() < until:
+        number += 1
+        nodes.registry._presences["n1"]["compute"].server = admin_pb2.Server(version=f"{number}")
+        nodes.registry.changed("n1")
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert number > 200
+    assert nodes.store.last_seq - before < 100

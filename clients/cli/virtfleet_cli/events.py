@@ -68,8 +68,9 @@ def _follow(session: Session, messages: Any, node: str, filter_: str) -> None:  
     request.snapshot.SetInParent()
     begun = False
     session.reach()
-    with while_read():
-        for answer in session.fleet.watch(request, resnapshot=True):
+    watch = session.fleet.watch(request, resnapshot=True)
+    with while_read(watch.close):
+        for answer in watch:
             for change in answer.changes:
                 if begun and change.HasField("event"):
                     click.echo(line(change.event))

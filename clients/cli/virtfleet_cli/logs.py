@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,49 +31,71 @@ def logs(session: Session, name: str, node: str, device: str, *, follow: bool) -
     request = console_pb2.ReadConsoleLogRequest(
         name=full_name(session, BY_NAME["domain"], name, node), device_id=device, follow=follow
     )
-    if follow:
-        with while_read():
-            _follow(session, request)
-    else:
-        _print(session, request)
+    log = _Log(session, request)
+    if not follow:
+        log.print()
+        return
+    with while_read(log.close):
+        log.follow()
 
 
-def _follow(session: Session, request: console_pb2.ReadConsoleLogRequest) -> None:
-    """Print until the guest ends; goes on where it was cut off."""
-    from virtfleet_client.calls import delay_seconds
-    from virtfleet_client.errors import Unavailable
+class _Log:
+    """Prints a log. Another thread may end it."""
 
-    failures = 0
-    while True:
-        before = request.SerializeToString()
-        try:
-            _print(session, request)
-        except Unavailable as error:
-            if request.SerializeToString() != before:
-                failures = 0
-            elif not request.epoch:
-                # Nothing of it has ever been read: it fails as any call does.
-                raise
-            if not failures:
-                click.echo("\n[connection lost; going on]", err=True)
-            failures += 1
-            # Nothing sets it: Ctrl-C ends the pause.
-            threading.Event().wait(delay_seconds(failures, error.retry_delay_seconds))
-        else:
-            return
+    def __init__(self, session: Session, request: console_pb2.ReadConsoleLogRequest) -> None:
+        self._session = session
+        self._request = request
+        self._stream: Any = None
+        self._closed = threading.Event()
 
+    def close(self) -> None:
+        """End it."""
+        self._closed.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
 
-def _print(session: Session, request: console_pb2.ReadConsoleLogRequest) -> None:
-    """Print what comes, and note in the request where it goes on."""
-    out = sys.stdout.buffer
-    for answer in session.fleet.consoles.ReadConsoleLog(request):
-        if answer.HasField("opened"):
-            request.epoch, request.offset = answer.opened.epoch, answer.opened.offset
-        elif answer.HasField("gap"):
-            lost = answer.gap.length_bytes or "some"
-            click.echo(f"\n[{lost} bytes are no longer held]", err=True)
-            request.epoch = answer.gap.epoch or request.epoch
-        elif answer.HasField("data"):
-            out.write(answer.data.data)
-            out.flush()
-            request.offset = answer.data.offset + len(answer.data.data)
+    def follow(self) -> None:
+        """Print until the guest ends, or `close`; goes on where it was cut off."""
+        from virtfleet_client.calls import delay_seconds
+        from virtfleet_client.errors import Cancelled, Unavailable
+
+        failures = 0
+        while not self._closed.is_set():
+            before = self._request.SerializeToString()
+            try:
+                self.print()
+            except Cancelled:
+                if not self._closed.is_set():
+                    raise
+            except Unavailable as error:
+                if self._request.SerializeToString() != before:
+                    failures = 0
+                elif not self._request.epoch:
+                    # Nothing of it has ever been read: it fails as any call does.
+                    raise
+                if not failures:
+                    click.echo("\n[connection lost; going on]", err=True)
+                failures += 1
+                self._closed.wait(delay_seconds(failures, error.retry_delay_seconds))
+            else:
+                return
+
+    def print(self) -> None:
+        """Print what comes, and note where it goes on."""
+        out, request = sys.stdout.buffer, self._request
+        self._stream = self._session.fleet.consoles.ReadConsoleLog(request)
+        if self._closed.is_set():
+            # It may have come before there was a stream to end.
+            self._stream.cancel()
+        for answer in self._stream:
+            if answer.HasField("opened"):
+                request.epoch, request.offset = answer.opened.epoch, answer.opened.offset
+            elif answer.HasField("gap"):
+                lost = answer.gap.length_bytes or "some"
+                click.echo(f"\n[{lost} bytes are no longer held]", err=True)
+                request.epoch = answer.gap.epoch or request.epoch
+            elif answer.HasField("data"):
+                out.write(answer.data.data)
+                out.flush()
+                request.offset = answer.data.offset + len(answer.data.data)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
-import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -25,23 +23,23 @@ _SAMPLE: Final = 100
 
 
 @contextmanager
-def while_read() -> Iterator[None]:
+def while_read(end: Callable[[], object]) -> Iterator[None]:
     """End what runs for as long as somebody reads it, when nobody does any more.
 
     A write would tell, but in quiet times there is none. Whoever has closed the other end of a pipe is noticed at once
-    by its end here: the command ends as at the next write.
-    """
+    by its end here.
 
-    def end(_number: int, _frame: object) -> None:
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    Args:
+        end: Ends it, from another thread.
+    """
 
     def listen() -> None:
         poll = select.poll()
         # Of these the end of the readers is told without being asked for.
         poll.register(output, 0)
         poll.register(done, select.POLLIN)
-        if any(descriptor == output for descriptor, _ in poll.poll()):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGPIPE)
+        if all(descriptor == output for descriptor, _ in poll.poll()):
+            end()
 
     try:
         output = sys.stdout.fileno()
@@ -50,7 +48,6 @@ def while_read() -> Iterator[None]:
         yield
         return
     done, ended = os.pipe()
-    before = signal.signal(signal.SIGPIPE, end)
     listener = threading.Thread(target=listen, name="reader of the output", daemon=True)
     listener.start()
     try:
@@ -59,7 +56,6 @@ def while_read() -> Iterator[None]:
         os.close(ended)
         listener.join()
         os.close(done)
-        signal.signal(signal.SIGPIPE, before)
 
 
 class Printer(Protocol):

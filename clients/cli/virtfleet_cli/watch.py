@@ -40,7 +40,8 @@ def follow(session: Session, kind: Kind, node: str, filter_: str, output: str = 
 
     parent = None if kind.of_fleet or not node else f"nodes/{node}"
     session.reach()
-    with while_read(), Informer(session.fleet, kind.message_class, parent=parent, filter_=filter_) as informer:
+    informer: Informer[Any] = Informer(session.fleet, kind.message_class, parent=parent, filter_=filter_)
+    with informer, while_read(informer.close):
         lost = False
         for change in informer.changes():
             if change.kind is not ChangeKind.CONNECTION:

@@ -79,9 +79,13 @@ class Informer(Reading[ResourceT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop. What is known can still be read; it is not fresh any more."""
+        self.close()
+        self._thread.join(30)
+
+    def close(self) -> None:
+        """Have it stop; `changes` end. Any thread may say so."""
         self._ended = True
         self._watch.close()
-        self._thread.join(30)
 
     def wait_synced(self, timeout_seconds: float | None = None) -> None:
         """Wait until all that exists is known.
@@ -129,7 +133,9 @@ class Informer(Reading[ResourceT]):
         self.connected = connected
         if connected:
             self.obstacle = None
-        self._tell([Change(ChangeKind.CONNECTION)])
+        if not self._ended:
+            # That it breaks when it is closed is no news.
+            self._tell([Change(ChangeKind.CONNECTION)])
 
     def _tell(self, told: list[Change[ResourceT]]) -> None:
         with self._lock:

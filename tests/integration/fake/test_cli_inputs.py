@@ -182,14 +182,16 @@ def test_an_input_that_is_no_pipe_ends_what_lives_as_long_as_it(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("watch", "domains"), ("get", "domains", "-w"), ("events", "-w"), ("logs", "-f", "nodes/n1/domains/d-00000")],
+    [("watch", "domains"), ("get", "domains", "-w"), ("events", "-w"), ("logs", "-f", "nodes/n1/domains/read")],
     ids=" ".join,
 )
 def test_what_goes_on_ends_when_nobody_reads_it_any_more(fake: Fake, arguments: tuple[str, ...]) -> None:
     """In quiet times, too, when there is nothing to write."""
-    name = "nodes/n1/domains/d-00000"
-    if arguments[0] == "logs":
-        fake.fleet.wait(fake.fleet.domains.StartDomain(domain_pb2.StartDomainRequest(name=name)), domain_pb2.Domain)
+    request = domain_pb2.CreateDomainRequest(parent="nodes/n1", domain_id="read")
+    request.domain.spec.memory.maximum_bytes = 1 << 28
+    request.domain.spec.serials["ser0"].SetInParent()
+    request.start.SetInParent()
+    made = fake.fleet.wait(fake.fleet.domains.CreateDomain(request), domain_pb2.Domain)
     with subprocess.Popen(
         [sys.executable, "-m", "virtfleet_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -205,6 +207,9 @@ def test_what_goes_on_ends_when_nobody_reads_it_any_more(fake: Fake, arguments: 
         assert process.wait(20) == 0
         assert time.monotonic() - closed < 3
         assert process.stderr.read() == b""
+    stop = domain_pb2.StopDomainRequest(name=made.name, mode=domain_pb2.STOP_MODE_FORCE)
+    fake.fleet.wait(fake.fleet.domains.StopDomain(stop), domain_pb2.Domain)
+    fake.fleet.domains.DeleteDomain(domain_pb2.DeleteDomainRequest(name=made.name))
 
 
 @pytest.mark.usefixtures("fake")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.clients.conformance import agents, words
 from tests.clients.conformance.stage import Stage
+from tools import maven
 from tools.paths import ROOT
 
 CASES = words.read(ROOT / "tests/clients/cases.yaml")
@@ -20,9 +21,9 @@ PAIRS = [
     for world in words.WORLDS
     if world in case.worlds and (NIGHTLY or not case.slow)
 ]
-LIMIT_SECONDS = 180
 
-pytestmark = pytest.mark.timeout(LIMIT_SECONDS)
+# The first test waits until Maven has fetched what the agent in Java is made of.
+pytestmark = pytest.mark.timeout(maven.LIMIT_SECONDS + 60)
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,21 @@ async def test_files_become_volumes_and_go_with_their_files(node: Rig, pool: Pat
     assert (watch_pb2.EVENT_TYPE_VOLUME_DELETED, "VANISHED") in events
 
 
+async def test_a_file_is_not_judged_before_its_first_bytes(node: Rig, pool: Path) -> None:
+    """Whoever copies an image into a pool makes an empty file first."""
+    with (pool / "copied").open("wb") as file:
+        (pool / "empty").touch()
+        os.utime(pool / "empty", (0, 0))
+        await node.client.refresh("images")
+        assert sorted(await until(node, bool)) == ["empty"]
+        file.write(header())
+        file.flush()
+        await node.client.refresh("images")
+        found = await until(node, lambda volumes: "copied" in volumes)
+    assert found["copied"].spec.format == QCOW2
+    assert found["empty"].spec.format == volume_pb2.VOLUME_FORMAT_RAW
+
+
 async def test_a_file_that_grows_is_seen(node: Rig, pool: Path) -> None:
     await node.client.volume("images", "disk", capacity_bytes=MIB)
     with (pool / "disk").open("r+b") as file:

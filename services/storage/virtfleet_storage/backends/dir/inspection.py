@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
+from typing import Final
 
 from virtfleet_service.errors import PathOutsidePool, ResourceNotFound, VirtfleetError
 from virtfleet_storage.backends.api import QCOW2, RAW, Facts, Format, Header
 from virtfleet_storage.backends.dir import paths, qcow2, staging
 
+ARRIVAL_SECONDS: Final = 10.0
+"""So long may a file that somebody copies into a pool be empty. Its first bytes decide what it is, once and for all."""
+
 
 def look(directory: int, name: str, format: Format | None) -> Facts | None:
     """Look at an entry of a pool's directory; None: it is none that can be a volume.
 
-    A folder, a hidden or unprintable name is passed over. A known volume that has become a link or the like is told
-    as one that is refused.
+    A folder, a hidden or unprintable name is passed over, and so is an unknown file that is empty and has just been
+    made: taken for raw, it would stay raw whatever is copied into it. A known volume that has become a link or the
+    like is told as one that is refused.
 
     Args:
         directory: The open directory.
@@ -27,6 +33,8 @@ def look(directory: int, name: str, format: Format | None) -> Facts | None:
     except PathOutsidePool as error:
         return unreadable(name, format, error)
     try:
+        if format is None and _arriving(file):
+            return None
         return facts_of(file, name, detect(file) if format is None else format)
     finally:
         os.close(file)
@@ -37,6 +45,11 @@ def unreadable(name: str, format: Format | None, error: VirtfleetError) -> Facts
     if format is None:
         return None
     return Facts(name, format, 0, 0, 0, "", "", refusal=error.reason, refusal_message=error.message)
+
+
+def _arriving(file: int) -> bool:
+    status = os.fstat(file)
+    return status.st_size == 0 and 0 <= time.time() - status.st_mtime < ARRIVAL_SECONDS
 
 
 def detect(file: int) -> Format:

@@ -413,7 +413,7 @@ func (s PoolService) AllPools(ctx context.Context, request *storagev1.ListPoolsR
 }
 
 // CreatePool: Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
 // (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 func (s PoolService) CreatePool(ctx context.Context, request *storagev1.CreatePoolRequest, options ...grpc.CallOption) (*Operation[*storagev1.Pool], error) {
 	operation, err := s.PoolServiceClient.CreatePool(ctx, request, options...)
@@ -428,7 +428,8 @@ func (s PoolService) UpdatePool(ctx context.Context, request *storagev1.UpdatePo
 }
 
 // DeletePool: Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+// OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
 func (s PoolService) DeletePool(ctx context.Context, request *storagev1.DeletePoolRequest, options ...grpc.CallOption) (*Operation[*emptypb.Empty], error) {
 	operation, err := s.PoolServiceClient.DeletePool(ctx, request, options...)
 	return started[*emptypb.Empty](s.client, operation, err)
@@ -441,7 +442,8 @@ func (s PoolService) StartPool(ctx context.Context, request *storagev1.StartPool
 }
 
 // StopPool: Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+// ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
 func (s PoolService) StopPool(ctx context.Context, request *storagev1.StopPoolRequest, options ...grpc.CallOption) (*Operation[*storagev1.Pool], error) {
 	operation, err := s.PoolServiceClient.StopPool(ctx, request, options...)
 	return started[*storagev1.Pool](s.client, operation, err)
@@ -533,7 +535,8 @@ func (s VolumeService) AllVolumes(ctx context.Context, request *storagev1.ListVo
 
 // CreateVolume: Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
 // crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
-// file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+// file of that name is there), WRONG_STATE (pool or source not ready, or READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) ·
+// RESOURCE_EXHAUSTED POOL_FULL · UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) ·
 // INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
 func (s VolumeService) CreateVolume(ctx context.Context, request *storagev1.CreateVolumeRequest, options ...grpc.CallOption) (*Operation[*storagev1.Volume], error) {
 	operation, err := s.VolumeServiceClient.CreateVolume(ctx, request, options...)
@@ -554,7 +557,8 @@ func (s VolumeService) ResizeVolume(ctx context.Context, request *storagev1.Resi
 	return started[*storagev1.Volume](s.client, operation, err)
 }
 
-// WipeVolume: Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone.
+// WipeVolume: Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone;
+// until it is wiped again the condition `WipeIncomplete` says so, and an image is refused to guests (IMAGE_CORRUPT).
 // FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than ZERO).
 func (s VolumeService) WipeVolume(ctx context.Context, request *storagev1.WipeVolumeRequest, options ...grpc.CallOption) (*Operation[*storagev1.Volume], error) {
 	operation, err := s.VolumeServiceClient.WipeVolume(ctx, request, options...)

@@ -42,7 +42,7 @@ const (
 	PoolState_POOL_STATE_BUILDING PoolState = 2
 	// Serves volumes.
 	PoolState_POOL_STATE_RUNNING PoolState = 3
-	// Serves volumes, but part of it is lost. Is not sent by pools of directories.
+	// Serves volumes, but not in full. Reason READ_ONLY: they can be read, and nothing can be changed.
 	PoolState_POOL_STATE_DEGRADED PoolState = 4
 	// Should run, but its place cannot be reached; is tried again by itself.
 	PoolState_POOL_STATE_INACCESSIBLE PoolState = 5
@@ -430,7 +430,7 @@ type PoolStatus struct {
 	StateReason string `protobuf:"bytes,2,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	// The generation that the rest of the status follows from.
 	ObservedGeneration int64 `protobuf:"varint,3,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
-	// Facts worth acting on: `Inaccessible` (the place is gone), `LowSpace` (less than a twentieth is free).
+	// Facts worth acting on: `Inaccessible` (the place is gone), `LowSpace` (less than a twentieth is free), `ReadOnly` (the file system is).
 	Conditions []*v1.Condition `protobuf:"bytes,4,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// The directory in use.
 	TargetPath string `protobuf:"bytes,5,opt,name=target_path,json=targetPath,proto3" json:"target_path,omitempty"`

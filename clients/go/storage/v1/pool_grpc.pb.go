@@ -45,19 +45,21 @@ type PoolServiceClient interface {
 	// Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND.
 	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*Pool, error)
 	// Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-	// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+	// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
 	// (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 	CreatePool(ctx context.Context, in *CreatePoolRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Changes display_name, labels, annotations, lifetime or autostart of a pool. Repeatable: the same change twice is one change. ABORTED ETAG_MISMATCH ·
 	// FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN, FIELD_CONFLICT (what cannot change after creation).
 	UpdatePool(ctx context.Context, in *UpdatePoolRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+	// OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
 	DeletePool(ctx context.Context, in *DeletePoolRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Makes a pool ready and finds its volumes. Succeeds if it runs already. FAILED_PRECONDITION BACKING_MISSING (the place is gone) · ABORTED OPERATION_CONFLICT.
 	StartPool(ctx context.Context, in *StartPoolRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+	// ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
 	StopPool(ctx context.Context, in *StopPoolRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Compares what is recorded with what is there: files that nobody knows become volumes, files that are gone stop being volumes, sizes are read again.
 	// The same happens by itself within 10 s of a change. Repeatable. FAILED_PRECONDITION WRONG_STATE (the pool does not run).
@@ -176,19 +178,21 @@ type PoolServiceServer interface {
 	// Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND.
 	GetPool(context.Context, *GetPoolRequest) (*Pool, error)
 	// Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-	// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+	// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
 	// (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 	CreatePool(context.Context, *CreatePoolRequest) (*longrunningpb.Operation, error)
 	// Changes display_name, labels, annotations, lifetime or autostart of a pool. Repeatable: the same change twice is one change. ABORTED ETAG_MISMATCH ·
 	// FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN, FIELD_CONFLICT (what cannot change after creation).
 	UpdatePool(context.Context, *UpdatePoolRequest) (*longrunningpb.Operation, error)
 	// Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+	// OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
 	DeletePool(context.Context, *DeletePoolRequest) (*longrunningpb.Operation, error)
 	// Makes a pool ready and finds its volumes. Succeeds if it runs already. FAILED_PRECONDITION BACKING_MISSING (the place is gone) · ABORTED OPERATION_CONFLICT.
 	StartPool(context.Context, *StartPoolRequest) (*longrunningpb.Operation, error)
 	// Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+	// FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+	// ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
 	StopPool(context.Context, *StopPoolRequest) (*longrunningpb.Operation, error)
 	// Compares what is recorded with what is there: files that nobody knows become volumes, files that are gone stop being volumes, sizes are read again.
 	// The same happens by itself within 10 s of a change. Repeatable. FAILED_PRECONDITION WRONG_STATE (the pool does not run).

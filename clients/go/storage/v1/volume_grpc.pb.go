@@ -51,7 +51,8 @@ type VolumeServiceClient interface {
 	LookupVolume(ctx context.Context, in *LookupVolumeRequest, opts ...grpc.CallOption) (*Volume, error)
 	// Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
 	// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
-	// file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+	// file of that name is there), WRONG_STATE (pool or source not ready, or READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) ·
+	// RESOURCE_EXHAUSTED POOL_FULL · UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) ·
 	// INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
 	CreateVolume(ctx context.Context, in *CreateVolumeRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Deletes a volume with its data. FAILED_PRECONDITION RESOURCE_IN_USE (attached: metadata `holder`), HAS_CHILDREN (it backs another volume: metadata `holder`),
@@ -60,7 +61,8 @@ type VolumeServiceClient interface {
 	// Changes the size of a volume that nobody holds. Repeatable: succeeds if it has that size. FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN (shrinking what backs
 	// another volume) · INVALID_ARGUMENT FIELD_CONFLICT (smaller without `allow_shrink`) · RESOURCE_EXHAUSTED POOL_FULL.
 	ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
-	// Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone.
+	// Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone;
+	// until it is wiped again the condition `WipeIncomplete` says so, and an image is refused to guests (IMAGE_CORRUPT).
 	// FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than ZERO).
 	WipeVolume(ctx context.Context, in *WipeVolumeRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Replaces the content of a volume by what the client sends: afterwards the volume has its old content or all of the new, never a mixture. The first message carries
@@ -212,7 +214,8 @@ type VolumeServiceServer interface {
 	LookupVolume(context.Context, *LookupVolumeRequest) (*Volume, error)
 	// Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
 	// crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
-	// file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+	// file of that name is there), WRONG_STATE (pool or source not ready, or READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) ·
+	// RESOURCE_EXHAUSTED POOL_FULL · UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) ·
 	// INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
 	CreateVolume(context.Context, *CreateVolumeRequest) (*longrunningpb.Operation, error)
 	// Deletes a volume with its data. FAILED_PRECONDITION RESOURCE_IN_USE (attached: metadata `holder`), HAS_CHILDREN (it backs another volume: metadata `holder`),
@@ -221,7 +224,8 @@ type VolumeServiceServer interface {
 	// Changes the size of a volume that nobody holds. Repeatable: succeeds if it has that size. FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN (shrinking what backs
 	// another volume) · INVALID_ARGUMENT FIELD_CONFLICT (smaller without `allow_shrink`) · RESOURCE_EXHAUSTED POOL_FULL.
 	ResizeVolume(context.Context, *ResizeVolumeRequest) (*longrunningpb.Operation, error)
-	// Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone.
+	// Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone;
+	// until it is wiped again the condition `WipeIncomplete` says so, and an image is refused to guests (IMAGE_CORRUPT).
 	// FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than ZERO).
 	WipeVolume(context.Context, *WipeVolumeRequest) (*longrunningpb.Operation, error)
 	// Replaces the content of a volume by what the client sends: afterwards the volume has its old content or all of the new, never a mixture. The first message carries

@@ -39,7 +39,7 @@ class _PoolStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PoolState.Va
     POOL_STATE_RUNNING: _PoolState.ValueType  # 3
     """Serves volumes."""
     POOL_STATE_DEGRADED: _PoolState.ValueType  # 4
-    """Serves volumes, but part of it is lost. Is not sent by pools of directories."""
+    """Serves volumes, but not in full. Reason READ_ONLY: they can be read, and nothing can be changed."""
     POOL_STATE_INACCESSIBLE: _PoolState.ValueType  # 5
     """Should run, but its place cannot be reached; is tried again by itself."""
 
@@ -55,7 +55,7 @@ POOL_STATE_BUILDING: PoolState.ValueType  # 2
 POOL_STATE_RUNNING: PoolState.ValueType  # 3
 """Serves volumes."""
 POOL_STATE_DEGRADED: PoolState.ValueType  # 4
-"""Serves volumes, but part of it is lost. Is not sent by pools of directories."""
+"""Serves volumes, but not in full. Reason READ_ONLY: they can be read, and nothing can be changed."""
 POOL_STATE_INACCESSIBLE: PoolState.ValueType  # 5
 """Should run, but its place cannot be reached; is tried again by itself."""
 
@@ -292,7 +292,7 @@ class PoolStatus(message.Message):
     """The kind of pool: `dir`."""
     @builtins.property
     def conditions(self) -> containers.RepeatedCompositeFieldContainer[resource_pb2.Condition]:
-        """Facts worth acting on: `Inaccessible` (the place is gone), `LowSpace` (less than a twentieth is free)."""
+        """Facts worth acting on: `Inaccessible` (the place is gone), `LowSpace` (less than a twentieth is free), `ReadOnly` (the file system is)."""
 
     @builtins.property
     def capabilities(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:

@@ -105,7 +105,7 @@ class PoolServiceServicer:
 
     def CreatePool(self, request, context):
         """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
         (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -122,7 +122,8 @@ class PoolServiceServicer:
 
     def DeletePool(self, request, context):
         """Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+        OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +138,8 @@ class PoolServiceServicer:
 
     def StopPool(self, request, context):
         """Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+        ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class PoolServiceStub:
     """Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreatePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.CreatePoolRequest, _operations_pb2.Operation]
     """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
     (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
     """
     UpdatePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _operations_pb2.Operation]
@@ -51,13 +51,15 @@ class PoolServiceStub:
     """
     DeletePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _operations_pb2.Operation]
     """Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+    OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
     """
     StartPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.StartPoolRequest, _operations_pb2.Operation]
     """Makes a pool ready and finds its volumes. Succeeds if it runs already. FAILED_PRECONDITION BACKING_MISSING (the place is gone) · ABORTED OPERATION_CONFLICT."""
     StopPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.StopPoolRequest, _operations_pb2.Operation]
     """Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+    ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
     """
     RefreshPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.RefreshPoolRequest, _operations_pb2.Operation]
     """Compares what is recorded with what is there: files that nobody knows become volumes, files that are gone stop being volumes, sizes are read again.
@@ -79,7 +81,7 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreatePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.CreatePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
     (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
     """
     UpdatePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -88,13 +90,15 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """
     DeletePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+    OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
     """
     StartPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.StartPoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Makes a pool ready and finds its volumes. Succeeds if it runs already. FAILED_PRECONDITION BACKING_MISSING (the place is gone) · ABORTED OPERATION_CONFLICT."""
     StopPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.StopPoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+    FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+    ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
     """
     RefreshPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.RefreshPoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Compares what is recorded with what is there: files that nobody knows become volumes, files that are gone stop being volumes, sizes are read again.
@@ -131,7 +135,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING
+        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
         (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
         """
 
@@ -152,7 +156,8 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Forgets a pool and its volumes; the files stay. Needs no stop first. Succeeds for a pool that is gone if `allow_missing` is set.
-        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata `holder`) · ABORTED ETAG_MISMATCH,
+        OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
         """
 
     @_abc_1.abstractmethod
@@ -170,7 +175,8 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
-        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata `holder`) · ABORTED OPERATION_CONFLICT.
+        FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool: metadata `holder`) ·
+        ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata `holder`).
         """
 
     @_abc_1.abstractmethod

@@ -47,7 +47,8 @@ class VolumeServiceStub:
     CreateVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _operations_pb2.Operation]
     """Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
     crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
-    file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+    file of that name is there), WRONG_STATE (pool or source not ready, or READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) ·
+    RESOURCE_EXHAUSTED POOL_FULL · UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) ·
     INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
     """
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.DeleteVolumeRequest, _operations_pb2.Operation]
@@ -59,7 +60,8 @@ class VolumeServiceStub:
     another volume) · INVALID_ARGUMENT FIELD_CONFLICT (smaller without `allow_shrink`) · RESOURCE_EXHAUSTED POOL_FULL.
     """
     WipeVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.WipeVolumeRequest, _operations_pb2.Operation]
-    """Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone.
+    """Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone;
+    until it is wiped again the condition `WipeIncomplete` says so, and an image is refused to guests (IMAGE_CORRUPT).
     FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than ZERO).
     """
     UploadVolume: _grpc.StreamUnaryMultiCallable[_volume_pb2.UploadVolumeRequest, _volume_pb2.UploadVolumeResponse]
@@ -93,7 +95,8 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
     crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
-    file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+    file of that name is there), WRONG_STATE (pool or source not ready, or READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) ·
+    RESOURCE_EXHAUSTED POOL_FULL · UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) ·
     INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
     """
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.DeleteVolumeRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -105,7 +108,8 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     another volume) · INVALID_ARGUMENT FIELD_CONFLICT (smaller without `allow_shrink`) · RESOURCE_EXHAUSTED POOL_FULL.
     """
     WipeVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.WipeVolumeRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone.
+    """Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone;
+    until it is wiped again the condition `WipeIncomplete` says so, and an image is refused to guests (IMAGE_CORRUPT).
     FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than ZERO).
     """
     UploadVolume: _aio.StreamUnaryMultiCallable[_volume_pb2.UploadVolumeRequest, _volume_pb2.UploadVolumeResponse]  # type: ignore[assignment]
@@ -166,7 +170,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Makes a volume: empty, on top of another (`spec.backing`), or as a copy of another (`source_volume`). Until it is whole it cannot be seen; a failure, a cancel or a
         crash leaves nothing. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) · FAILED_PRECONDITION WOULD_OVERWRITE (a
-        file of that name is there), WRONG_STATE (pool or source not ready), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+        file of that name is there), WRONG_STATE (pool or source not ready, or READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) ·
+        RESOURCE_EXHAUSTED POOL_FULL · UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) ·
         INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
         """
 
@@ -196,7 +201,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.WipeVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone.
+        """Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be cancelled, and what is overwritten by then is gone;
+        until it is wiped again the condition `WipeIncomplete` says so, and an image is refused to guests (IMAGE_CORRUPT).
         FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than ZERO).
         """
 

@@ -82,9 +82,9 @@ public final class PoolService extends FleetService<PoolService> {
     /**
      * Defines a pool, makes its place as {@code build} says, and starts it if {@code start} is set. Undone as a whole on
      * failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS,
-     * IDENTITY_IN_USE (another has that path or uid) · FAILED_PRECONDITION BACKING_MISSING (no such directory) ·
-     * PERMISSION_DENIED PERMISSION_MISSING ({@code hostPaths.use} for a path of the caller's choice) · UNIMPLEMENTED
-     * CAPABILITY_MISSING.
+     * IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION
+     * BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING ({@code hostPaths.use} for a path of
+     * the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -112,7 +112,8 @@ public final class PoolService extends FleetService<PoolService> {
      * allow_missing} is set.
      *
      * <p>FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached or backs one of another pool: metadata {@code
-     * holder}) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT.
+     * holder}) · ABORTED ETAG_MISMATCH, OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata
+     * {@code holder}).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -137,8 +138,9 @@ public final class PoolService extends FleetService<PoolService> {
     /**
      * Stops the use of a pool; its volumes stay known. Succeeds if it is stopped already. A transient pool is forgotten.
      *
-     * <p>FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached: metadata {@code holder}) · ABORTED
-     * OPERATION_CONFLICT.
+     * <p>FAILED_PRECONDITION RESOURCE_IN_USE (a volume is attached, or a guest reads it through one of another pool:
+     * metadata {@code holder}) · ABORTED OPERATION_CONFLICT (also while somebody is at work on a volume in it: metadata
+     * {@code holder}).
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started

@@ -108,9 +108,10 @@ public final class VolumeService extends FleetService<VolumeService> {
      * Makes a volume: empty, on top of another ({@code spec.backing}), or as a copy of another ({@code source_volume}).
      * Until it is whole it cannot be seen; a failure, a cancel or a crash leaves nothing. A repetition with the same
      * request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (uid) ·
-     * FAILED_PRECONDITION WOULD_OVERWRITE (a file of that name is there), WRONG_STATE (pool or source not ready),
-     * BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL · INVALID_ARGUMENT
-     * FIELD_CONFLICT, FIELD_OUT_OF_RANGE, REFERENCE_OTHER_NODE.
+     * FAILED_PRECONDITION WOULD_OVERWRITE (a file of that name is there), WRONG_STATE (pool or source not ready, or
+     * READ_ONLY), BACKING_MISSING, RESOURCE_IN_USE (the source is being written) · RESOURCE_EXHAUSTED POOL_FULL ·
+     * UNAVAILABLE DRIVER_BROKEN (qcow2, and qemu-img is missing) · INVALID_ARGUMENT FIELD_CONFLICT, FIELD_OUT_OF_RANGE,
+     * REFERENCE_OTHER_NODE.
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started
@@ -148,7 +149,8 @@ public final class VolumeService extends FleetService<VolumeService> {
 
     /**
      * Overwrites what a volume holds. Afterwards it reads as zeros; one on top of another shows the other again. Can be
-     * cancelled, and what is overwritten by then is gone.
+     * cancelled, and what is overwritten by then is gone; until it is wiped again the condition {@code WipeIncomplete}
+     * says so, and an image is refused to guests (IMAGE_CORRUPT).
      *
      * <p>FAILED_PRECONDITION RESOURCE_IN_USE, HAS_CHILDREN · UNIMPLEMENTED CAPABILITY_MISSING (an algorithm other than
      * ZERO).

@@ -248,6 +248,7 @@ class Fleet:
             settings["cgroup_parent"] = str(parent / node)
         if not _other_users():
             settings["single_user"] = True
+        settings.update((self.plan.settings or {}).get("launcher", {}))
         settings_file = base / "launcher.toml"
         toml.write(settings_file, settings)
         await self._start_process(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ class Program:
         log_file: Takes what it prints.
         environment: Its environment.
         restart: Whether it is started again when it ends by itself.
+        hurry: Set by whoever does not want to wait until it is.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Program:
     restart: bool = True
     process: asyncio.subprocess.Process | None = field(default=None)
     starts: int = 0
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Supervisor:
@@ -77,7 +80,10 @@ class Supervisor:
             if self._stopping or not program.restart:
                 return
             delay = 0.2 if loop.time() - began > 10 else min(delay * 2, 5.0)
-            await asyncio.sleep(delay)
+            program.hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await program.hurry.wait()
             await self._spawn(program)
 
     async def stop(self, name: str) -> None:

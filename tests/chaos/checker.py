@@ -11,7 +11,7 @@ LOST: Final = "LOST"
 TWICE: Final = "TWICE"
 """One change was done more than once."""
 GUEST: Final = "GUEST"
-"""A guest or a daemon is lost, doubled, or runs for no resource."""
+"""A guest or a daemon is lost, doubled, another one than was started, or runs for no resource."""
 GAP: Final = "GAP"
 """A watcher was not told something, or was told all anew."""
 ORDER: Final = "ORDER"
@@ -24,9 +24,21 @@ FAULT: Final = "FAULT"
 """A call failed in a way that the API does not allow."""
 
 RESYNCING: Final = 3
+COLLECTIONS: Final = {
+    "domains": "compute",
+    "volumes": "storage",
+    "pools": "storage",
+    "networks": "network",
+    "ports": "network",
+    "joinTokens": "fleet",
+    "users": "fleet",
+}
+"""Whose watch tells of a resource, by the collection in its name; `users` stand for the certificates that they were given."""
 _NO_FAULT: Final = frozenset(
     {"ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "CANCELLED", "FAILED_PRECONDITION"}
 )
+CLOCK_SECONDS: Final = 0.1
+"""How far the clock of the record and the kernel's, which counts in hundredths, may be apart."""
 _REASONS: Final = frozenset({"HYPERVISOR_FAILED", "BACKEND_FAILED"})
 """What a killed process may make of a call that was under way, whatever the code."""
 
@@ -52,15 +64,17 @@ class Resource:
         uid: Its uid.
         generation: Its generation.
         active: Whether it runs; None for what does not run.
-        parts: How many processes and bridges it must have now.
-        capacity: The size of a volume, from the header of its file; 0 for others.
+        parts: How many processes, bridges and marks it must have now.
+        content: What is in the file of a volume: its size or its digest, as the writer tells it; empty for others.
+        born: When the process of a guest began, in seconds as `time.time()`; 0: it has none.
     """
 
     uid: str
     generation: int
     active: bool | None = None
     parts: int = 0
-    capacity: int = 0
+    content: str = ""
+    born: float = 0.0
 
 
 @dataclass(slots=True)
@@ -69,10 +83,13 @@ class Truth:
 
     Attributes:
         resources: What the services have, by name.
-        parts: How many guests, daemons and bridges there are for each uid: from /proc and the kernel's links.
+        parts: How many guests, daemons, bridges and marks there are for each uid: from /proc, the kernel's links and
+            the files.
         running_operations: Names of operations that have not ended.
         left: What the host has and no resource accounts for.
         killed_guests: The uids of guests that were killed on purpose.
+        doubled: The names under which there are two of what there may be one.
+        listed: What the gateway lists of all nodes: uid and generation by name; None: nobody has asked.
     """
 
     resources: Mapping[str, Resource]
@@ -80,6 +97,8 @@ class Truth:
     running_operations: Sequence[str] = ()
     left: Sequence[str] = ()
     killed_guests: frozenset[str] = frozenset()
+    doubled: frozenset[str] = frozenset()
+    listed: Mapping[str, tuple[str, int]] | None = None
 
 
 @dataclass(slots=True)
@@ -91,8 +110,11 @@ class Known:
         generation: The last that was acknowledged.
         exists: Whether it is there; None: not certain.
         active: Whether it runs; None: not certain.
-        capacity: The last that was acknowledged.
+        content: The last that was acknowledged.
         open_updates: Changes that may have been done without an acknowledgement.
+        creations: How often it was to be made.
+        start_seconds: When its start was first asked for, since it stood still.
+        born: Between when its process must have begun, by the start that was acknowledged last; None: not certain.
         steps: What each watcher must have been told of it.
     """
 
@@ -100,8 +122,11 @@ class Known:
     generation: int = 0
     exists: bool | None = False
     active: bool | None = False
-    capacity: int = 0
+    content: str = ""
     open_updates: int = 0
+    creations: int = 0
+    start_seconds: float = 0.0
+    born: tuple[float, float] | None = None
     steps: list[Step] = field(default_factory=list)
 
 
@@ -140,11 +165,11 @@ def model(record: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Known], list[F
     findings: list[Finding] = []
     for line in record:
         say = line["say"]
-        if say == "end":
+        if say in ("end", "again"):
             continue
         one, what = resources.setdefault(line["name"], Known()), line["what"]
         if say == "intent":
-            _intend(one, what)
+            _intend(one, what, line["time"])
         elif say == "ack":
             findings += _acknowledge(one, what, line)
         elif line["code"] not in _NO_FAULT and line["reason"] not in _REASONS:
@@ -154,11 +179,17 @@ def model(record: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Known], list[F
     return resources, findings
 
 
-def _intend(one: Known, what: str) -> None:
+def _intend(one: Known, what: str, seconds: float) -> None:
     if what in ("create", "delete"):
         one.exists = None
     if what in ("start", "stop", "delete"):
         one.active = None
+    if what == "create":
+        one.creations += 1
+    if what == "start":
+        one.start_seconds = one.start_seconds or seconds
+    elif what != "update":
+        one.start_seconds, one.born = 0.0, None
     if what == "update":
         one.open_updates += 1
 
@@ -166,7 +197,7 @@ def _intend(one: Known, what: str) -> None:
 def _acknowledge(one: Known, what: str, line: Mapping[str, Any]) -> list[Finding]:
     name, generation = line["name"], line["generation"]
     if what == "create":
-        one.uid, one.generation, one.exists, one.capacity = line["uid"], generation, True, line.get("capacity", 0)
+        one.uid, one.generation, one.exists, one.content = line["uid"], generation, True, line.get("content", "")
         one.steps.append(Step(what, one.uid, generation))
         return []
     if what == "delete":
@@ -177,13 +208,14 @@ def _acknowledge(one: Known, what: str, line: Mapping[str, Any]) -> list[Finding
     one.exists = True
     if what in ("start", "stop"):
         one.active = what == "start"
+        one.born = (one.start_seconds, line["time"]) if one.active else None
         one.steps.append(Step(what, one.uid, one.generation, one.active))
         expected = range(one.generation, one.generation + one.open_updates + 1)
     else:
         # Those of before that nobody has answered may have been done too, but this one exactly once.
         one.steps.append(Step(what, one.uid, generation))
         expected = range(one.generation + 1, one.generation + one.open_updates + 1)
-        one.open_updates, one.capacity = 0, line.get("capacity", 0)
+        one.open_updates, one.content = 0, line.get("content", "")
     found = []
     if generation not in expected:
         found.append(
@@ -200,6 +232,8 @@ def check(
     watches: Mapping[str, Sequence[Mapping[str, Any]]],
     truth: Truth,
     never_away: Collection[str] = (),
+    *,
+    faultless: bool = False,
 ) -> list[Finding]:
     """Return everything that is not as it should be.
 
@@ -207,12 +241,21 @@ def check(
         record: What the writer has said.
         watches: What each watcher was told.
         truth: What is.
-        never_away: The watchers that have never been cut off: they must have been told of every single change.
+        never_away: The watchers that have never been cut off and never fell behind: they must have been told of every
+            single change.
+        faultless: Whether no call may have failed or been made again: nothing has happened that costs one.
     """
+    record = list(record)
     resources, findings = model(record)
+    if faultless:
+        findings += [
+            Finding(FAULT, f"was to cost no call: {line}") for line in record if line["say"] in ("failed", "again")
+        ]
     for name, one in resources.items():
         findings += _check_resource(name, one, truth)
     findings += _check_parts(truth)
+    findings += _check_list(truth)
+    findings += _check_disks(resources, truth)
     for watcher, answers in watches.items():
         findings += _check_watch(watcher, answers, resources, truth, all_steps=watcher in never_away)
     findings += [Finding(UNSETTLED, name) for name in truth.running_operations]
@@ -234,8 +277,19 @@ def _check_resource(name: str, one: Known, truth: Truth) -> list[Finding]:
         found.append(Finding(LOST, f"{name}: {there.uid} {there.generation}, acknowledged {one.uid} {one.generation}"))
     if there.active is not None and one.active not in (None, there.active) and there.uid not in truth.killed_guests:
         found.append(Finding(LOST, f"{name}: active is {there.active}, acknowledged {one.active}"))
-    if not one.open_updates and there.capacity != one.capacity:
-        found.append(Finding(LOST, f"{name}: the file has {there.capacity} bytes, acknowledged {one.capacity}"))
+    if not one.open_updates and there.content != one.content:
+        found.append(Finding(LOST, f"{name}: the file has {there.content}, acknowledged {one.content}"))
+    if name in truth.doubled and one.creations == 1:
+        found.append(Finding(TWICE, f"{name} was to be made once and is there twice"))
+    if one.born is not None and there.active and there.born and there.uid not in truth.killed_guests:
+        first, last = one.born
+        if not first - CLOCK_SECONDS <= there.born <= last + CLOCK_SECONDS:
+            found.append(
+                Finding(
+                    GUEST,
+                    f"{name}: its process began at {there.born:.2f}, its start was from {first:.2f} to {last:.2f}",
+                )
+            )
     return found
 
 
@@ -270,6 +324,54 @@ def _told(watcher: str, lines: Sequence[Mapping[str, Any]], found: list[Finding]
     return known
 
 
+def _check_list(truth: Truth) -> list[Finding]:
+    """Hold the gateway's list, which comes out of what it was told, against the services' stores."""
+    if truth.listed is None:
+        return []
+    stored = {
+        name: (one.uid, one.generation)
+        for name, one in truth.resources.items()
+        if name.split("/")[-2] in ("domains", "volumes", "pools", "networks")
+    }
+    return [
+        Finding(GAP, f"the list of the fleet has {name} as {truth.listed.get(name)}, it is {stored.get(name)}")
+        for name in sorted(stored.keys() | truth.listed.keys())
+        if stored.get(name) != truth.listed.get(name)
+    ]
+
+
+def _check_disks(resources: Mapping[str, Known], truth: Truth) -> list[Finding]:
+    """Find the volumes that were made with a domain, whose id they have, and that have outlived it."""
+    found = []
+    for name in truth.resources:
+        node, _, volume = name.partition("/pools/")
+        domain = f"{node}/domains/{volume.rpartition('/')[2]}"
+        if "/volumes/" in name and name not in resources and domain in resources and domain not in truth.resources:
+            found.append(Finding(LEFT, f"{name} is of {domain}, which is not there"))
+    return found
+
+
+def _story(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what was told, without what is told again after a break: all behind the token that was resumed with.
+
+    An answer that came in parts has the token of before in all but its last: a watch promises each change at least once.
+    """
+    kept: list[Mapping[str, Any]] = []
+    for answer in answers:
+        if not answer.get("cut"):
+            kept.append(answer)
+            continue
+        own = [
+            (place, one["token"])
+            for place, one in enumerate(kept)
+            if one["service"] == answer["service"] and one["token"]
+        ]
+        if own:
+            first = next(place for place, token in own if token == own[-1][1])
+            kept = [one for place, one in enumerate(kept) if place <= first or one["service"] != answer["service"]]
+    return kept
+
+
 def _check_watch(
     watcher: str,
     answers: Sequence[Mapping[str, Any]],
@@ -279,11 +381,13 @@ def _check_watch(
     all_steps: bool,
 ) -> list[Finding]:
     found: list[Finding] = []
+    answers = _story(answers)
     lines = [line for answer in answers for line in answer["told"]]
     known = _told(watcher, lines, found)
     if any(line["kind"] == "source" and line["state"] == RESYNCING for line in lines):
         found.append(Finding(GAP, f"{watcher}: a part was told anew"))
-    for service in sorted({answer["service"] for answer in answers}) or ("no service",):
+    services = {answer["service"] for answer in answers}
+    for service in sorted(services) or ("no service",):
         snapshots = sum(
             line["kind"] == "snapshot" for answer in answers if answer["service"] == service for line in answer["told"]
         )
@@ -293,12 +397,17 @@ def _check_watch(
     for line in lines:
         by_name.setdefault(line.get("name", ""), []).append(line)
     for name, one in resources.items():
+        if COLLECTIONS[name.split("/")[-2]] not in services:
+            continue
         there = truth.resources.get(name)
         is_so = (there.uid, there.generation, there.active) if there is not None else None
         if known.get(name) != is_so:
             found.append(Finding(GAP, f"{watcher}: {name}: told {known.get(name)}, is {is_so}"))
         # Whoever died on purpose had been told inactive before it was stopped.
         steps = [step for step in one.steps if step.active is None or step.uid not in truth.killed_guests]
+        if name.startswith("users/") and not all_steps:
+            # A revocation is a put of the certificate, which overtakes that of its issue.
+            steps = [step for step in steps if step.what != "create"]
         missed = _missed(steps, by_name.get(name, []), all_steps=all_steps)
         if missed is not None:
             found.append(Finding(GAP, f"{watcher}: {name}: was not told of {missed}"))
@@ -308,8 +417,8 @@ def _check_watch(
 def _missed(steps: Sequence[Step], lines: Sequence[Mapping[str, Any]], *, all_steps: bool) -> Step | None:
     """Return the first step that a watcher should have been told of, behind the one before it, and was not.
 
-    Whoever is behind need not be told of a put that a later put of the same resource has overtaken: of its beginning
-    and its end he must be.
+    Whoever is behind, by a break or because others have the processor, need not be told of a put that a later put of the
+    same resource has overtaken: of its beginning and its end he must be.
     """
     rest = iter(lines)
     for step in steps:

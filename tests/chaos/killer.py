@@ -8,20 +8,26 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from tests.chaos import truth
 from tools import fleet as development
+from tools.supervisor import Program
 from virtfleet_service.failpoints import VARIABLE
 
-KINDS: Final = ("gateway", "compute", "storage", "network", "launcher", "dnsmasq", "guest", "node")
-"""Of processes; the last stands for all of a node's services and its launcher at once."""
+PROCESSES: Final = ("gateway", "compute", "storage", "network", "launcher", "dnsmasq", "guest")
+PLACES: Final = ("compute places", "storage places", "network places", "gateway places")
+KINDS: Final = (*PROCESSES, *PLACES, "node", "restart")
+"""Of deaths: a process of this kind; a service at each of its named places, a part of them a round; all of a node's services
+and its launcher at once; all of a fleet one after the other, by SIGTERM as an operator does."""
+PARTS: Final = 4
+"""In so many rounds a service has died at all of its places."""
+_OPERATIONS: Final = ("operations.accepted", "operations.worked", "operations.recorded")
 FAILPOINTS: Final = {
     "compute": (
-        "operations.accepted",
-        "operations.worked",
-        "operations.recorded",
+        *_OPERATIONS,
         "compute.create.intent",
         "compute.create.volume",
         "compute.create.ports",
@@ -29,25 +35,31 @@ FAILPOINTS: Final = {
         "compute.start.intent",
         "compute.start.connected",
         "compute.start.started",
+        "compute.update.live",
         "compute.stop.force",
         "compute.stop.ended",
+        "compute.delete.stopped",
         "compute.delete.undone",
+        "compute.batch.defined",
+        "compute.batch.stopped",
+        "compute.reconcile.compared",
     ),
     "storage": (
-        "operations.accepted",
-        "operations.worked",
-        "operations.recorded",
+        *_OPERATIONS,
+        "storage.pool.create.built",
+        "storage.pool.create.done",
+        "storage.pool.delete.retired",
         "storage.volume.create.staged",
         "storage.volume.create.published",
         "storage.volume.resize.done",
         "storage.volume.delete.removed",
+        "storage.upload.intended",
+        "storage.upload.replaced",
         "storage.attach.recorded",
         "storage.release.recorded",
     ),
     "network": (
-        "operations.accepted",
-        "operations.worked",
-        "operations.recorded",
+        *_OPERATIONS,
         "network.create.recorded",
         "network.start.recorded",
         "network.start.done",
@@ -56,10 +68,12 @@ FAILPOINTS: Final = {
         "network.stop.done",
         "network.delete.recorded",
         "network.delete.done",
+        "port.create.recorded",
         "port.plug.begun",
         "port.plug.done",
         "port.unplug.recorded",
     ),
+    "gateway": ("requests.recorded",),
 }
 """Between an intent, its effect and its commit; passed by what the writer does."""
 _REACH_SECONDS: Final = 12.0
@@ -95,11 +109,53 @@ class Killer:
             for name in names:
                 await self._kill(name)
             return " ".join(names)
-        name = kind if kind == "gateway" else f"n1/{kind}"
         if failpoint and kind in FAILPOINTS:
-            return await self._kill_at(name, f"{self.chance.choice(FAILPOINTS[kind])}:{self.chance.randint(1, 3)}")
-        await self._kill(name)
-        return name
+            point = self.chance.choice(FAILPOINTS[kind])
+            reached = await self.kill_at(kind, point, self.chance.randint(1, 3))
+            return f"{kind} at {point}" if reached else f"{kind} (did not reach {point})"
+        await self._kill(_program(kind))
+        return kind
+
+    async def kill_at(self, kind: str, point: str, passage: int = 1) -> bool:
+        """Have a service start anew with a place at which it dies, and wait until it has; tells whether it did."""
+        program = self.fleet.supervisor.programs[_program(kind)]
+        clean = program.environment
+        program.environment = {**clean, VARIABLE: f"{point}:{passage}"}
+        starts = program.starts
+        await self._kill(program.name)
+        ends_at = time.monotonic() + _REACH_SECONDS
+        while program.starts < starts + 2 and time.monotonic() < ends_at:
+            program.hurry.set()
+            if program.starts > starts:
+                # The one that is to die runs: whoever comes after it is a plain one.
+                program.environment = clean
+            await asyncio.sleep(0.02)
+        program.environment = clean
+        reached = program.starts >= starts + 2
+        if not reached:
+            await self._kill(program.name)
+        return reached
+
+    async def restart(self, name: str, change: Callable[[Program], object] = lambda _: None) -> int | None:
+        """End a program by SIGTERM and start another in its place; returns with what it ended.
+
+        Args:
+            name: The program.
+            change: Is called between the end and the next start.
+        """
+        program = self.fleet.supervisor.programs[name]
+        process = program.process
+        assert process is not None
+        await self.fleet.supervisor.stop(name)
+        change(program)
+        await self.fleet.supervisor.start(program)
+        return process.returncode
+
+    def places(self, kind: str, part: int) -> list[str]:
+        """Return a part of a service's named places, in the order of chance."""
+        points = list(FAILPOINTS[kind])[part % PARTS :: PARTS]
+        self.chance.shuffle(points)
+        return points
 
     async def _kill(self, name: str) -> None:
         """Kill a program; one that the last death has left to be started again a moment later, when it is there."""
@@ -126,24 +182,9 @@ class Killer:
             _kill(pid)
         return f"guest {uid}"
 
-    async def _kill_at(self, name: str, point: str) -> str:
-        """Have a service start anew with a place at which it dies, and wait until it has."""
-        program = self.fleet.supervisor.programs[name]
-        clean = program.environment
-        program.environment = {**clean, VARIABLE: point}
-        await self._kill(name)
-        starts = program.starts
-        ends_at = time.monotonic() + _REACH_SECONDS
-        while program.starts < starts + 2 and time.monotonic() < ends_at:
-            if program.starts > starts:
-                # The one that is to die runs: whoever comes after it is a plain one.
-                program.environment = clean
-            await asyncio.sleep(0.02)
-        program.environment = clean
-        if program.starts < starts + 2:
-            await self._kill(name)
-            return f"{name} (did not reach {point})"
-        return f"{name} at {point}"
+
+def _program(kind: str) -> str:
+    return kind if kind == "gateway" else f"n1/{kind}"
 
 
 def _kill(pid: int) -> None:

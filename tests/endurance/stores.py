@@ -33,6 +33,9 @@ from virtfleet_service import backup, schema
 KEPT = ROOT / "tests/data/stores"
 STORES = ("gateway", "compute", "storage", "network")
 PARENT = cycles.PARENT
+NEXT = schema.MIGRATIONS[-1].number + 1
+EXPAND = schema.Migration(NEXT, "a column more", schema.RELEASE, ("ALTER TABLE resources ADD COLUMN extra TEXT",))
+"""What a later release may do to a store so that this one, a step back, still works on it."""
 
 Answer = dict[str, Any]
 
@@ -42,6 +45,12 @@ def unpack(source: Path, target: Path) -> None:
     schema.create_file(target)
     with closing(sqlite3.connect(target)) as connection:
         connection.executescript(source.read_text())
+
+
+def migrate(store: Path, *migrations: schema.Migration, release: str) -> None:
+    """Change a store as a later release would at its first start."""
+    with closing(schema.connect(store)) as connection:
+        schema.prepare(connection, store, migrations=(*schema.MIGRATIONS, *migrations), release=release)
 
 
 def pack(store: Path, target: Path) -> None:

@@ -21,11 +21,13 @@ from tools import fleet as development
 from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
 from virtfleet.fleet.v1 import enrollment_pb2
+from virtfleet.fleet.v1 import watch_pb2 as fleet_watch
 from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 from virtfleet_client import AsyncFleet, Credentials, VirtfleetError, connect_async
 from virtfleet_client.endpoint import Endpoint
 
 PARENT = f"nodes/{NODE}"
+END = "the end of a snapshot"
 REVOKED_SECONDS = 8.0
 """Five are promised; the rest is this machine's."""
 
@@ -176,6 +178,66 @@ async def test_watchers_go_on_over_a_gateway_that_was_put_back(fleet: developmen
         assert type_watch_pb2.SOURCE_STATE_RESYNCING not in follower.states
         assert follower.snapshots == 1
         await follower.close()
+
+
+async def give_token(connection: AsyncFleet, id_: str) -> str:
+    """Have a join token made: a resource of the gateway itself."""
+    request = enrollment_pb2.CreateJoinTokenRequest(join_token_id=id_)
+    request.join_token.spec.node = "nodes/nobody"
+    return str((await connection.enrollment.CreateJoinToken(request, timeout=5)).name)
+
+
+async def test_watchers_of_the_gateway_itself_are_told_of_the_gap_when_it_is_put_back(
+    fleet: development.Fleet, tmp_path: Path
+) -> None:
+    """Its nodes, tokens and certificates are of its own store: what it had told since the copy never was."""
+    store = fleet.folder / "gateway/gateway.db"
+    kinds = [fleet_watch.RESOURCE_TYPE_JOIN_TOKEN]
+    async with connect_async(f"tls://{fleet.address}", credentials(fleet)) as admin:
+        kept = await give_token(admin, "kept")
+        await command("store", "backup", str(store), str(tmp_path / "gateway.db"))
+        told: list[tuple[str, str]] = []
+        news = asyncio.Event()
+
+        async def follow() -> None:
+            async for answer in admin.watch(fleet_watch.WatchResourcesRequest(resource_types=kinds), resnapshot=True):
+                puts = [one.put.join_token.name for one in answer.changes if one.HasField("put")]
+                told.extend((name, answer.resume_token) for name in puts)
+                if answer.WhichOneof("marker") == "snapshot_end":
+                    told.append((END, ""))
+                news.set()
+
+        def names(since: int = 0) -> list[str]:
+            return [name for name, _ in told[since:]]
+
+        async def until(holds: Callable[[], bool]) -> None:
+            async with asyncio.timeout(30):
+                while not holds():
+                    news.clear()
+                    await news.wait()
+
+        following = asyncio.create_task(follow())
+        await until(lambda: END in names())
+        lost = await give_token(admin, "lost")
+        await until(lambda: lost in names())
+        token = dict(told)[lost]
+        async with stopped(fleet, "gateway"):
+            gap = len(told)
+            await command("store", "restore", str(tmp_path / "gateway.db"), str(store))
+        # As many changes as were lost, and more: their numbers have all been given before.
+        after = await eventually(lambda: give_token(admin, "after"), 20, "the gateway serves again")
+        for number in range(4):
+            await give_token(admin, f"more-{number}")
+        await until(lambda: END in names(gap) and after in names(gap))
+        assert names(gap).count(END) == 1, "told anew, once"
+        assert kept in names(gap)[: names(gap).index(END)]
+        assert lost not in names(gap)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        request = fleet_watch.WatchResourcesRequest(resource_types=kinds, resume_token=token)
+        with pytest.raises(VirtfleetError) as gone:
+            await anext(admin.watch(request))
+        assert (gone.value.code().name, gone.value.reason) == ("OUT_OF_RANGE", "RESUME_TOKEN_COMPACTED")
 
 
 async def test_watchers_are_told_of_the_gap_when_a_node_is_put_back(fleet: development.Fleet, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Restarts, rotations, revocations and another gateway, while callers change things and watchers follow."""
+"""Restarts, rotations, revocations and another gateway, under the writer and the watchers of chaos."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,34 +14,36 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 
-from bench.stage import NODE, credentials, pid_of
-from tests.endurance import load
+from bench.stage import NODE
+from tests.chaos import rounds, truth
+from tests.chaos.rounds import Scene, World
+from tests.endurance import stores
 from tests.fleet.rig import SERVICES
 from tools import fleet as development
 from tools.paths import ROOT
+from tools.supervisor import Program
 from virtfleet.compute.v1 import watch_pb2
 from virtfleet.fleet.v1 import enrollment_pb2
 from virtfleet_client import AsyncFleet, Credentials, VirtfleetError, connect_async
 
 CERTIFICATE_SECONDS = 40
-PROGRAMS = ("gateway", *(f"{NODE}/{service}" for service in SERVICES), f"{NODE}/launcher")
+SEED = os.environ.get("SEED") or secrets.token_hex(4)
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def fleet() -> AsyncIterator[development.Fleet]:
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """Yield a fleet whose nodes renew their certificates twice a minute."""
-    settings = {"gateway": {"node_certificate_seconds": CERTIFICATE_SECONDS}}
-    async with development.Fleet.running(development.Plan(driver="test", settings=settings)) as made:
+    folder = tmp_path_factory.mktemp("rolling")
+    async with rounds.world(folder, gateway={"node_certificate_seconds": CERTIFICATE_SECONDS}) as made:
         yield made
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def admin(fleet: development.Fleet) -> AsyncIterator[AsyncFleet]:
-    """Yield a connection to the gateway."""
-    async with connect_async(f"tls://{fleet.address}", credentials(fleet)) as connection:
-        yield connection
+def nothing_found(result: rounds.Round) -> None:
+    """Print what happened, and see that nothing is as it should not be."""
+    print(f"SEED={SEED}: {result.acknowledged} changes; {'; '.join(result.deaths)}")
+    assert not result.findings, "\n".join(f"{one.kind}: {one.text}" for one in result.findings)
 
 
 async def until(holds: Callable[[], object], seconds: float, what: str) -> None:
@@ -58,31 +60,28 @@ def serial(fleet: development.Fleet, service: str) -> int:
     return x509.load_pem_x509_certificate(content).serial_number
 
 
-async def test_a_rolling_restart_of_all_services_costs_no_call(fleet: development.Fleet, admin: AsyncFleet) -> None:
-    async with load.running(admin) as running:
-        for program in PROGRAMS:
-            await running.more()
-            before = pid_of(fleet, program)
-            os.kill(before, signal.SIGTERM)
-            await until(lambda program=program, before=before: pid_of(fleet, program) != before, 20, program)  # type: ignore[misc]  # bound at once
-            await running.more()
-    print(running.truth.calls, "calls;", dict(running.truth.retried))
+async def test_a_rolling_restart_of_all_services(world: World) -> None:
+    nothing_found(await rounds.run(world, "restart", SEED))
 
 
-async def test_certificates_are_rotated_under_load(fleet: development.Fleet, admin: AsyncFleet) -> None:
+async def test_certificates_are_rotated_under_load(world: World) -> None:
+    fleet = world.fleet
     before = {service: serial(fleet, service) for service in SERVICES}
-    async with load.running(admin) as running:
+
+    async def rotated(scene: Scene) -> None:
         await until(
             lambda: all(serial(fleet, service) != before[service] for service in SERVICES),
             CERTIFICATE_SECONDS,
             "all certificates are new",
         )
         # And the calls and watches that began with the old ones go on with the new ones.
-        await running.more(60)
-    assert not running.truth.retried
+        await scene.more(60)
+
+    nothing_found(await rounds.under(world, SEED, rotated, lives="", never_away=frozenset({"node"}), faultless=True))
 
 
-async def test_a_revocation_ends_one_caller_and_nobody_else(fleet: development.Fleet, admin: AsyncFleet) -> None:
+async def test_a_revocation_ends_one_caller_and_nobody_else(world: World) -> None:
+    fleet = world.fleet
     folder = fleet.folder / "guest"
     arguments = ("authority", "issue", "guest", "--role", "viewer", "--directory", str(fleet.folder / "authority"))
     process = await asyncio.create_subprocess_exec(
@@ -91,17 +90,20 @@ async def test_a_revocation_ends_one_caller_and_nobody_else(fleet: development.F
     assert await process.wait() == 0
     files = Credentials(*(folder / name for name in ("ca.crt", "guest.crt", "guest.key")))
     number = x509.load_pem_x509_certificate(files.certificate_file.read_bytes()).serial_number
-    async with load.running(admin) as running, connect_async(f"tls://{fleet.address}", files) as guest:
-        told = asyncio.Event()
-        following = asyncio.create_task(follow(guest, told))
-        await asyncio.wait_for(told.wait(), 20)
-        request = enrollment_pb2.RevokeCertificateRequest(name=f"certificates/c{number:x}", allow_missing=True)
-        await admin.enrollment.RevokeCertificate(request, timeout=5)
-        with pytest.raises(VirtfleetError) as ended:
-            await asyncio.wait_for(following, 10)
-        assert ended.value.reason == "CERTIFICATE_REVOKED"
-        await running.more(40)
-    assert not running.truth.retried
+
+    async def revoked(scene: Scene) -> None:
+        async with connect_async(f"tls://{fleet.address}", files) as guest:
+            told = asyncio.Event()
+            following = asyncio.create_task(follow(guest, told))
+            await asyncio.wait_for(told.wait(), 20)
+            request = enrollment_pb2.RevokeCertificateRequest(name=f"certificates/c{number:x}", allow_missing=True)
+            await world.admin.enrollment.RevokeCertificate(request, timeout=5)
+            with pytest.raises(VirtfleetError) as ended:
+                await asyncio.wait_for(following, 10)
+            assert ended.value.reason == "CERTIFICATE_REVOKED"
+        await scene.more(40)
+
+    nothing_found(await rounds.under(world, SEED, revoked, lives="", never_away=frozenset({"node"}), faultless=True))
 
 
 def identity(file: Path) -> str:
@@ -118,15 +120,14 @@ async def follow(fleet: AsyncFleet, told: asyncio.Event) -> None:
         told.set()
 
 
-async def test_another_gateway_takes_the_place_of_the_first_on_its_store(
-    fleet: development.Fleet, admin: AsyncFleet
-) -> None:
+async def test_another_gateway_takes_the_place_of_the_first_on_its_store(world: World) -> None:
+    fleet = world.fleet
     settings = str(fleet.folder / "gateway.toml")
     second = (sys.executable, "-m", "virtfleet_gateway", "--config", settings, "--name", "g2")
     shown = fleet.folder / "gateway/identity/gateway.crt"
     assert identity(shown) == "spiffe://virtfleet.dev/gateway/g1"
-    async with load.running(admin) as running:
-        await running.more()
+
+    async def replaced(scene: Scene) -> None:
         # As long as the first one lives there is no second one on its store.
         process = await asyncio.create_subprocess_exec(
             *second, "--listen", "127.0.0.1:0", "--enrollment-listen", "", cwd=ROOT,
@@ -136,11 +137,32 @@ async def test_another_gateway_takes_the_place_of_the_first_on_its_store(
         assert process.returncode == 1, out.decode()
         assert b"is open in another process: only one service may use it" in out
         assert identity(shown) == "spiffe://virtfleet.dev/gateway/g1"
-        await running.more()
-        program = fleet.supervisor.programs["gateway"]
-        await fleet.supervisor.stop("gateway")
-        program.command = second
-        await fleet.supervisor.start(program)
-        await running.more(40)
+        await scene.more()
+
+        def become_the_second(program: Program) -> None:
+            program.command = second
+
+        await scene.killer.restart("gateway", become_the_second)
+        await scene.settle()
+        await scene.more(40)
+
+    nothing_found(await rounds.under(world, SEED, replaced, lives="gateway", never_away=frozenset({"node"})))
     assert identity(shown) == "spiffe://virtfleet.dev/gateway/g2"
-    print(running.truth.calls, "calls;", dict(running.truth.retried))
+
+
+async def test_an_upgrade_of_all_stores_and_the_step_back(world: World) -> None:
+    """Each store is expanded as by the first start of a later release, and this one, a step back, goes on with it."""
+
+    async def upgraded(scene: Scene) -> None:
+        for name, place in truth.STORES.items():
+            store = world.fleet.folder / place
+
+            def expand(_program: Program, store: Path = store) -> None:
+                stores.migrate(store, stores.EXPAND, release="99.0.0")
+
+            await scene.killer.restart("gateway" if name == "gateway" else f"{NODE}/{name}", expand)
+            assert store.with_name(f"{store.name}.before-{stores.NEXT}").exists(), "it was copied first"
+            await scene.settle()
+            await scene.more()
+
+    nothing_found(await rounds.under(world, SEED, upgraded, lives="restart"))

@@ -8,14 +8,14 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.endurance import stores
-from tests.endurance.stores import KEPT, PARENT, STORES, Answer
+from tests.endurance.stores import EXPAND, KEPT, NEXT, PARENT, STORES, Answer
 from tools import toml
 from tools.paths import ROOT
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
@@ -24,8 +24,6 @@ from virtfleet_service import backup, schema
 
 RELEASES = sorted(path.name for path in KEPT.iterdir())
 START_SECONDS = 30.0
-NEXT = schema.MIGRATIONS[-1].number + 1
-EXPAND = schema.Migration(NEXT, "a column more", schema.RELEASE, ("ALTER TABLE resources ADD COLUMN extra TEXT",))
 CHANGE = schema.Migration(NEXT + 1, "much more", "99.0.0", ("CREATE TABLE extra (name TEXT)",))
 
 
@@ -106,9 +104,7 @@ class Machine:
     def migrate(self, *migrations: schema.Migration, release: str) -> None:
         """Change all stores as a later release would at its first start."""
         for name in STORES:
-            path = self.store(name)
-            with closing(schema.connect(path)) as connection:
-                schema.prepare(connection, path, migrations=(*schema.MIGRATIONS, *migrations), release=release)
+            stores.migrate(self.store(name), *migrations, release=release)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

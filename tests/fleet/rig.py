@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2, empty_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
@@ -260,6 +261,17 @@ def kill(run_folder: Path, place: str, number: signal.Signals = signal.SIGKILL) 
 
     after: int = until(replaced, 20, f"another {place} runs")
     return after
+
+
+def descriptors(process: int) -> int:
+    """Return how many files, sockets and pipes a process has open, as the kernel says."""
+    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+
+
+def unfinished(fleet: Fleet, node: str, service: str = "compute") -> list[str]:
+    """Return the operations of a service that have not ended."""
+    request = operations_pb2.ListOperationsRequest(name=f"{node}/services/{service}", filter="done=false")
+    return [one.name for one in fleet.pages(fleet.operations.ListOperations, request)]
 
 
 @contextmanager

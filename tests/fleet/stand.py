@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import sqlite3
+import subprocess
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import field_mask_pb2
 
 from tests.fleet.rig import (
+    SERVICES,
     Wire,
     create,
     creation,
@@ -37,18 +45,51 @@ class Stand:
     domain: domain_pb2.Domain
 
 
-def everything(fleet: Fleet, node: str) -> list[bytes]:
-    """Return all that a node has, as bytes."""
+def everything(fleet: Fleet, node: str) -> dict[str, object]:
+    """Return all that a node and the gateway have: as the API tells it, as the stores have it, and as the host does."""
     lists: list[tuple[Any, Any]] = [
         (fleet.domains.ListDomains, domain_pb2.ListDomainsRequest),
         (fleet.pools.ListPools, pool_pb2.ListPoolsRequest),
         (fleet.networks.ListNetworks, network_pb2.ListNetworksRequest),
     ]
-    return [
+    told = [
         resource.name.encode() + resource.etag.encode() + resource.spec.SerializeToString(deterministic=True)
         for method, request in lists
         for resource in fleet.pages(method, request(parent=node))
     ]
+    known = json.loads((Path(os.environ["VIRTFLEET_RUN"]) / "fleet.json").read_text())
+    return {"told": told, **on_the_host(Path(known["folder"]), node.removeprefix("nodes/"), known)}
+
+
+STORES = {"gateway": "gateway/gateway.db", **{name: f"{{node}}/state/{name}.db" for name in SERVICES}}
+LASTING = ("domain", "pool", "volume", "network", "port", "node", "join_token", "certificate")
+"""What nobody but a caller makes or ends; hosts, drivers and leases come and go by themselves."""
+
+
+def on_the_host(folder: Path, node: str, known: Any) -> dict[str, object]:
+    """Return what is in the files and in the kernel: rows of the stores, files of pools and guests, links, rules."""
+    found: dict[str, object] = {}
+    for name, place in STORES.items():
+        file = folder / place.format(node=node)
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as store:
+            marks = ",".join("?" * len(LASTING))
+            rows = f"SELECT kind, name, uid, generation FROM resources WHERE kind IN ({marks}) ORDER BY name"
+            found[name] = store.execute(rows, LASTING).fetchall()
+            found[f"{name}, at work"] = store.execute("SELECT id FROM operations WHERE done = 0").fetchall()
+    base = folder / node
+    found["files"] = sorted(
+        str(path.relative_to(base)) for place in ("pools", "run/launcher/guests") for path in (base / place).rglob("*")
+    )
+    namespace = f"virtfleet-{known['tag']}-{node}"
+    links = json.loads(_output("ip", "-n", namespace, "-j", "link"))
+    found["links"] = sorted(link["ifname"] for link in links)
+    rules = _output("ip", "netns", "exec", namespace, "nft", "-j", "list", "ruleset")
+    found["rules"] = re.sub(r'"(handle|packets|bytes)": \d+', "", rules)
+    return found
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
 
 def update(stand: Stand, *paths: str, changed: domain_pb2.Domain | None = None, **fields: Any) -> object:

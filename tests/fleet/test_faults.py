@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
 
 from tests.fleet.rig import (
-    MIB,
     State,
     Wire,
     caller,
@@ -25,6 +24,7 @@ from tests.fleet.rig import (
     creation,
     credentials_of,
     delete,
+    descriptors,
     domain,
     frozen,
     get,
@@ -33,18 +33,16 @@ from tests.fleet.rig import (
     refused,
     seconds,
     small_spec,
+    unfinished,
     unique,
     until,
     verb,
 )
-from virtfleet.common.v1 import admin_pb2
-from virtfleet.common.v1 import operations_pb2 as common_pb2
-from virtfleet.compute.v1 import console_pb2, domain_pb2, stats_pb2, watch_pb2
+from virtfleet.compute.v1 import domain_pb2, stats_pb2
 from virtfleet.fleet.v1 import node_pb2
-from virtfleet.storage.v1 import pool_pb2, volume_pb2
-from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
+from virtfleet.storage.v1 import pool_pb2
 from virtfleet_client import Fleet
-from virtfleet_client.errors import DeadlineExceeded, VirtfleetError, from_status
+from virtfleet_client.errors import DeadlineExceeded, from_status
 from virtfleet_client.operations import metadata_of
 
 READY = node_pb2.NODE_STATE_READY
@@ -125,12 +123,6 @@ def test_a_process_that_is_asked_to_end_under_load_leaves_nothing_undone(
                 10,
                 "the guest has stopped",
             )
-
-
-def unfinished(fleet: Fleet, node: str) -> list[str]:
-    """Return the operations of a compute service that have not ended."""
-    request = operations_pb2.ListOperationsRequest(name=f"{node}/services/compute", filter="done=false")
-    return [one.name for one in fleet.pages(fleet.operations.ListOperations, request)]
 
 
 def test_a_killed_service_comes_back_with_all_that_was_acknowledged(
@@ -274,219 +266,7 @@ def test_one_frozen_service_leaves_the_others(fleet: Fleet, nodes: list[str], ru
         os.kill(process, signal.SIGCONT)
 
 
-# Clients that go.
-
-
-def active_calls(fleet: Fleet, node: str, service: str) -> int:
-    """Return how many calls a service is busy with, this one included."""
-    request = admin_pb2.GetServerRequest(name=f"{node}/services/{service}")
-    found: int = fleet.servers.GetServer(request, timeout=5).active_calls_count
-    return found
-
-
-def descriptors(process: int) -> int:
-    """Return how many files, sockets and pipes a process has open, as the kernel says."""
-    return sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
-
-
-def leaves_nothing(leave: Callable[[], None]) -> None:
-    """Count once more where a descriptor seems to be left: a leak shows each time, a connection opens once and stays."""
-    try:
-        leave()
-    except AssertionError:
-        leave()
-
-
-def watch_of(person: Fleet, parent: str) -> Any:
-    """Begin a watch and read its first answer."""
-    stub = person.channel.unary_stream(
-        "/virtfleet.compute.v1.WatchService/WatchResources",
-        request_serializer=watch_pb2.WatchResourcesRequest.SerializeToString,
-        response_deserializer=watch_pb2.WatchResourcesResponse.FromString,
-    )
-    request = watch_pb2.WatchResourcesRequest(
-        parent=parent, snapshot=type_watch_pb2.WatchSnapshot(), bookmark_interval=duration_pb2.Duration(seconds=1)
-    )
-    stream = stub(request)
-    next(stream)
-    return stream
-
-
-def operations_watch(person: Fleet, made: domain_pb2.Domain) -> None:
-    service = "/".join([*made.name.split("/")[:2], "services/compute"])
-    request = common_pb2.WatchOperationsRequest(parent=service, snapshot=type_watch_pb2.WatchSnapshot())
-    next(person.operation_watches.WatchOperations(request))
-
-
-def console(person: Fleet, made: domain_pb2.Domain) -> None:
-    opening = console_pb2.OpenConsoleRequest(name=made.name)
-    opening.open.device_id = "tty"
-
-    def endless() -> Iterator[console_pb2.OpenConsoleRequest]:
-        yield opening
-        while True:
-            time.sleep(0.01)
-            yield console_pb2.OpenConsoleRequest(data=b"x")
-
-    stream = person.consoles.OpenConsole(endless())
-    for _ in range(3):
-        next(stream)
-
-
-def console_log(person: Fleet, made: domain_pb2.Domain) -> None:
-    next(
-        person.consoles.ReadConsoleLog(console_pb2.ReadConsoleLogRequest(name=made.name, device_id="tty", follow=True))
-    )
-
-
-def stats(person: Fleet, made: domain_pb2.Domain) -> None:
-    parent = "/".join(made.name.split("/")[:2])
-    next(
-        person.stats.StreamDomainStats(
-            stats_pb2.StreamDomainStatsRequest(parent=parent, interval=duration_pb2.Duration(nanos=100_000_000))
-        )
-    )
-
-
-def waiting(person: Fleet, made: domain_pb2.Domain) -> None:
-    request = domain_pb2.StopDomainRequest(
-        name=made.name,
-        mode=domain_pb2.STOP_MODE_GRACEFUL,
-        grace_period=duration_pb2.Duration(seconds=600),
-        inline_wait=duration_pb2.Duration(nanos=1_000_000),
-    )
-    operation = person.domains.StopDomain(request)
-    stub = person.channel.unary_unary("/google.longrunning.Operations/WaitOperation")
-    wait = operations_pb2.WaitOperationRequest(name=operation.name, timeout=duration_pb2.Duration(seconds=20))
-    try:
-        stub(wait.SerializeToString(), timeout=0.3)
-    except VirtfleetError:
-        return
-
-
-STREAMS: list[tuple[str, Callable[[Fleet, domain_pb2.Domain], object]]] = [
-    ("watch of a node", lambda person, made: watch_of(person, "/".join(made.name.split("/")[:2]))),
-    ("watch of operations", operations_watch),
-    ("console", console),
-    ("log of a console", console_log),
-    ("stats", stats),
-    ("waiting for an operation", waiting),
-]
-
-
-@pytest.mark.parametrize("begin", [row[1] for row in STREAMS], ids=[row[0] for row in STREAMS])
-def test_a_client_that_goes_leaves_no_call_behind(
-    fleet: Fleet,
-    environment: dict[str, str],
-    nodes: list[str],
-    run_folder: Path,
-    begin: Callable[[Fleet, domain_pb2.Domain], object],
-) -> None:
-    spec = small_spec()
-    spec.serials["tty"].SetInParent()
-    spec.test.power_button_delay.FromSeconds(600)
-    with domain(fleet, nodes[0], spec=spec, start="running") as made:
-        # A session of a console is a connection to the launcher, a caller one to the gateway: both are descriptors.
-        processes = [pid_of(run_folder, place) for place in ("n1/compute", "n1/launcher", "gateway")]
-
-        def leave() -> None:
-            before = active_calls(fleet, nodes[0], "compute")
-            opened = [descriptors(process) for process in processes]
-            with caller(environment, credentials_of(environment)) as person:
-                begin(person, made)
-            until(lambda: active_calls(fleet, nodes[0], "compute") <= before, 5, "the call has ended at the node")
-            until(
-                lambda: all(descriptors(one) <= count for one, count in zip(processes, opened, strict=True)),
-                10,
-                "nothing of it is open",
-            )
-
-        leaves_nothing(leave)
-        if begin is waiting:
-            for name in unfinished(fleet, nodes[0]):
-                fleet.operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
-        stopped = verb(fleet, "StopDomain", made.name, mode=domain_pb2.STOP_MODE_FORCE)
-        assert stopped.status.state == State.DOMAIN_STATE_SHUT_OFF
-
-
-def test_an_upload_whose_client_goes_leaves_the_volume_as_it_was(
-    fleet: Fleet, environment: dict[str, str], nodes: list[str]
-) -> None:
-    pool = pool_pb2.CreatePoolRequest(parent=nodes[0], pool_id=unique("pool"), start=True)
-    pool.pool.spec.dir.SetInParent()
-    made_pool = fleet.wait(fleet.pools.CreatePool(pool), pool_pb2.Pool)
-    volume = volume_pb2.CreateVolumeRequest(parent=made_pool.name, volume_id="disk")
-    volume.volume.spec.capacity_bytes = 8 * MIB
-    volume.volume.spec.format = volume_pb2.VOLUME_FORMAT_RAW
-    disk = fleet.wait(fleet.volumes.CreateVolume(volume), volume_pb2.Volume)
-    try:
-        before = active_calls(fleet, nodes[0], "storage")
-        with caller(environment, credentials_of(environment)) as person:
-
-            def pieces() -> Iterator[volume_pb2.UploadVolumeRequest]:
-                start = volume_pb2.UploadStart(length_bytes=8 * MIB, digest="sha256:" + "0" * 64, upload_id="cut")
-                yield volume_pb2.UploadVolumeRequest(name=disk.name, start=start)
-                for number in range(4):
-                    piece = volume_pb2.UploadVolumeRequest()
-                    piece.chunk.offset = number * MIB
-                    piece.chunk.data = bytes([number]) * MIB
-                    yield piece
-                time.sleep(0.5)
-                person.close()
-                time.sleep(0.5)
-
-            with pytest.raises((VirtfleetError, ValueError)):
-                person.volumes.UploadVolume(pieces())
-        until(lambda: active_calls(fleet, nodes[0], "storage") <= before, 5, "the call has ended at the node")
-        after = fleet.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=disk.name))
-        assert (after.etag, after.status.digest) == (disk.etag, disk.status.digest)
-    finally:
-        fleet.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=disk.name), timeout=10)
-        fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name), timeout=10)
-        fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name), timeout=10)
-
-
-def test_a_download_whose_client_goes_holds_nothing(
-    fleet: Fleet, environment: dict[str, str], nodes: list[str], run_folder: Path
-) -> None:
-    pool = pool_pb2.CreatePoolRequest(parent=nodes[0], pool_id=unique("pool"), start=True)
-    pool.pool.spec.dir.SetInParent()
-    made_pool = fleet.wait(fleet.pools.CreatePool(pool), pool_pb2.Pool)
-    volume = volume_pb2.CreateVolumeRequest(parent=made_pool.name, volume_id="disk")
-    volume.volume.spec.capacity_bytes = 64 * MIB
-    volume.volume.spec.format = volume_pb2.VOLUME_FORMAT_RAW
-    volume.volume.spec.preallocation = volume_pb2.PREALLOCATION_FULL
-    disk = fleet.wait(fleet.volumes.CreateVolume(volume), volume_pb2.Volume)
-    storage = pid_of(run_folder, "n1/storage")
-    whole_disk = volume_pb2.DownloadVolumeRequest(name=disk.name)
-    try:
-        # The first stream has the gateway open a connection for its kind, which stays.
-        assert sum(len(part.chunk.data) for part in fleet.volumes.DownloadVolume(whole_disk)) == 64 * MIB
-
-        def leave() -> None:
-            opened = descriptors(storage)
-            with caller(environment, credentials_of(environment)) as person:
-                stream = person.volumes.DownloadVolume(whole_disk)
-                assert next(stream)
-                assert holders(storage, disk.status.path), "the file is being read"
-            until(lambda: not holders(storage, disk.status.path), 10, "the file is closed")
-            until(lambda: descriptors(storage) <= opened, 10, "nothing of it is open")
-
-        leaves_nothing(leave)
-    finally:
-        fleet.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=disk.name), timeout=10)
-        fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name), timeout=10)
-        fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name), timeout=10)
-
-
-def holders(process: int, path: str) -> list[str]:
-    """Return the descriptors of a process that lead to a file."""
-    found = []
-    for descriptor in Path(f"/proc/{process}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed since it was listed
-            if str(descriptor.readlink()) == path:
-                found.append(descriptor.name)
-    return found
+# Clients that never speak.
 
 
 @pytest.fixture

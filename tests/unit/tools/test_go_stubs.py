@@ -12,6 +12,9 @@ from tools import go_services, go_stubs, protos
 from tools.paths import PROTOS
 from virtfleet_service.errors import VirtfleetError
 
+# The first test that generates waits until Go has built the generators, from nothing on a new machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def services() -> str:

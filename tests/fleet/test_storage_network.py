@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from google.protobuf import empty_pb2
 
-from tests.fleet.rig import MIB, State, domain, get, mac, refused, small_spec, unique, verb
+from tests.fleet.rig import MIB, State, domain, get, mac, refused, small_spec, unique, until, verb
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.network.v1 import network_pb2, port_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
@@ -204,8 +204,12 @@ def test_a_pool_that_is_forgotten_leaves_its_data(fleet: Fleet, pool: pool_pb2.P
     request.pool.spec.dir.SetInParent()
     again = fleet.wait(fleet.pools.CreatePool(request), pool_pb2.Pool)
     assert again.uid != pool.uid
-    listed = fleet.volumes.ListVolumes(volume_pb2.ListVolumesRequest(parent=again.name)).volumes
-    assert [volume.status.path for volume in listed] == [disk.status.path], "its files are found again"
+
+    def found_again() -> bool:
+        listed = fleet.volumes.ListVolumes(volume_pb2.ListVolumesRequest(parent=again.name)).volumes
+        return [volume.status.path for volume in listed] == [disk.status.path]
+
+    until(found_again, 10, "its files are found again")
 
 
 def test_a_domain_brings_its_volumes_and_takes_them_with_it(

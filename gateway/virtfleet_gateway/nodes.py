@@ -8,6 +8,7 @@ either is noticed by its entry in the log of the store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
@@ -40,8 +41,8 @@ SILENCE_SECONDS: Final = 4.5
 
 _LOOK_SECONDS: Final = 1.0
 """How often all nodes are judged."""
-_PACE_SECONDS: Final = 0.1
-"""How long changes of nodes are gathered before they are judged."""
+_PACE_SECONDS: Final = 0.03
+"""How long changes are gathered after a look: what changes all the time must not fill the log."""
 
 _OBSERVED: Final = "observed"
 
@@ -105,13 +106,11 @@ class Registry:
         loop = asyncio.get_running_loop()
         due = loop.time() + _LOOK_SECONDS
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
-                    # Not at once: what changes all the time must neither fill the log nor keep others from their turn.
-                    await asyncio.sleep(_PACE_SECONDS)
-                nodes = list(self._dirty)
-            except TimeoutError:
+            nodes = list(self._dirty)
+            if loop.time() >= due:
                 # By its own time and not only when all is quiet: who is silent is found by looking.
                 due = loop.time() + _LOOK_SECONDS
                 self._index.sweep()
@@ -126,6 +125,7 @@ class Registry:
                     self._complain(node, error.message)
                 else:
                     self._said.pop(node, None)
+            await asyncio.sleep(_PACE_SECONDS)
 
     def _complain(self, node: str, text: str) -> None:
         if self._said.get(node) != text:

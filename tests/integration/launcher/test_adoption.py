@@ -125,6 +125,32 @@ async def test_pid_of_another_process_is_not_adopted(launcher: Launcher, compute
     assert process.pid != other.pid
 
 
+async def test_process_of_another_boot_is_not_adopted_whatever_its_pid_means_now(
+    launcher: Launcher, compute: LauncherClient
+) -> None:
+    await compute.spawn(sleeper("gone"))
+    other = await compute.spawn(sleeper("other"))
+    await compute.kill("gone")
+    await compute.wait("gone")
+    launcher.end(signal.SIGKILL)
+    # A run directory that outlived a boot of the host: pid and start time, which count from the boot, are met again.
+    directory = launcher.guest_dir("gone")
+    (directory / "exit").unlink()
+    born = json.loads((launcher.guest_dir("other") / "pid").read_text())
+    (directory / "pid").write_text(json.dumps(born | {"boot_id": "00000000-0000-0000-0000-000000000000"}))
+    launcher.start()
+    found = await compute.inspect("gone")
+    assert (found.state, found.boot_id) == ("ended", "00000000-0000-0000-0000-000000000000")
+    assert found.exit is not None
+    assert found.exit.outcome == "unknown"
+    with pytest.raises(LauncherError) as refused:
+        await compute.kill("gone")
+    assert refused.value.reason == "NOT_RUNNING"
+    await compute.forget("gone")
+    assert (await compute.inspect("other")).pid == other.pid
+    assert (await compute.inspect("other")).state == "running"
+
+
 async def test_watch_is_resumed_and_tells_each_end_until_it_is_forgotten(
     launcher: Launcher, compute: LauncherClient
 ) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,3 +95,22 @@ async def test_what_saves_time_is_no_obstacle_where_it_cannot_be_kept(monkeypatc
     assert emulator.machines
     assert (await accelerator.try_out(QEMU, "tcg", seconds=10)).usable
     assert [report.name for report in await accelerator.accelerators(emulator, nowhere)] == ["kvm", "tcg"]
+
+
+async def test_a_guest_that_a_boot_of_the_host_has_ended_is_told_as_that(node: Node) -> None:
+    plan = await node.plan(serial_spec())
+    started = await node.driver.start(plan)
+    await node.leave()
+    node.launcher.end()
+    os.kill(started.pid, signal.SIGKILL)
+    # As a run directory is that outlived the boot.
+    born = node.launcher.guest_dir(f"qemu-{plan.domain.uid}") / "pid"
+    born.write_text(json.dumps(json.loads(born.read_text()) | {"boot_id": "00000000-0000-0000-0000-000000000000"}))
+    node.launcher.start()
+    await node.enter()
+    [found] = await node.driver.list()
+    assert (found.uid, facts(found)) == (plan.domain.uid, ("SHUT_OFF", "NODE_REBOOTED"))
+    # Nothing of it is in the way of the next run.
+    again = await node.driver.start(replace(plan, runtime_id=str(uuid.uuid4())))
+    assert facts(again) == ("RUNNING", "BOOTED")
+    await node.driver.stop(plan.domain)

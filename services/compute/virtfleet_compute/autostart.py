@@ -25,7 +25,7 @@ from virtfleet_service.errors import (
     WrongState,
 )
 from virtfleet_service.peers import error_from_status
-from virtfleet_service.store import Transaction
+from virtfleet_service.store import StoreUnwritable, Transaction
 
 if TYPE_CHECKING:
     from virtfleet_service.call import Call
@@ -38,8 +38,8 @@ FIRST_DELAY_SECONDS = 0.5
 LAST_DELAY_SECONDS = 5.0
 WAIT_SECONDS = 600.0
 
-_WORTH_WAITING = (Unavailable, WrongState, Aborted, BackingMissing, ResourceNotFound)
-"""What passes by itself after a boot: a service that is not up, a pool or network that is not started yet."""
+_WORTH_WAITING = (Unavailable, WrongState, Aborted, BackingMissing, ResourceNotFound, StoreUnwritable)
+"""What passes by itself: a service that is not up, a pool or network that is not started yet, a disk that is full."""
 
 
 UNKNOWN = domain_pb2.DOMAIN_STATE_UNKNOWN
@@ -82,7 +82,7 @@ class Autostart:
         async with asyncio.TaskGroup() as group:
             for uid, _ in self._context.store.list_records(records.AUTOSTART):
                 group.create_task(one(uid))
-        await self._context.store.write(lambda tx: tx.put_record(records.SERVICE, BOOT_KEY, self._boot_id))
+        await self._note(lambda tx: tx.put_record(records.SERVICE, BOOT_KEY, self._boot_id))
 
     async def _start(self, uid: str) -> None:
         until = asyncio.get_running_loop().time() + self._context.settings.autostart_seconds
@@ -93,16 +93,26 @@ class Autostart:
                 return
             error = await self._attempt(domain) if domain.status.state != UNKNOWN else _unknown(domain)
             if error is None:
-                await self._context.store.write(lambda tx: self._started(tx, uid))
+                await self._note(lambda tx: self._started(tx, uid))
                 return
             late = asyncio.get_running_loop().time() + delay_seconds > until
             waiting = isinstance(error, _WORTH_WAITING) and not late
-            await self._context.store.write(partial(self._waiting, uid=uid, error=error, waiting=waiting))
+            await self._note(partial(self._waiting, uid=uid, error=error, waiting=waiting))
             if not waiting:
                 _log.warning("%s is not started after the boot: %s", domain.name, error)
                 return
             await asyncio.sleep(delay_seconds)
             delay_seconds = min(delay_seconds * 2, LAST_DELAY_SECONDS)
+
+    async def _note(self, work: Callable[[Transaction], None]) -> None:
+        """Write down how far it is; a full disk is waited for, and costs no other domain its start."""
+        while True:
+            try:
+                await self._context.store.write(work)
+                return
+            except StoreUnwritable as error:
+                _log.warning("autostart waits for the store: %s", error)
+                await asyncio.sleep(FIRST_DELAY_SECONDS)
 
     async def _attempt(self, domain: domain_pb2.Domain) -> VirtfleetError | None:
         request = domain_pb2.StartDomainRequest(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.compute.rig import PARENT, Client, Process, Refused, Service, State, seconds, service
-from tests.integration.compute.test_crashes import cut, running
+from tests.integration.compute.test_crashes import cut, forget_boot, running
 from tests.integration.compute.test_volumes import request, storage
 from tests.integration.launcher.running import UID, Launcher
 from virtfleet.compute.v1 import capability_pb2, domain_pb2, domain_spec_pb2, host_pb2
@@ -160,11 +160,15 @@ async def test_a_cut_creation_is_undone_when_its_driver_can_run(place: Path, pro
         await client.close()
 
 
-async def test_after_a_boot_autostart_waits_for_the_driver(process: Process) -> None:
+@pytest.mark.parametrize("faults", [{}, failing("probe", 2)], ids=["at once", "late"])
+async def test_after_a_boot_guests_have_ended_and_autostart_waits_for_the_driver(
+    process: Process, faults: Mapping[str, Any]
+) -> None:
     client = await process.start()
     spec = domain_spec_pb2.DomainSpec(autostart=resource_pb2.AUTOSTART_ALWAYS)
     await client.create("web", spec=spec, start=True)
     await client.create("idle", spec=spec)
+    await client.create("rest", start=True)
     await client.close()
     await process.kill()
     # The boot has ended the guests.
@@ -172,9 +176,11 @@ async def test_after_a_boot_autostart_waits_for_the_driver(process: Process) -> 
     with closing(sqlite3.connect(process.path / "s" / "compute.db")) as store, store:
         changed = store.execute("UPDATE records SET body = ? WHERE space = 'service' AND key = 'boot_id'", (b"other",))
         assert changed.rowcount == 1
-    client = await again(process, failing("probe", 2))
+    client = await again(process, faults)
     for id_ in ("idle", "web"):
         await client.until(id_, State.DOMAIN_STATE_RUNNING, seconds=30)
+    rest = await client.until("rest", State.DOMAIN_STATE_SHUT_OFF)
+    assert rest.status.state_reason == domain_pb2.DOMAIN_STATE_REASON_NODE_REBOOTED
     await client.close()
 
 
@@ -300,21 +306,45 @@ async def test_a_qemu_that_takes_the_place_of_another_is_asked_what_it_is(real: 
         await node.stop("web")
 
 
-async def test_the_end_of_a_guest_on_a_full_disk_is_recorded_when_there_is_room(place: Path) -> None:
+@pytest.fixture
+async def tight(place: Path) -> AsyncIterator[Path]:
+    """A place whose state is on a disk of 4 MiB."""
     (place / "s").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place / "s"], check=True)
-    try:
-        async with service(place) as node:
-            spec = domain_spec_pb2.DomainSpec()
-            spec.test.power_off_delay.CopyFrom(seconds(1))
-            await node.create("web", spec=spec, start=True)
-            filler = place / "s" / "filler"
-            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
-            await asyncio.sleep(3)
-            assert (await node.get("web")).status.state == State.DOMAIN_STATE_RUNNING
-            filler.unlink()
-            await node.until("web", State.DOMAIN_STATE_SHUT_OFF)
-    finally:
-        subprocess.run(["umount", "--lazy", place / "s"], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", place / "s"], check=True)
+
+
+def fill(place: Path) -> Path:
+    filler = place / "s" / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+async def test_the_end_of_a_guest_on_a_full_disk_is_recorded_when_there_is_room(tight: Path) -> None:
+    async with service(tight) as node:
+        spec = domain_spec_pb2.DomainSpec()
+        spec.test.power_off_delay.CopyFrom(seconds(1))
+        await node.create("web", spec=spec, start=True)
+        filler = fill(tight)
+        await asyncio.sleep(3)
+        assert (await node.get("web")).status.state == State.DOMAIN_STATE_RUNNING
+        filler.unlink()
+        await node.until("web", State.DOMAIN_STATE_SHUT_OFF)
+
+
+async def test_autostart_waits_while_the_disk_is_full(tight: Path) -> None:
+    spec = domain_spec_pb2.DomainSpec(autostart=resource_pb2.AUTOSTART_ALWAYS)
+    async with service(tight) as node:
+        for number in range(6):
+            await node.create(f"d{number}", spec=spec)
+        await forget_boot(node)
+    faults = {"test": {"faults": [{"method": "start", "reason": "BACKEND_UNREACHABLE", "count": 6}]}}
+    async with service(tight, drivers=faults) as node:
+        filler = fill(tight)
+        await asyncio.sleep(3)
+        filler.unlink()
+        for number in range(6):
+            await node.until(f"d{number}", State.DOMAIN_STATE_RUNNING, seconds=20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -85,6 +86,30 @@ async def test_a_volume_is_not_given_by_a_path_that_leads_elsewhere(node: Rig, m
     assert (place / "disk").stat().st_uid == 0
     await until(client, "images", pool_pb2.POOL_STATE_INACCESSIBLE)
     run("umount", place)
+    await until(client, "images", pool_pb2.POOL_STATE_RUNNING)
+    await node.attach("pools/images/volumes/disk")
+
+
+async def test_a_directory_that_becomes_a_link_is_no_place(node: Rig, tmp_path: Path) -> None:
+    client = node.client
+    await client.pool("images")
+    await client.volume("images", "disk", capacity_bytes=MIB)
+    place, away = node.root / "images", tmp_path / "away"
+    shutil.copytree(place, away)
+    place.rename(node.root / "real")
+    place.symlink_to(away)
+    with pytest.raises(errors.BackendUnreachable):
+        await node.attach("pools/images/volumes/disk", uid=23456)
+    await until(client, "images", pool_pb2.POOL_STATE_INACCESSIBLE)
+    assert (away / "disk").stat().st_uid == 0
+    with pytest.raises(Refused) as refused:
+        await client.volume("images", "more", capacity_bytes=MIB)
+    assert refused.value.reason == "WRONG_STATE"
+    with pytest.raises(Refused) as refused:
+        await client.do(client.pools.StartPool, pool_pb2.StartPoolRequest(name=f"{PARENT}/pools/images"), pool_pb2.Pool)
+    assert refused.value.reason == "PATH_OUTSIDE_POOL"
+    place.unlink()
+    (node.root / "real").rename(place)
     await until(client, "images", pool_pb2.POOL_STATE_RUNNING)
     await node.attach("pools/images/volumes/disk")
 

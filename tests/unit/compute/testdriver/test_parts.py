@@ -86,6 +86,18 @@ async def test_a_fault_after_the_effect() -> None:
     assert effects == [1]
 
 
+async def test_a_latency_delays_the_call_that_it_is_for_and_no_other() -> None:
+    settings = from_table(
+        Settings, {"faults": [{"method": "start", "domains": "slow-*", "latency_seconds": 0.2}]}, "[drivers.test]"
+    )
+    faults = Faults(settings.faults)
+    clock = asyncio.get_running_loop().time
+    for method, domain, delayed in (("start", "slow-1", True), ("start", "web", False), ("stop", "slow-1", False)):
+        begun = clock()
+        async with faults.around(method, domain):
+            assert (clock() - begun >= 0.2) is delayed
+
+
 async def test_a_hang_can_be_cancelled() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01), Faults([Fault(method="start", hang=True)]).around("start", "web"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from virtfleet_service.errors import (
     OperationConflict,
     ResourceExists,
     ResourceNotFound,
+    UidMismatch,
     VirtfleetError,
 )
 from virtfleet_service.peers import error_from_status
@@ -253,10 +254,11 @@ class Creation:
             await self._keep_leftover(name, uid)
 
     async def _keep_leftover(self, name: str, uid: str) -> None:
-        await self._context.store.write(lambda tx: tx.put_record(records.LEFTOVER, name, uid.encode()))
+        await self._context.store.write(lambda tx: records.keep_leftover(tx, name, uid))
         self._context.wiring.unswept["storage"].set()
 
-    async def _is_ours(self, name: str, uid: str) -> bool:
+    async def _ours(self, name: str, uid: str) -> str:
+        """Return the uid of a volume if it was made with the domain of that uid, else nothing."""
         try:
             volume = await self._context.wiring.storage.call(
                 "virtfleet.storage.v1.VolumeService.GetVolume",
@@ -265,8 +267,8 @@ class Creation:
                 timeout_seconds=self._context.settings.peer_seconds,
             )
         except ResourceNotFound:
-            return False
-        return volume.labels.get(OWNER_LABEL) == uid
+            return ""
+        return volume.uid if volume.labels.get(OWNER_LABEL) == uid else ""
 
     async def delete_volume(self, name: str, uid: str, call: Call | None = None) -> None:
         """Delete a volume if it was made with the domain of that uid. Succeeds if there is none.
@@ -274,8 +276,13 @@ class Creation:
         Raises:
             VirtfleetError: What storage answered.
         """
-        if not await self._is_ours(name, uid):
-            return
+        volume_uid = await self._ours(name, uid)
+        if volume_uid:
+            # Gone meanwhile, or another of its name: there is none of ours.
+            with suppress(ResourceNotFound, UidMismatch):
+                await self._delete_volume(name, volume_uid, call)
+
+    async def _delete_volume(self, name: str, volume_uid: str, call: Call | None) -> None:
         # Of this attempt alone: storage remembers a refusal with the id that it answered.
         request_id = str(uuid.uuid4())
         while True:
@@ -283,6 +290,7 @@ class Creation:
                 "virtfleet.storage.v1.VolumeService.DeleteVolume",
                 volume_pb2.DeleteVolumeRequest(
                     name=name,
+                    expected_uid=volume_uid,
                     request_id=request_id,
                     inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
                 ),

@@ -249,7 +249,7 @@ class Domains:
 
         def record(tx: Transaction) -> empty_pb2.Empty:
             for volume in volumes:
-                tx.put_record(records.LEFTOVER, volume, domain.uid.encode())
+                records.keep_leftover(tx, volume, domain.uid)
             return self.record_delete(tx, domain, cause)
 
         return record

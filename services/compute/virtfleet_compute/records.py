@@ -7,7 +7,8 @@
 * `create` (name → a creation): creations that have begun and not ended.
 * `delete` (uid → `volumes` or nothing): deletions that have begun and not ended, and whether volumes go with them.
 * `volumes` (uid → names): the volumes that were made with a domain.
-* `leftover` (volume → uid): volumes of undone creations and of deletions that were cut: storage is yet to delete them.
+* `leftover` (volume → uids): volumes of undone creations and of deletions that were cut: storage is yet to delete them,
+  if they were made with one of these domains.
 * `occupied` (uid → operation): the domains whose status shows an operation.
 * `service` (key → value): the boot id of the last autostart, the inventories that were taken over.
 """
@@ -188,3 +189,18 @@ def free_mac(tx: Transaction, mac: str, uid: str) -> None:
     holder = tx.get_record(MAC, mac)
     if holder is not None and holder.decode().startswith(f"{uid}:"):
         tx.delete_record(MAC, mac)
+
+
+def keep_leftover(tx: Transaction, volume: str, uid: str) -> None:
+    """Note that a volume is to be deleted if it was made with a domain; several may have asked for one of its name."""
+    uids = (tx.get_record(LEFTOVER, volume) or b"").decode().split()
+    tx.put_record(LEFTOVER, volume, "\n".join(dict.fromkeys([*uids, uid])).encode())
+
+
+def drop_leftover(tx: Transaction, volume: str, uid: str) -> None:
+    """Note that nothing of a domain is left under the name of a volume."""
+    uids = [one for one in (tx.get_record(LEFTOVER, volume) or b"").decode().split() if one != uid]
+    if uids:
+        tx.put_record(LEFTOVER, volume, "\n".join(uids).encode())
+    else:
+        tx.delete_record(LEFTOVER, volume)

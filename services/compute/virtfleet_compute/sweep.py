@@ -64,9 +64,10 @@ class Sweep:
             if attachment.domain_uid:
                 await self._release(attachment)
         failure: VirtfleetError | None = None
-        for volume, uid in self._context.store.list_records(records.LEFTOVER):
+        leftovers = self._context.store.list_records(records.LEFTOVER)
+        for volume, uid in [(volume, uid) for volume, uids in leftovers for uid in uids.decode().split()]:
             try:
-                await self._creation.delete_volume(volume, uid.decode())
+                await self._creation.delete_volume(volume, uid)
             except (ResourceInUse, HasChildren) as error:
                 # Others use it by now: it is theirs.
                 _log.warning("%s stays: %s", volume, error)
@@ -74,7 +75,7 @@ class Sweep:
                 failure = error
                 continue
             await self._context.store.write(
-                lambda tx, volume=volume: tx.delete_record(records.LEFTOVER, volume)  # type: ignore[misc]  # bound here
+                lambda tx, volume=volume, uid=uid: records.drop_leftover(tx, volume, uid)  # type: ignore[misc]  # bound here
             )
         if failure is not None:
             raise failure

@@ -245,6 +245,33 @@ async def test_a_cut_creation_leaves_no_volume(place: Path, failpoint: str) -> N
             await process.kill()
 
 
+async def test_a_volume_that_two_creations_have_left_is_remembered_for_both(place: Path) -> None:
+    """The first has made it, the second has only asked for it: the sweep must not take the one's word for the other's."""
+    process = Process(place)
+    try:
+        async with storage(place) as provider:
+            client = await process.start("compute.create.volume")
+            with pytest.raises(Exception, match=r"UNAVAILABLE|Socket closed|closed"):
+                await client.call(client.domains.CreateDomain, request("web", "root"))
+            await process.died()
+            await client.close()
+            assert await provider.names() == ["root"]
+        # Storage is away: neither can be told.
+        client = await process.start()
+        with pytest.raises(Refused) as refused:
+            await client.do(client.domains.CreateDomain, request("web", "root"), domain_pb2.Domain)
+        assert refused.value.reason == "BACKEND_UNREACHABLE"
+        async with storage(place, fresh=False) as provider:
+            async with asyncio.timeout(15):
+                while await provider.names():
+                    await asyncio.sleep(0.05)
+            assert [path.name for path in place.glob("s/pools/p/[!.]*")] == []
+            await client.do(client.domains.CreateDomain, request("web", "root"), domain_pb2.Domain)
+            await client.close()
+    finally:
+        await process.kill()
+
+
 @pytest.mark.parametrize("batch", [False, True], ids=["alone", "in a batch"])
 @pytest.mark.parametrize("failpoint", ["compute.delete.stopped", "compute.delete.undone"])
 async def test_a_cut_deletion_takes_its_volumes_with_it(place: Path, failpoint: str, *, batch: bool) -> None:

@@ -193,8 +193,9 @@ class Peer:
                 raise self._silent()
             if self._channel is None:
                 self._channel = grpc.aio.insecure_channel(f"unix:{self._path}", options=_OPTIONS)
-            full = method if method.startswith("virtfleet.") else f"{PACKAGE}.{method}"
-            service, _, name = full.rpartition(".")
+            service, _, name = method.rpartition(".")
+            if "." not in service:
+                service = f"{PACKAGE}.{service}"
             unary = self._methods[method] = self._channel.unary_unary(f"/{service}/{name}")
         metadata: list[tuple[str, str | bytes]] = [(CALLER_KEY, encode_caller(caller))]
         if self._outgoing is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from google.longrunning import operations_pb2
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, empty_pb2
 
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.storage.v1 import volume_pb2
@@ -22,6 +23,7 @@ from virtfleet_compute.guests import Guests
 from virtfleet_service import authorization, failpoints, names, resources
 from virtfleet_service.errors import (
     IdentityInUse,
+    NotCancellable,
     OperationConflict,
     ResourceExists,
     ResourceNotFound,
@@ -40,6 +42,8 @@ OWNER_LABEL = "virtfleet.dev/domain-uid"
 """The label of a volume that was made with a domain: the uid of that domain."""
 
 VOLUME_WAIT_SECONDS = 20
+
+_OPERATIONS = "google.longrunning.Operations"
 
 
 @dataclass(slots=True)
@@ -224,31 +228,61 @@ class Creation:
             volume_id=new.volume_id,
             source_volume=new.source_volume,
             request_id=request_id,
-            inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
         )
 
     async def _make_volume(
         self, request: volume_pb2.CreateVolumeRequest, call: Call | None, place: Callable[[str], str]
     ) -> None:
-        """Ask storage for a volume and wait until it is there: a repeated request is the same operation."""
-        while True:
-            operation = await self._context.wiring.storage.call(
-                "virtfleet.storage.v1.VolumeService.CreateVolume",
-                request,
-                operations_pb2.Operation,
-                call,
-                timeout_seconds=VOLUME_WAIT_SECONDS + self._context.settings.peer_seconds,
-                place=place,
-            )
-            if operation.done:
-                break
+        """Ask storage for a volume and wait until it is there. Cancelled, it cancels what storage does for it."""
+        # Whatever happens here, its answer is waited for: only it says what there is to cancel.
+        accepted = asyncio.create_task(
+            self._ask_for_volume(request, 0, call, place), name=f"ask for {request.volume_id}"
+        )
+        try:
+            operation = await asyncio.shield(accepted)
+            while not operation.done:
+                operation = await self._ask_for_volume(request, VOLUME_WAIT_SECONDS, call, place)
+        except asyncio.CancelledError:
+            await self._cancel_volume(accepted)
+            raise
         if operation.HasField("error"):
             raise error_from_status(operation.error).rebased(place)
+
+    async def _ask_for_volume(
+        self, request: volume_pb2.CreateVolumeRequest, seconds: int, call: Call | None, place: Callable[[str], str]
+    ) -> operations_pb2.Operation:
+        """Ask storage for a volume and wait for a while: a repeated request is the same operation."""
+        request.inline_wait.FromSeconds(seconds)
+        return await self._context.wiring.storage.call(
+            "virtfleet.storage.v1.VolumeService.CreateVolume",
+            request,
+            operations_pb2.Operation,
+            call,
+            timeout_seconds=seconds + self._context.settings.peer_seconds,
+            place=place,
+        )
+
+    async def _cancel_volume(self, accepted: asyncio.Task[operations_pb2.Operation]) -> None:
+        """End what storage does for a volume that is no longer wanted. Never raises: the undo sees what came of it."""
+        storage, seconds = self._context.wiring.storage, self._context.settings.peer_seconds
+        try:
+            name = (await accepted).name
+            cancel = operations_pb2.CancelOperationRequest(name=name)
+            with suppress(NotCancellable):
+                # Too late: it is nearly made.
+                await storage.call(f"{_OPERATIONS}.CancelOperation", cancel, empty_pb2.Empty, timeout_seconds=seconds)
+            wait = operations_pb2.WaitOperationRequest(
+                name=name, timeout=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS)
+            )
+            seconds += VOLUME_WAIT_SECONDS
+            await storage.call(f"{_OPERATIONS}.WaitOperation", wait, operations_pb2.Operation, timeout_seconds=seconds)
+        except VirtfleetError as error:
+            _log.warning("storage may still make a volume that is not wanted: %s", error)
 
     async def _remove_volume(self, name: str, uid: str) -> None:
         """Delete a volume if it was made with the domain of that uid. Never raises: what stays, the sweep deletes."""
         try:
-            await self.delete_volume(name, uid)
+            await self.take_back_volume(name, uid)
         except VirtfleetError as error:
             _log.warning("%s stays for now: %s", name, error)
             await self._keep_leftover(name, uid)
@@ -257,18 +291,30 @@ class Creation:
         await self._context.store.write(lambda tx: records.keep_leftover(tx, name, uid))
         self._context.wiring.unswept["storage"].set()
 
-    async def _ours(self, name: str, uid: str) -> str:
-        """Return the uid of a volume if it was made with the domain of that uid, else nothing."""
+    async def _volume(self, name: str) -> volume_pb2.Volume | None:
         try:
-            volume = await self._context.wiring.storage.call(
+            return await self._context.wiring.storage.call(
                 "virtfleet.storage.v1.VolumeService.GetVolume",
                 volume_pb2.GetVolumeRequest(name=name),
                 volume_pb2.Volume,
                 timeout_seconds=self._context.settings.peer_seconds,
             )
         except ResourceNotFound:
-            return ""
-        return volume.uid if volume.labels.get(OWNER_LABEL) == uid else ""
+            return None
+
+    async def take_back_volume(self, name: str, uid: str) -> None:
+        """Delete a volume if it was made with the domain of that uid. Succeeds if there is none and none will be.
+
+        Raises:
+            OperationConflict: Storage is still making it.
+            VirtfleetError: What storage answered.
+        """
+        while await self._volume(name) is None:
+            # Not there yet, or never: storage refuses to delete what it is making, and of this uid there is none.
+            with suppress(UidMismatch):
+                await self._delete_volume(name, str(uuid.uuid4()), None, allow_missing=True)
+                return
+        await self.delete_volume(name, uid)
 
     async def delete_volume(self, name: str, uid: str, call: Call | None = None) -> None:
         """Delete a volume if it was made with the domain of that uid. Succeeds if there is none.
@@ -276,13 +322,15 @@ class Creation:
         Raises:
             VirtfleetError: What storage answered.
         """
-        volume_uid = await self._ours(name, uid)
-        if volume_uid:
+        volume = await self._volume(name)
+        if volume is not None and volume.labels.get(OWNER_LABEL) == uid:
             # Gone meanwhile, or another of its name: there is none of ours.
             with suppress(ResourceNotFound, UidMismatch):
-                await self._delete_volume(name, volume_uid, call)
+                await self._delete_volume(name, volume.uid, call)
 
-    async def _delete_volume(self, name: str, volume_uid: str, call: Call | None) -> None:
+    async def _delete_volume(
+        self, name: str, volume_uid: str, call: Call | None, *, allow_missing: bool = False
+    ) -> None:
         # Of this attempt alone: storage remembers a refusal with the id that it answered.
         request_id = str(uuid.uuid4())
         while True:
@@ -291,6 +339,7 @@ class Creation:
                 volume_pb2.DeleteVolumeRequest(
                     name=name,
                     expected_uid=volume_uid,
+                    allow_missing=allow_missing,
                     request_id=request_id,
                     inline_wait=duration_pb2.Duration(seconds=VOLUME_WAIT_SECONDS),
                 ),

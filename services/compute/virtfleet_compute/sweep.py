@@ -67,10 +67,7 @@ class Sweep:
         leftovers = self._context.store.list_records(records.LEFTOVER)
         for volume, uid in [(volume, uid) for volume, uids in leftovers for uid in uids.decode().split()]:
             try:
-                await self._creation.delete_volume(volume, uid)
-            except (ResourceInUse, HasChildren) as error:
-                # Others use it by now: it is theirs.
-                _log.warning("%s stays: %s", volume, error)
+                await self._take_back(volume, uid)
             except VirtfleetError as error:
                 failure = error
                 continue
@@ -79,6 +76,23 @@ class Sweep:
             )
         if failure is not None:
             raise failure
+
+    async def _take_back(self, volume: str, uid: str) -> None:
+        """Delete a volume that was made with a domain that is not there, unless others use it: then it is theirs."""
+        async with self._context.holds.held(uid):
+            if self._context.by_uid(uid) is not None:
+                # It was made again, with the uid that it had.
+                _log.warning("%s stays: the domain %s is there again", volume, uid)
+                return
+            try:
+                await self._creation.take_back_volume(volume, uid)
+            except ResourceInUse as error:
+                if error.metadata.get("attachment_id", "").startswith(f"{uid}:"):
+                    # Attached after this sweep asked what is: the next one releases it.
+                    raise
+                _log.warning("%s stays: %s", volume, error)
+            except HasChildren as error:
+                _log.warning("%s stays: %s", volume, error)
 
     async def _release(self, attachment: attachment_pb2.Attachment) -> None:
         context = self._context

@@ -211,6 +211,7 @@ class Volumes:
     async def delete(self, request: volume_pb2.DeleteVolumeRequest, call: Call) -> operations_pb2.Operation:
         """Delete a volume with its data."""
         claim = self._claims.claim(f"DeleteVolume of {request.name}")
+        uid = ""
 
         def check(tx: Transaction) -> str:
             volume = catalog.get_volume(tx, request.name)
@@ -223,6 +224,7 @@ class Volumes:
             return volume.uid
 
         def intent(tx: Transaction) -> str:
+            nonlocal uid
             uid = check(tx)
             if uid:
                 self._places.need(catalog.pool_of(request.name))
@@ -235,7 +237,7 @@ class Volumes:
             return plan(empty_pb2.Empty())
 
         async def work(_job: Job) -> Commit:
-            return await self._delete(request.name)
+            return await self._delete(request.name, uid)
 
         return await run_claimed(
             self._operations,
@@ -248,12 +250,13 @@ class Volumes:
             cancellable=False,
         )
 
-    async def _delete(self, name: str) -> Commit:
+    async def _delete(self, name: str, uid: str) -> Commit:
         volume = catalog.get_volume(self._store, name)
-        if volume is None:
+        if volume is None or volume.uid != uid:
+            # None when it was looked for: a file that was found under its name since is another.
             return lambda _tx: empty_pb2.Empty()
         place = self._places.need(catalog.pool_of(name))
-        key, uid = catalog.key_of(volume), volume.uid
+        key = catalog.key_of(volume)
         for session in catalog.uploads(self._store, uid):
             staged = await place.open.reopen(session.token)
             if staged is not None:
@@ -456,7 +459,8 @@ class Volumes:
         raise ChangeRolledBack(f"the service stopped while {name} was made; nothing of it is left", resource=name)
 
     async def _settle_delete(self, operation: operations_pb2.Operation, _journal: Sequence[JournalEntry]) -> Commit:
-        return await self._delete(metadata_of(operation).target)
+        metadata = metadata_of(operation)
+        return await self._delete(metadata.target, metadata.target_uid)
 
     async def _settle_resize(self, operation: operations_pb2.Operation, journal: Sequence[JournalEntry]) -> Commit:
         name = metadata_of(operation).target

@@ -11,10 +11,24 @@ import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
 
-from tests.integration.compute.rig import NODE, PARENT, Client, Process, Refused, Service, State, folder, name, service
+from tests.integration.compute.rig import (
+    NODE,
+    PARENT,
+    Client,
+    Process,
+    Refused,
+    Service,
+    State,
+    folder,
+    metadata,
+    name,
+    service,
+)
 from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import pool_pb2, pool_pb2_grpc, volume_pb2, volume_pb2_grpc
+from virtfleet_compute import records
+from virtfleet_compute.creation import OWNER_LABEL
 from virtfleet_service.peers import Peer
 from virtfleet_storage import app as storage_app
 from virtfleet_storage.settings import StorageSettings
@@ -45,6 +59,28 @@ class Storage(Client):
         request = volume_pb2.ListVolumesRequest(parent=f"{PARENT}/pools/p")
         answer = await self.call(self.volumes.ListVolumes, request)
         return [volume.name.rpartition("/")[2] for volume in answer.volumes]
+
+    async def making(self) -> str:
+        """Wait until a volume is in the making; returns the operation."""
+        request = operations_pb2.ListOperationsRequest(filter="done = false")
+        async with asyncio.timeout(10):
+            while True:
+                for operation in (await self.call(self.operations.ListOperations, request)).operations:
+                    if metadata(operation).phase:
+                        name: str = operation.name
+                        return name
+                await asyncio.sleep(0.01)
+
+    async def attach(self, volume: str, uid: str) -> None:
+        """Attach a volume for a domain, as compute does."""
+        request = attachment_pb2.AttachVolumeRequest(
+            name=f"{PARENT}/pools/p/volumes/{volume}",
+            domain_uid=uid,
+            domain=name("gone"),
+            device_id=volume,
+            mode=attachment_pb2.ATTACHMENT_MODE_EXCLUSIVE,
+        )
+        await self.peer.call("AttachmentService.AttachVolume", request, attachment_pb2.AttachVolumeResponse)
 
     async def held(self) -> set[str]:
         answer = await self.peer.call(
@@ -90,6 +126,16 @@ def request(id_: str, *volumes: str, start: bool = True) -> domain_pb2.CreateDom
         new_volumes=made,
         start=domain_pb2.StartOptions() if start else None,
     )
+
+
+def big(id_: str) -> domain_pb2.CreateDomainRequest:
+    """Ask for a domain whose volume takes some time to make, without waiting for it."""
+    create = request(id_, "root", start=False)
+    spec = create.new_volumes[0].spec
+    spec.format, spec.capacity_bytes = volume_pb2.VOLUME_FORMAT_RAW, 2048 * MIB
+    spec.preallocation = volume_pb2.PREALLOCATION_FULL
+    create.inline_wait.SetInParent()
+    return create
 
 
 async def test_a_disk_of_another_format_than_its_volume_starts_nothing(both: tuple[Service, Storage]) -> None:
@@ -166,6 +212,87 @@ async def test_a_cancelled_creation_leaves_nothing(both: tuple[Service, Storage]
     assert Refused((await node.wait(operation)).error).reason == "OPERATION_CANCELLED"
     assert await provider.names() == []
     assert await provider.held() == set()
+
+
+async def test_a_creation_that_is_cancelled_while_its_volume_is_made_leaves_none(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    operation = await node.call(node.domains.CreateDomain, big("web"))
+    making = await provider.making()
+    await node.call(node.operations.CancelOperation, operations_pb2.CancelOperationRequest(name=operation.name))
+    assert Refused((await node.wait(operation)).error).reason == "OPERATION_CANCELLED"
+    # Storage has stopped too: nothing is written for nobody.
+    made = await provider.call(provider.operations.GetOperation, operations_pb2.GetOperationRequest(name=making))
+    assert Refused(made.error).reason == "OPERATION_CANCELLED"
+    assert await provider.names() == []
+    assert [path.name for path in provider.place.glob("s/pools/p/[!.]*")] == []
+    assert not node.app.store.list_records("leftover")
+
+
+async def test_a_volume_that_was_still_made_when_its_creation_was_cut_goes(place: Path) -> None:
+    process = Process(place)
+    async with storage(place) as provider:
+        try:
+            client = await process.start()
+            await client.call(client.domains.CreateDomain, big("web"))
+            making = await provider.making()
+            await process.kill()
+            await client.close()
+            client = await process.start()
+            assert not (await client.list()).domains
+            await provider.wait(operations_pb2.Operation(name=making))
+            async with asyncio.timeout(15):
+                while await provider.names():
+                    await asyncio.sleep(0.05)
+            await client.close()
+        finally:
+            await process.kill()
+
+
+async def test_a_domain_that_is_made_again_keeps_its_volumes(place: Path) -> None:
+    """The first attempt leaves word that a volume of this domain is to be deleted; the second has the same uid."""
+    again = request("web", "root", start=False)
+    again.domain.uid = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11"
+    async with service(place) as node:
+        with pytest.raises(Refused) as refused:
+            await node.do(node.domains.CreateDomain, again, domain_pb2.Domain)
+        assert refused.value.reason == "BACKEND_UNREACHABLE"
+        # Storage is back between two looks of the sweep, which are further apart by now.
+        await asyncio.sleep(2)
+        async with storage(place) as provider:
+            await node.do(node.domains.CreateDomain, again, domain_pb2.Domain)
+            async with asyncio.timeout(10):
+                while node.app.store.list_records("leftover"):
+                    await asyncio.sleep(0.05)
+            assert await provider.names() == ["root"]
+            await node.start("web")
+
+
+async def test_a_volume_to_be_deleted_that_was_attached_meanwhile_is_not_forgotten(
+    both: tuple[Service, Storage],
+) -> None:
+    node, provider = both
+    gone, other = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11", "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a22"
+    for volume, uid in (("root", gone), ("data", other)):
+        made = volume_pb2.CreateVolumeRequest(parent=f"{PARENT}/pools/p", volume_id=volume)
+        made.volume.labels[OWNER_LABEL] = uid
+        made.volume.spec.capacity_bytes = MIB
+        await provider.do(provider.volumes.CreateVolume, made, volume_pb2.Volume)
+    await provider.attach("data", other)
+    sweep = node.app.context.wiring.unswept["storage"]
+    async with node.app.context.holds.held(other):
+        # The sweep has asked what is attached, and waits for whoever has the other domain.
+        sweep.set()
+        async with asyncio.timeout(10):
+            while sweep.is_set():
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        await provider.attach("root", gone)
+        await node.app.store.write(lambda tx: records.keep_leftover(tx, f"{PARENT}/pools/p/volumes/root", gone))
+    async with asyncio.timeout(10):
+        while await provider.names() != ["data"]:
+            await asyncio.sleep(0.05)
+    assert await provider.held() == set()
+    assert not node.app.store.list_records("leftover")
 
 
 async def test_a_disk_in_use(both: tuple[Service, Storage]) -> None:

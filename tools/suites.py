@@ -33,7 +33,7 @@ BUDGET_SECONDS = {
     "integration": 1080,
     "fleet": 300,
     "clients": 900,
-    "chaos": 210,
+    "chaos": 270,
     "endurance": 150,
     "contract": 60,
 }

@@ -26,7 +26,7 @@ from virtfleet_gateway.source import LIVE, LOST, NODE_LIMIT_BYTES, STALE, Gather
 from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from virtfleet_gateway.channels import Channels, Lane
 
@@ -281,13 +281,17 @@ class PackageIndex:
 
     def _warn_of_twins(self, source: Source, entries: Iterable[Entry]) -> None:
         """Say that two nodes have resources with one uid, and are both there: one was copied, or lies."""
-        for entry in entries:
-            for other in self._holders.find(entry.uid):
-                if other is entry or source.owns(other.name):
-                    continue
+        twins = [(entry, other) for entry in entries for other in self._twins(source, entry)]
+        if twins:
+            entry, other = twins[0]
+            _log.warning("%s and %s have the uid %s both (%d such)", other.name, entry.name, entry.uid, len(twins))
+
+    def _twins(self, source: Source, entry: Entry) -> Iterator[Entry]:
+        for other in self._holders.find(entry.uid):
+            if other is not entry and not source.owns(other.name):
                 elsewhere = self.sources.get(node_of(other.name))
                 if elsewhere is not None and elsewhere.state == LIVE:
-                    _log.warning("%s and %s have the uid %s both", other.name, entry.name, entry.uid)
+                    yield other
 
     def _broken(self, source: Source, error: VirtfleetError) -> None:
         """Tell that a node is away; nothing is forgotten."""

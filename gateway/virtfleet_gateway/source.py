@@ -44,6 +44,8 @@ class Holders:
 
     def add(self, entry: Entry) -> None:
         """Note who has a uid."""
+        if not entry.uid:
+            return
         others = self.find(entry.uid)
         self._found[entry.uid] = (*others, entry) if others else entry
 
@@ -125,9 +127,10 @@ class Source:
         """
         self._check_room(changes)
         taken = []
+        strange: list[str] = []
         for change in changes:
             if not self.speaks_of(change):
-                _log.warning("node %s speaks of %s, which is not its own", self.node, change.name[:200])
+                strange.append(change.name)
                 continue
             if change.entry is not None and change.kind in self.tables:
                 change.previous = self._put(change.entry)
@@ -136,6 +139,9 @@ class Source:
             else:
                 change.previous = self.tables.get(change.kind, {}).get(change.name)
             taken.append(change)
+        if strange:
+            # One line a message: a node must not fill the log of the gateway either.
+            _log.warning("node %s speaks of %s (%d such), which is not its own", self.node, strange[0], len(strange))
         return taken
 
     def _check_room(self, changes: list[Change]) -> None:
@@ -161,6 +167,10 @@ class Source:
     def _put(self, entry: Entry) -> Entry | None:
         """Take a resource in; returns what was there under its name."""
         table = self.tables[entry.kind.name]
+        for other in self._holders.find(entry.uid):
+            # A node has a uid once: it goes by another name now.
+            if other.kind is entry.kind and other.name != entry.name and self.owns(other.name):
+                self.forget(other.kind.name, other.name)
         previous = table.get(entry.name)
         if previous is None:
             self._sorted.pop(entry.kind.name, None)
@@ -185,10 +195,10 @@ class Source:
         for old in self.tables.values():
             for entry in old.values():
                 self._holders.drop(entry)
-        self.tables = entries
+        self.tables = {kind: _by_one_name(table) for kind, table in entries.items()}
         self._sorted.clear()
         self.used_bytes = 0
-        for table in entries.values():
+        for table in self.tables.values():
             for entry in table.values():
                 self._holders.add(entry)
                 self.used_bytes += self._size_of(entry)
@@ -238,6 +248,12 @@ class Gathering:
                 self.tables[change.kind].pop(change.name, None)
         # All that was told, not what is left of it: the same again and again has no end either.
         self._source.check_room(self._told_bytes)
+
+
+def _by_one_name(table: dict[str, Entry]) -> dict[str, Entry]:
+    """Return a table in which a uid occurs once: under the name that was told last."""
+    last = {entry.uid: entry for entry in table.values() if entry.uid}
+    return {name: entry for name, entry in table.items() if not entry.uid or last[entry.uid] is entry}
 
 
 def node_of(name: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from virtfleet.type.v1 import watch_pb2 as type_watch
 from virtfleet_gateway import wire
 from virtfleet_gateway.feed import Feed, decode_tokens, encode_tokens
 from virtfleet_gateway.shapes import BASIC, MARKER_BOOKMARK, Change, Entry, Shape, Sort
-from virtfleet_gateway.source import Source
+from virtfleet_gateway.source import Gathering, Source
 from virtfleet_gateway.wire import WireError
 from virtfleet_service.errors import PageTokenInvalid
 from virtfleet_service.views import apply_view
@@ -235,3 +236,38 @@ def test_the_ring_holds_no_more_bytes_than_it_may() -> None:
     # What is larger than all of it is told nevertheless.
     feed.append("n1", "large", [Change(Sort.EVENT, "domain", "d", "u", raw=b"e" * (100 << 10))])
     assert [item.token for item in feed.after(0)] == ["large"]
+
+
+def test_what_a_node_says_of_others_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source("n1", COMPUTE)
+    response = watch_pb2.WatchResourcesResponse()
+    for number in range(500):
+        response.changes.add().put.domain.CopyFrom(domain(f"nodes/n2/domains/d{number}"))
+    changes, *_ = COMPUTE.response(response.SerializeToString())
+    assert source.apply(changes) == []
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "virtfleet_gateway.source"]
+    assert "nodes/n2/domains/d0 (500 such)" in line
+
+
+@pytest.mark.parametrize("way", ["in a snapshot", "one by one", "all without"])
+def test_a_node_has_a_uid_once(way: str) -> None:
+    """However often it says it: what is looked for by uid must not become a search."""
+    source = Source("n1", COMPUTE)
+    response = watch_pb2.WatchResourcesResponse()
+    for number in range(20_000):
+        one = domain_pb2.Domain(name=f"nodes/n1/domains/d{number}", uid="" if way == "all without" else "u1")
+        response.changes.add().put.domain.CopyFrom(one)
+    changes, *_ = COMPUTE.response(response.SerializeToString())
+    started = time.monotonic()
+    if way == "in a snapshot":
+        snapshot = Gathering(source)
+        snapshot.take(changes)
+        source.replace(snapshot.tables)
+    else:
+        source.apply(changes)
+    assert time.monotonic() - started < 5
+    expected = 20_000 if way == "all without" else 1
+    assert len(source.names("domain")) == expected
+    assert "nodes/n1/domains/d19999" in source.names("domain")
+    source.replace({kind: {} for kind in COMPUTE.kind_by_name})
+    assert source.used_bytes == 0

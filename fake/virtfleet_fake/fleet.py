@@ -153,18 +153,20 @@ class Fleet:
             await self.ready()
 
     async def ready(self) -> None:
-        """Wait until the gateway has read every node that it can reach."""
+        """Wait until the gateway has read every node that it can reach, and tells that it is ready."""
         async with asyncio.timeout(_READY_SECONDS):
             while True:
-                waiting = [
-                    node
-                    for node in self.nodes
-                    if self.app.registry.judge(node, node_pb2.NodeStatus()).state == node_pb2.NODE_STATE_NOT_READY
-                    and not self._struck(node)
-                ]
-                if not waiting:
+                if all(self._is_ready(node) or self._struck(node) for node in self.nodes):
                     return
                 await asyncio.sleep(0.01)
+
+    def _is_ready(self, node: str) -> bool:
+        # What is told of a node is recorded a moment after it is so: whoever asks must not find one that joins.
+        row = self.app.store.get(f"nodes/{node}")
+        if row is None:
+            return True
+        told = node_pb2.Node.FromString(row.body).status
+        return told.state == self.app.registry.judge(node, told).state == node_pb2.NODE_STATE_READY
 
     async def close(self) -> None:
         """End everything but the nodes."""

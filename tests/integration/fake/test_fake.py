@@ -90,6 +90,13 @@ def test_the_first_list_is_whole_and_nodes_cost_no_threads_and_no_stores_on_disk
         assert list(nodes.rglob("*.db*")) == []
 
 
+def test_every_node_is_told_as_ready_from_the_first_moment_on() -> None:
+    """Else what places by ready nodes places all on the one that is the first."""
+    with running("--nodes", "5") as fake:
+        nodes = fake.fleet.nodes.ListNodes(node_pb2.ListNodesRequest()).nodes
+        assert [node.status.state for node in nodes] == [node_pb2.NODE_STATE_READY] * 5
+
+
 def test_a_domain_lives_as_on_a_real_node(fake: Fake) -> None:
     name = "nodes/n1/domains/made"
     domain = domain_pb2.Domain()

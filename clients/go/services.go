@@ -412,9 +412,10 @@ func (s PoolService) AllPools(ctx context.Context, request *storagev1.ListPoolsR
 	return pages(ctx, true, s.PoolServiceClient.ListPools, (*storagev1.ListPoolsResponse).GetPools, request, options...)
 }
 
-// CreatePool: Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-// (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+// CreatePool: Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+// RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+// (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+// (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 func (s PoolService) CreatePool(ctx context.Context, request *storagev1.CreatePoolRequest, options ...grpc.CallOption) (*Operation[*storagev1.Pool], error) {
 	operation, err := s.PoolServiceClient.CreatePool(ctx, request, options...)
 	return started[*storagev1.Pool](s.client, operation, err)

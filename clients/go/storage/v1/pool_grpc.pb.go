@@ -44,9 +44,10 @@ type PoolServiceClient interface {
 	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
 	// Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND.
 	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*Pool, error)
-	// Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-	// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-	// (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+	// Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+	// RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+	// (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+	// (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 	CreatePool(ctx context.Context, in *CreatePoolRequest, opts ...grpc.CallOption) (*longrunningpb.Operation, error)
 	// Changes display_name, labels, annotations, lifetime or autostart of a pool. Repeatable: the same change twice is one change. ABORTED ETAG_MISMATCH ·
 	// FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN, FIELD_CONFLICT (what cannot change after creation).
@@ -177,9 +178,10 @@ type PoolServiceServer interface {
 	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
 	// Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND.
 	GetPool(context.Context, *GetPoolRequest) (*Pool, error)
-	// Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-	// answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-	// (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+	// Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+	// RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+	// (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+	// (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
 	CreatePool(context.Context, *CreatePoolRequest) (*longrunningpb.Operation, error)
 	// Changes display_name, labels, annotations, lifetime or autostart of a pool. Repeatable: the same change twice is one change. ABORTED ETAG_MISMATCH ·
 	// FAILED_PRECONDITION UID_MISMATCH · INVALID_ARGUMENT MASK_PATH_UNKNOWN, FIELD_CONFLICT (what cannot change after creation).

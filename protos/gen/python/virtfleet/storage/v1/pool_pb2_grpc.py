@@ -104,9 +104,10 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreatePool(self, request, context):
-        """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-        (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+        """Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+        RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+        (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+        (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

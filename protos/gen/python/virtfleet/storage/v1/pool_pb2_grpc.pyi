@@ -41,9 +41,10 @@ class PoolServiceStub:
     GetPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetPoolRequest, _pool_pb2.Pool]
     """Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreatePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.CreatePoolRequest, _operations_pb2.Operation]
-    """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-    (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+    """Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+    RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+    (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+    (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
     """
     UpdatePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _operations_pb2.Operation]
     """Changes display_name, labels, annotations, lifetime or autostart of a pool. Repeatable: the same change twice is one change. ABORTED ETAG_MISMATCH ·
@@ -80,9 +81,10 @@ class PoolServiceAsyncStub(PoolServiceStub):
     GetPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetPoolRequest, _pool_pb2.Pool]  # type: ignore[assignment]
     """Returns a pool by name, or by uid as the last segment. NOT_FOUND RESOURCE_NOT_FOUND."""
     CreatePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.CreatePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-    answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-    (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+    """Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+    RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+    (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+    (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
     """
     UpdatePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.UpdatePoolRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Changes display_name, labels, annotations, lifetime or autostart of a pool. Repeatable: the same change twice is one change. ABORTED ETAG_MISMATCH ·
@@ -134,9 +136,10 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.CreatePoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Defines a pool, makes its place as `build` says, and starts it if `start` is set. Undone as a whole on failure. A repetition with the same request_id
-        answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING
-        (no such directory) · PERMISSION_DENIED PERMISSION_MISSING (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+        """Defines a pool, makes its place as `build` says, and starts it if `start` is set; volumes that lie there already are found soon after, surely by
+        RefreshPool. Undone as a whole on failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE
+        (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING
+        (`hostPaths.use` for a path of the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
         """
 
     @_abc_1.abstractmethod

@@ -80,11 +80,12 @@ public final class PoolService extends FleetService<PoolService> {
     }
 
     /**
-     * Defines a pool, makes its place as {@code build} says, and starts it if {@code start} is set. Undone as a whole on
-     * failure. A repetition with the same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS,
-     * IDENTITY_IN_USE (another has that uid, or that directory under whatever path) · FAILED_PRECONDITION
-     * BACKING_MISSING (no such directory) · PERMISSION_DENIED PERMISSION_MISSING ({@code hostPaths.use} for a path of
-     * the caller's choice) · UNIMPLEMENTED CAPABILITY_MISSING.
+     * Defines a pool, makes its place as {@code build} says, and starts it if {@code start} is set; volumes that lie
+     * there already are found soon after, surely by RefreshPool. Undone as a whole on failure. A repetition with the
+     * same request_id answers with the same operation. ALREADY_EXISTS RESOURCE_EXISTS, IDENTITY_IN_USE (another has that
+     * uid, or that directory under whatever path) · FAILED_PRECONDITION BACKING_MISSING (no such directory) ·
+     * PERMISSION_DENIED PERMISSION_MISSING ({@code hostPaths.use} for a path of the caller's choice) · UNIMPLEMENTED
+     * CAPABILITY_MISSING.
      *
      * @param request what is asked for; it stays as it is
      * @return the work that has been started

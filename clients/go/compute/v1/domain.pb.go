@@ -1390,7 +1390,7 @@ type BatchGetDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node: `nodes/{node}`, or `nodes/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// Their full names, all below `parent`; the last segment may be a uid.
+	// Their full names, all below `parent`; the last segment may be a uid. A name that the caller may not see refuses the call (PERMISSION_MISSING).
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// How much of each is answered.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`

@@ -1093,8 +1093,8 @@ type BatchGetDomainStatsRequest struct {
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Terms on fields of domains, as in ListDomains.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
-	// which the filter does not hold is left out. Empty: all.
+	// Only these domains, by full names, in their order; the last segment may be a uid. One that is not there has a `failure`; one for which the filter
+	// does not hold is left out; one that the caller may not see refuses the call (PERMISSION_MISSING). Empty: all.
 	Names []string `protobuf:"bytes,7,rep,name=names,proto3" json:"names,omitempty"`
 	// The groups; empty: all that the driver has.
 	Groups []StatsGroup `protobuf:"varint,8,rep,packed,name=groups,proto3,enum=virtfleet.compute.v1.StatsGroup" json:"groups,omitempty"`
@@ -1272,8 +1272,8 @@ type StreamDomainStatsRequest struct {
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	// Terms on fields of domains, as in ListDomains.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
-	// which the filter does not hold is left out. Empty: all.
+	// Only these domains, by full names, in their order; the last segment may be a uid. One that is not there has a `failure`; one for which the filter
+	// does not hold is left out; one that the caller may not see refuses the call (PERMISSION_MISSING). Empty: all.
 	Names []string `protobuf:"bytes,7,rep,name=names,proto3" json:"names,omitempty"`
 	// The groups; empty: all that the driver has.
 	Groups []StatsGroup `protobuf:"varint,8,rep,packed,name=groups,proto3,enum=virtfleet.compute.v1.StatsGroup" json:"groups,omitempty"`

@@ -1409,7 +1409,7 @@ type BatchGetVolumesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What all are below: `nodes/{node}/pools/{pool}` or `nodes/{node}/pools/-`; `nodes/-/pools/-` at a gateway.
 	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	// The volumes, by full names; the last segment may be the uid.
+	// The volumes, by full names; the last segment may be the uid. A name that the caller may not see refuses the call (PERMISSION_MISSING).
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// How much of each.
 	View v1.ResourceView `protobuf:"varint,6,opt,name=view,proto3,enum=virtfleet.type.v1.ResourceView" json:"view,omitempty"`

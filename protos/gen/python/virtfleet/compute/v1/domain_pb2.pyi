@@ -818,7 +818,7 @@ class BatchGetDomainsRequest(message.Message):
     """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Their full names, all below `parent`; the last segment may be a uid."""
+        """Their full names, all below `parent`; the last segment may be a uid. A name that the caller may not see refuses the call (PERMISSION_MISSING)."""
 
     def __init__(
         self,

@@ -550,8 +550,8 @@ class BatchGetDomainStatsRequest(message.Message):
     """Has no effect: counters always come from the nodes themselves."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
-        which the filter does not hold is left out. Empty: all.
+        """Only these domains, by full names, in their order; the last segment may be a uid. One that is not there has a `failure`; one for which the filter
+        does not hold is left out; one that the caller may not see refuses the call (PERMISSION_MISSING). Empty: all.
         """
 
     @builtins.property
@@ -631,8 +631,8 @@ class StreamDomainStatsRequest(message.Message):
     """Terms on fields of domains, as in ListDomains."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Only these domains, by full names, in their order; the last segment may be a uid. One that is not there, or that the caller may not see, has a `failure`; one for
-        which the filter does not hold is left out. Empty: all.
+        """Only these domains, by full names, in their order; the last segment may be a uid. One that is not there has a `failure`; one for which the filter
+        does not hold is left out; one that the caller may not see refuses the call (PERMISSION_MISSING). Empty: all.
         """
 
     @builtins.property

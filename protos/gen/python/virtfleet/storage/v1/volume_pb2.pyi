@@ -765,7 +765,7 @@ class BatchGetVolumesRequest(message.Message):
     """At a gateway, for `nodes/-`: asks the nodes instead of the index. A named node is always asked itself."""
     @builtins.property
     def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The volumes, by full names; the last segment may be the uid."""
+        """The volumes, by full names; the last segment may be the uid. A name that the caller may not see refuses the call (PERMISSION_MISSING)."""
 
     def __init__(
         self,

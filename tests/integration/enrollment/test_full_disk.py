@@ -13,7 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.integration.enrollment.test_join import ENDPOINTS, free_port, problem, token
+from tests.integration.enrollment.test_join import ENDPOINTS, problem, token
+from tests.ports import free_port
 from virtfleet.common.v1 import admin_pb2
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet_gateway.app import running

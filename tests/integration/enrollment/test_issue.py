@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import pytest
 from cryptography import x509
 
 from tests.integration.gateway.nodes import details_of
+from tests.ports import free_port
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc, watch_pb2, watch_pb2_grpc
 from virtfleet.type.v1 import watch_pb2 as type_watch_pb2
 from virtfleet_gateway.app import App, running
@@ -27,12 +27,6 @@ from virtfleet_gateway.settings import FleetSettings
 
 WITHIN_SECONDS = 5
 """What is promised."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def command(*arguments: str, failpoint: str = "") -> tuple[int, str]:

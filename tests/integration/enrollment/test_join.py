@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from cryptography import x509
 
 from tests.integration.gateway.nodes import details_of
+from tests.ports import free_port
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet_gateway.app import App, running
 from virtfleet_gateway.authority import Authority, new_request
@@ -26,12 +26,6 @@ from virtfleet_service.enrollment import Fleet, JoinToken, Membership
 from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, DocumentInvalid, JoinTokenInvalid
 
 ENDPOINTS = {"compute": "127.0.0.1:1", "storage": "127.0.0.1:2", "network": "127.0.0.1:3"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

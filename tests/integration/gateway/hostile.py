@@ -14,7 +14,8 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
-from tests.integration.gateway.real import SERVICES, free_port
+from tests.integration.gateway.real import SERVICES
+from tests.ports import free_port
 from virtfleet.common.v1 import admin_pb2
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.compute.v1 import watch_pb2 as compute_watch

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from tests.ports import free_port
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet_gateway.app import App, running
 from virtfleet_gateway.authority import Authority, new_request
@@ -25,13 +25,6 @@ from virtfleet_service.settings import TelemetrySettings
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("compute", "storage", "network")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class NodeProcess:

@@ -20,7 +20,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import field_mask_pb2
 
 from tests.integration.gateway.nodes import details_of
-from tests.integration.gateway.real import free_port
+from tests.ports import free_port
 from tools import toml
 from tools.paths import ROOT
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc

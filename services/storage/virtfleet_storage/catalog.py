@@ -9,6 +9,7 @@
              digests      uid of a volume → version of the file that `status.digest` is of
              uploads      uid of a volume / upload_id → UploadSession
              replacing    uid of a volume → what is about to take the place of its file
+             undone       uid of a pool / key → identity of a file that was made, and whose creation was then undone
 
 Every change of a volume goes through `put_volume` and `delete_volume`, so that the records follow in the same
 transaction.
@@ -38,6 +39,7 @@ OWNERS = "owners"
 DIGESTS = "digests"
 UPLOADS = "uploads"
 REPLACING = "replacing"
+UNDONE = "undone"
 
 OBSERVED = "observed"
 
@@ -320,6 +322,25 @@ def staged_tokens(reader: Reader) -> frozenset[str]:
     """Return the tokens of all staged files that somebody still needs."""
     about = [str(_fields(body)["token"]) for _, body in reader.list_records(REPLACING)]
     return frozenset([*about, *(session.token for session in uploads(reader))])
+
+
+# Files of creations that are undone.
+
+
+def undone(reader: Reader, pool: pool_pb2.Pool) -> dict[str, str]:
+    """Return the files in a pool that are to go because nothing is recorded of them, key → identity."""
+    prefix = f"{pool.uid}/"
+    return {path.removeprefix(prefix): body.decode() for path, body in reader.list_records(UNDONE, prefix)}
+
+
+def put_undone(tx: Transaction, pool: pool_pb2.Pool, key: str, identity: str) -> None:
+    """Note that a file is to go as soon as it can be reached, and is no volume until then."""
+    tx.put_record(UNDONE, f"{pool.uid}/{key}", identity.encode())
+
+
+def delete_undone(tx: Transaction, pool: pool_pb2.Pool, key: str) -> None:
+    """Note that a file has gone, or is a volume after all."""
+    tx.delete_record(UNDONE, f"{pool.uid}/{key}")
 
 
 # Owners of files.

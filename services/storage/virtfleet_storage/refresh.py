@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from virtfleet_storage.backends.api import Facts, Usage, capabilities
 from virtfleet_storage.claims import Claims
 from virtfleet_storage.observation import Sighting
 from virtfleet_storage.places import Place, Places
+
+_log = logging.getLogger(__name__)
 
 INACCESSIBLE = "Inaccessible"
 LOW_SPACE = "LowSpace"
@@ -54,7 +57,8 @@ class Refresher:
             since = self.claims.tick()
             try:
                 usage = await place.open.usage()
-                found = await place.open.scan(place.formats)
+                undone = await self._remove_undone(place, since)
+                found = [facts for facts in await place.open.scan(place.formats) if facts.key not in undone]
             except VirtfleetError as error:
                 # Whatever it is: who cannot look at a place cannot use it.
                 failure = error
@@ -68,6 +72,27 @@ class Refresher:
                 # What was not recorded has not been seen: the next look must find it again.
                 place.facts = before
                 raise
+
+    async def _remove_undone(self, place: Place, since: int) -> set[str]:
+        """Remove the files of creations that were undone while nobody could reach them; returns what stays for now."""
+        row = self.store.get(place.pool)
+        if row is None:
+            return set()
+        pool = pool_pb2.Pool.FromString(row.body)
+        left = set()
+        for key, identity in catalog.undone(self.store, pool).items():
+            if self.claims.unstable(names.child(place.pool, "volumes", key), since):
+                # Another is being made under its name, and may have been given its inode.
+                left.add(key)
+                continue
+            try:
+                await place.open.delete(key, identity)
+            except VirtfleetError as error:
+                _log.warning("%s of %s stays for now: %s", key, place.pool, error)
+                left.add(key)
+                continue
+            await self.store.write(partial(catalog.delete_undone, pool=pool, key=key))
+        return left
 
     async def _record(self, place: Place, found: dict[str, Facts], since: int) -> None:
         before, place.facts = place.facts, found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
@@ -34,6 +36,8 @@ from virtfleet_storage.claims import Claims
 from virtfleet_storage.observation import Sighting
 from virtfleet_storage.places import Place, Places
 from virtfleet_storage.work import metadata_of, progress_of, run_claimed
+
+_log = logging.getLogger(__name__)
 
 SERVICE = "virtfleet.storage.v1.VolumeService"
 USE = "volumes.use"
@@ -197,6 +201,7 @@ class Volumes:
 
     def _recording(self, place: Place, volume: volume_pb2.Volume, sighting: Sighting) -> Commit:
         def commit(tx: Transaction) -> Message:
+            catalog.delete_undone(tx, catalog.need_pool(tx, place.pool), sighting.facts.key)
             observation.fill(volume, volume.status.path, sighting)
             catalog.put_volume(tx, volume, cause=f"{SERVICE}.CreateVolume")
             catalog.tell(tx, volume, watch_pb2.EVENT_TYPE_VOLUME_ADDED)
@@ -447,12 +452,16 @@ class Volumes:
         for entry in journal:
             identity, _, body = entry.payload.partition(b"\n")
             volume = volume_pb2.Volume.FromString(body)
-            place = self._places.get(catalog.pool_of(name))
+            pool, key = catalog.need_pool(self._store, catalog.pool_of(name)), catalog.key_of(volume)
+            # Unless it is recorded here it goes with the next look at its place, be it that this one fails.
+            await self._store.write(partial(catalog.put_undone, pool=pool, key=key, identity=identity.decode()))
+            place = self._places.get(pool.name)
             if place is None:
                 continue
             try:
                 sighting = await self._sight(volume, place)
-            except VirtfleetError:
+            except VirtfleetError as error:
+                _log.warning("what a crash has left of %s cannot be seen: %s", name, error)
                 continue
             if sighting.facts.identity == identity.decode():
                 return self._recording(place, volume, sighting)

@@ -16,6 +16,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
 
 from tests.integration.storage.rig import MIB, PARENT, Process, Refused, Rig, chunks, first_message, info, sha256
+from tests.integration.storage.test_pools import until_state
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_service import errors
 
@@ -98,6 +99,29 @@ async def test_a_volume_is_made_or_not(base: Rig, failpoint: str, made: bool) ->
             assert volume.spec.format == volume_pb2.VOLUME_FORMAT_QCOW2
             assert volume.status.state == volume_pb2.VOLUME_STATE_READY
             assert volume.display_name == ""
+
+
+async def test_a_volume_that_was_made_where_nobody_can_look_after_the_crash_is_removed_later(base: Rig) -> None:
+    await prepare(base)
+    request = volume_pb2.CreateVolumeRequest(parent=f"{PARENT}/pools/images", volume_id="new")
+    request.volume.spec.capacity_bytes = MIB
+    await killed_at(
+        base, "storage.volume.create.published", lambda: base.client.volumes.CreateVolume(request, timeout=10)
+    )
+    away = base.root / "away"
+    (base.root / "images").rename(away)
+    async with base.running():
+        assert [operation.error.code for operation in await ended(base) if operation.HasField("error")] == [10]
+        away.rename(base.root / "images")
+        await until_state(base.client, "images", pool_pb2.POOL_STATE_RUNNING)
+        refresh = pool_pb2.RefreshPoolRequest(name=f"{PARENT}/pools/images")
+        await base.client.do(base.client.pools.RefreshPool, refresh, pool_pb2.Pool)
+        assert [volume.name for volume in await base.client.volumes_of("images")] == [f"{PARENT}/{DISK}"]
+        assert files(base) == [".virtfleet", "disk"]
+        # What lies there under its name from now on is a volume like any other.
+        (base.root / "images" / "new").write_bytes(bytes(MIB))
+        await base.client.do(base.client.pools.RefreshPool, refresh, pool_pb2.Pool)
+        assert len(await base.client.volumes_of("images")) == 2
 
 
 async def test_a_deletion_is_finished(base: Rig) -> None:

@@ -360,9 +360,10 @@ class Processes:
             report.error("an exit cannot be written", guest=process.guest, error=str(error))
         process.state = "ended"
         self._close_pidfd(process)
-        self._cgroups.remove(process.guest)
         self._tell(process.starting, process)
         self._tell(process.waiting, process)
+        # Whoever waits for the end goes on while the kernel takes the group apart; whatever he asks comes after it.
+        self._cgroups.remove(process.guest)
         for watcher in list(self.watchers):
             watcher(process)
 

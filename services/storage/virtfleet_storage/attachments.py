@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 SERVICE = "virtfleet.node.v1.AttachmentService"
 
+FORGET_OWNERS_SECONDS = 0.1
+"""So much later than the access of guests the owners of files are forgotten: whoever waits for an end comes first."""
+
 
 class Attachments:
     """Keeps who holds which volume, and lets holders reach the files."""
@@ -46,6 +49,8 @@ class Attachments:
         self.turns: dict[str, int] = {}
         """Who has the turn on a volume, by its uid: while somebody attaches or releases it."""
         self._numbers = itertools.count(1)
+        self._ownerless: dict[str, str] = {}
+        """The volumes of whose files the owner may be forgotten, uid → name."""
         self._forgetting: set[asyncio.Task[None]] = set()
 
     async def attach(
@@ -216,21 +221,28 @@ class Attachments:
         await granting(place.open).grant(catalog.key_of(volume), grants, owner)
         if not grants:
             # Nobody waits for it: the file is as it was, and after a crash `settle` sees to it again.
-            task = asyncio.create_task(self._forget_owner(name, uid))
-            self._forgetting.add(task)
-            task.add_done_callback(self._forgetting.discard)
+            if not self._ownerless:
+                task = asyncio.create_task(self._forget_owners(), name="forget owners")
+                self._forgetting.add(task)
+                task.add_done_callback(self._forgetting.discard)
+            self._ownerless[uid] = name
 
-    async def _forget_owner(self, name: str, uid: str) -> None:
+    async def _forget_owners(self) -> None:
+        """Forget the owners of files that no guest has any more, all of a while at once."""
+        await asyncio.sleep(FORGET_OWNERS_SECONDS)
+        ownerless, self._ownerless = self._ownerless, {}
+
         def work(tx: Transaction) -> None:
-            current = catalog.get_volume(tx, name)
-            # Who has attached it since, or what lies on top of it, needs the record.
-            if current is None or current.uid != uid or not grants_of(tx, current):
-                catalog.put_owner(tx, uid, None)
+            for uid, name in ownerless.items():
+                current = catalog.get_volume(tx, name)
+                # Who has attached it since, or what lies on top of it, needs the record.
+                if current is None or current.uid != uid or not grants_of(tx, current):
+                    catalog.put_owner(tx, uid, None)
 
         try:
             await self._store.write(work)
         except StoreUnwritable as error:
-            _log.warning("the owner of a volume stays recorded for now: %s", error)
+            _log.warning("the owners of %d volumes stay recorded for now: %s", len(ownerless), error)
 
     async def settle(self, pool: str = "") -> None:
         """Bring the access to files in line with the records: after a crash, or of a pool that could not be reached."""

@@ -9,7 +9,7 @@
              digests      uid of a volume → version of the file that `status.digest` is of
              uploads      uid of a volume / upload_id → UploadSession
              replacing    uid of a volume → what is about to take the place of its file
-             undone       uid of a pool / key → identity of a file that was made, and whose creation was then undone
+             undone       uid of a pool / key → Undone
 
 Every change of a volume goes through `put_volume` and `delete_volume`, so that the records follow in the same
 transaction.
@@ -132,7 +132,22 @@ class UploadSession:
         return message
 
 
-def _encode(value: Attachment | UploadSession) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """Is a file whose creation was undone.
+
+    Attributes:
+        key: Its name in the pool.
+        identity: As in `Facts`.
+        time_ns: When it was undone. A file that somebody has touched since is his.
+    """
+
+    key: str
+    identity: str
+    time_ns: int
+
+
+def _encode(value: Attachment | UploadSession | Undone) -> bytes:
     return json.dumps(asdict(value), separators=(",", ":")).encode()
 
 
@@ -327,15 +342,14 @@ def staged_tokens(reader: Reader) -> frozenset[str]:
 # Files of creations that are undone.
 
 
-def undone(reader: Reader, pool: pool_pb2.Pool) -> dict[str, str]:
-    """Return the files in a pool that are to go because nothing is recorded of them, key → identity."""
-    prefix = f"{pool.uid}/"
-    return {path.removeprefix(prefix): body.decode() for path, body in reader.list_records(UNDONE, prefix)}
+def undone(reader: Reader, pool: pool_pb2.Pool) -> list[Undone]:
+    """Return the files in a pool that are to go because nothing is recorded of them."""
+    return [Undone(**_fields(body)) for _, body in reader.list_records(UNDONE, f"{pool.uid}/")]
 
 
-def put_undone(tx: Transaction, pool: pool_pb2.Pool, key: str, identity: str) -> None:
+def put_undone(tx: Transaction, pool: pool_pb2.Pool, file: Undone) -> None:
     """Note that a file is to go as soon as it can be reached, and is no volume until then."""
-    tx.put_record(UNDONE, f"{pool.uid}/{key}", identity.encode())
+    tx.put_record(UNDONE, f"{pool.uid}/{file.key}", _encode(file))
 
 
 def delete_undone(tx: Transaction, pool: pool_pb2.Pool, key: str) -> None:

@@ -332,8 +332,8 @@ class Pools:
         pool = pool_pb2.Pool.FromString(row.body)
         for volume_row in tx.list(catalog.VOLUME, parent=name):
             catalog.delete_volume(tx, catalog.need_volume(tx, volume_row.name), cause=cause)
-        for key in catalog.undone(tx, pool):
-            catalog.delete_undone(tx, pool, key)
+        for file in catalog.undone(tx, pool):
+            catalog.delete_undone(tx, pool, file.key)
         tx.delete(name, cause=cause)
         catalog.tell(tx, pool, watch_pb2.EVENT_TYPE_POOL_UNDEFINED)
 

@@ -80,18 +80,18 @@ class Refresher:
             return set()
         pool = pool_pb2.Pool.FromString(row.body)
         left = set()
-        for key, identity in catalog.undone(self.store, pool).items():
-            if self.claims.unstable(names.child(place.pool, "volumes", key), since):
+        for file in catalog.undone(self.store, pool):
+            if self.claims.unstable(names.child(place.pool, "volumes", file.key), since):
                 # Another is being made under its name, and may have been given its inode.
-                left.add(key)
+                left.add(file.key)
                 continue
             try:
-                await place.open.delete(key, identity)
+                await place.open.delete(file.key, file.identity, unchanged_since_ns=file.time_ns)
             except VirtfleetError as error:
-                _log.warning("%s of %s stays for now: %s", key, place.pool, error)
-                left.add(key)
+                _log.warning("%s of %s stays for now: %s", file.key, place.pool, error)
+                left.add(file.key)
                 continue
-            await self.store.write(partial(catalog.delete_undone, pool=pool, key=key))
+            await self.store.write(partial(catalog.delete_undone, pool=pool, key=file.key))
         return left
 
     async def _record(self, place: Place, found: dict[str, Facts], since: int) -> None:

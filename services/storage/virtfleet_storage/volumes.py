@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -452,9 +453,10 @@ class Volumes:
         for entry in journal:
             identity, _, body = entry.payload.partition(b"\n")
             volume = volume_pb2.Volume.FromString(body)
-            pool, key = catalog.need_pool(self._store, catalog.pool_of(name)), catalog.key_of(volume)
+            pool = catalog.need_pool(self._store, catalog.pool_of(name))
             # Unless it is recorded here it goes with the next look at its place, be it that this one fails.
-            await self._store.write(partial(catalog.put_undone, pool=pool, key=key, identity=identity.decode()))
+            undone = catalog.Undone(catalog.key_of(volume), identity.decode(), time.time_ns())
+            await self._store.write(partial(catalog.put_undone, pool=pool, file=undone))
             place = self._places.get(pool.name)
             if place is None:
                 continue

@@ -101,7 +101,10 @@ async def test_a_volume_is_made_or_not(base: Rig, failpoint: str, made: bool) ->
             assert volume.display_name == ""
 
 
-async def test_a_volume_that_was_made_where_nobody_can_look_after_the_crash_is_removed_later(base: Rig) -> None:
+@pytest.mark.parametrize("touched", [False, True], ids=["left alone", "touched"])
+async def test_a_volume_that_was_made_where_nobody_can_look_after_the_crash_is_removed_later(
+    base: Rig, *, touched: bool
+) -> None:
     await prepare(base)
     request = volume_pb2.CreateVolumeRequest(parent=f"{PARENT}/pools/images", volume_id="new")
     request.volume.spec.capacity_bytes = MIB
@@ -112,12 +115,16 @@ async def test_a_volume_that_was_made_where_nobody_can_look_after_the_crash_is_r
     (base.root / "images").rename(away)
     async with base.running():
         assert [operation.error.code for operation in await ended(base) if operation.HasField("error")] == [10]
+        if touched:
+            # Somebody has made it his own meanwhile; nobody takes it from him.
+            (away / "new").chmod(0o640)
         away.rename(base.root / "images")
         await until_state(base.client, "images", pool_pb2.POOL_STATE_RUNNING)
         refresh = pool_pb2.RefreshPoolRequest(name=f"{PARENT}/pools/images")
         await base.client.do(base.client.pools.RefreshPool, refresh, pool_pb2.Pool)
-        assert [volume.name for volume in await base.client.volumes_of("images")] == [f"{PARENT}/{DISK}"]
-        assert files(base) == [".virtfleet", "disk"]
+        left = ["disk", "new"] if touched else ["disk"]
+        assert [volume.name.rpartition("/")[2] for volume in await base.client.volumes_of("images")] == left
+        assert files(base) == [".virtfleet", *left]
         # What lies there under its name from now on is a volume like any other.
         (base.root / "images" / "new").write_bytes(bytes(MIB))
         await base.client.do(base.client.pools.RefreshPool, refresh, pool_pb2.Pool)

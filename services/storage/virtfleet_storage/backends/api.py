@@ -246,8 +246,14 @@ class OpenPool(Protocol):
             WouldOverwrite: There is something of that key.
         """
 
-    async def delete(self, key: str, identity: str = "") -> None:
-        """Remove a volume. Succeeds if there is none, or one of another identity than is given."""
+    async def delete(self, key: str, identity: str = "", *, unchanged_since_ns: int = 0) -> None:
+        """Remove a volume. Succeeds if there is none, or another than is meant.
+
+        Args:
+            key: Its key.
+            identity: Only the one of this identity; empty: whatever is there.
+            unchanged_since_ns: Only one that nobody has touched since, nanoseconds of the clock; 0: that too.
+        """
 
     async def sweep(self, keep: frozenset[str]) -> int:
         """Remove staged volumes whose token is not to be kept; returns how many."""

@@ -148,7 +148,7 @@ class DirPool:
             raise PathOutsidePool(f"{key!r} is no name of a volume's file", path=key)
         await self.run(f"placing {key}", lambda: file.publish(key))
 
-    async def delete(self, key: str, identity: str = "") -> None:
+    async def delete(self, key: str, identity: str = "", *, unchanged_since_ns: int = 0) -> None:
         """Unlink a file."""
 
         def unlink() -> None:
@@ -157,6 +157,8 @@ class DirPool:
             try:
                 facts = os.stat(key, dir_fd=self.area.pool, follow_symlinks=False)
                 if identity and paths.identity_of(facts) != identity:
+                    return
+                if 0 < unchanged_since_ns < facts.st_ctime_ns:
                     return
                 os.unlink(key, dir_fd=self.area.pool)
             except FileNotFoundError:

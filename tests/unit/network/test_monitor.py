@@ -15,8 +15,8 @@ def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
 
 
-def link(name: str, *, family: int = 0, flags: int = 1, master: int = 0, mtu: int = 1500) -> bytes:
-    body = struct.pack("=BxHiII", family, 1, 7, flags, 0) + attribute(3, name.encode() + b"\0")
+def link(name: str, *, family: int = 0, index: int = 7, flags: int = 1, master: int = 0, mtu: int = 1500) -> bytes:
+    body = struct.pack("=BxHiII", family, 1, index, flags, 0) + attribute(3, name.encode() + b"\0")
     body += attribute(4, mtu.to_bytes(4, "little"))
     return body + (attribute(10, master.to_bytes(4, "little")) if master else b"")
 
@@ -40,15 +40,38 @@ def test_notices_about_ports_of_bridges_and_other_things_are_passed_over() -> No
 async def test_of_a_link_the_last_notice_counts() -> None:
     changes: list[bool] = []
     monitor = Monitor(lambda: changes.append(True), lambda notice: notice.exists and notice.master == 0)
-    steps = [
-        LinkNotice("vp-1", exists=True, up=up, master=master, mtu_bytes=1500) for up, master in ((False, 0), (True, 9))
-    ]
+    steps = [link("vp-1", flags=flags, master=master) for flags, master in ((0, 0), (1, 9))]
     for step in steps:
-        monitor.note(step)
+        monitor.note(16, step)
     await asyncio.sleep(0.2)
     assert not changes, "it was right at the end"
     for step in reversed(steps):
-        monitor.note(step)
+        monitor.note(16, step)
+    await asyncio.sleep(0.2)
+    assert changes == [True]
+
+
+async def test_of_a_name_the_last_link_counts() -> None:
+    """One that is made again has another number."""
+    changes: list[bool] = []
+    monitor = Monitor(lambda: changes.append(True), lambda notice: not notice.exists)
+    monitor.note(16, link("vp-1"))
+    monitor.note(17, link("vp-1"))
+    monitor.note(16, link("vp-1", index=8))
+    await asyncio.sleep(0.2)
+    assert not changes
+    monitor.note(16, link("vp-1", index=8))
+    monitor.note(17, link("vp-1", index=8))
+    await asyncio.sleep(0.2)
+    assert changes == [True]
+
+
+async def test_notices_about_a_port_of_a_bridge_take_no_other_s_place() -> None:
+    changes: list[bool] = []
+    monitor = Monitor(lambda: changes.append(True), lambda notice: notice.name == "vp-1")
+    monitor.note(16, link("vp-1"))
+    monitor.note(16, link("other", family=7))
+    monitor.note(16, b"short")
     await asyncio.sleep(0.2)
     assert changes == [True]
 

@@ -214,7 +214,7 @@ class QemuDriver:
         )
         process = await self._ask_launcher(spawn, plan)
         # Of earlier runs: they name the run that they are of, so they may wait until QEMU is on its way.
-        self._records.forget(plan.domain.uid)
+        self._records.clear(plan.domain.uid)
         guest = Guest(plan.domain.uid, plan.runtime_id, birth, plan.spec, process.pid, plan.run_as_uid, starting=True)
         self._guests.add(guest)
         return guest

@@ -6,6 +6,7 @@ Its import costs a few milliseconds and MiB, and is left until the first guest.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -25,6 +26,21 @@ class MonitorLost(Exception):
 
     Whether a command that was under way has been carried out is unknown: ask, then act.
     """
+
+
+@functools.cache
+def _client_class() -> type[QMPClient]:
+    """Return the library's client, which else makes a text of each message, for a log that nobody reads."""
+    from qemu.qmp import QMPClient
+
+    class Client(QMPClient):
+        def _cb_outbound(self, msg: Message) -> Message:
+            return msg
+
+        def _cb_inbound(self, msg: Message) -> Message:
+            return msg
+
+    return Client
 
 
 class Monitor:
@@ -60,11 +76,11 @@ class Monitor:
         Raises:
             MonitorLost: No greeting came, or another than QEMU's.
         """
-        from qemu.qmp import QMPClient, QMPError
+        from qemu.qmp import QMPError
 
         # It logs as errors what it raises as well.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-        client = QMPClient()
+        client = _client_class()()
         monitor = cls(client, on_event, on_lost)
 
         # A filter that keeps nothing: the library's queue of events has no bound, nor has its history.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import os
@@ -133,13 +134,18 @@ class Records:
             _log.warning("the record of what runs of %s cannot be read: %s", uid, error)
             return None
 
-    def forget(self, uid: str) -> None:
-        """Remove all records of a domain."""
+    def clear(self, uid: str) -> None:
+        """Remove the records of a domain's runs; its folder stays, because to remove one takes milliseconds."""
         folder = self._directory / uid
         if folder.is_dir():
             for path in folder.iterdir():
                 path.unlink(missing_ok=True)
-            folder.rmdir()
+
+    def forget(self, uid: str) -> None:
+        """Remove all that there is of a domain."""
+        self.clear(uid)
+        with contextlib.suppress(FileNotFoundError):
+            (self._directory / uid).rmdir()
 
     def _write(self, uid: str, name: str, data: bytes) -> None:
         folder = self._directory / uid

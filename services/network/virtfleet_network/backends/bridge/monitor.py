@@ -91,7 +91,7 @@ class Monitor:
         self._changed = changed
         self._matters = matters
         self._sockets: list[socket.socket] = []
-        self._told: dict[str, LinkNotice] = {}
+        self._told: dict[int, tuple[int, bytes]] = {}
         self._judgement: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
@@ -141,21 +141,32 @@ class Monitor:
 
     def _route_matters(self, data: bytes) -> bool:
         for kind, payload in messages(data):
-            notice = link_notice(kind, payload)
-            if notice is not None:
-                self.note(notice)
+            if kind in (_RTM_NEWLINK, _RTM_DELLINK):
+                self.note(kind, payload)
             elif kind in (_RTM_DELADDR, _RTM_NEWNETCONF):
                 return True
         return False
 
-    def note(self, notice: LinkNotice) -> None:
-        """Take a notification about a link; it is judged in a moment, unless a later one takes its place."""
-        self._told[notice.name] = notice
+    def note(self, kind: int, payload: bytes) -> None:
+        """Take a notification about a link; it is read in a moment, unless a later one takes its place.
+
+        A tap that comes and goes is told of some thirty times.
+        """
+        if len(payload) < _IFINFO.size:
+            return
+        family, _, index, _, _ = _IFINFO.unpack_from(payload)
+        if family:
+            return
+        # Last in the order too: a link of another number may have the name by then.
+        self._told.pop(index, None)
+        self._told[index] = kind, payload
         if self._judgement is None:
             self._judgement = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._judge)
 
     def _judge(self) -> None:
         self._judgement = None
         told, self._told = self._told, {}
-        if any(self._matters(notice) for notice in told.values()):
+        notices = [link_notice(kind, payload) for kind, payload in told.values()]
+        last = {notice.name: notice for notice in notices if notice is not None}
+        if any(self._matters(notice) for notice in last.values()):
             self._changed()

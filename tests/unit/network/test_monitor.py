@@ -8,7 +8,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtfleet_network.backends.bridge.monitor import LinkNotice, Monitor, link_notice, messages
+from virtfleet_network.backends.bridge.monitor import LinkNotice, Monitor, link_notice, messages, netconf_index
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -37,9 +37,13 @@ def test_notices_about_ports_of_bridges_and_other_things_are_passed_over() -> No
     assert link_notice(21, b"") is None
 
 
+def never(_index: int) -> bool:
+    return False
+
+
 async def test_of_a_link_the_last_notice_counts() -> None:
     changes: list[bool] = []
-    monitor = Monitor(lambda: changes.append(True), lambda notice: notice.exists and notice.master == 0)
+    monitor = Monitor(lambda: changes.append(True), lambda notice: notice.exists and notice.master == 0, never)
     steps = [link("vp-1", flags=flags, master=master) for flags, master in ((0, 0), (1, 9))]
     for step in steps:
         monitor.note(16, step)
@@ -54,7 +58,7 @@ async def test_of_a_link_the_last_notice_counts() -> None:
 async def test_of_a_name_the_last_link_counts() -> None:
     """One that is made again has another number."""
     changes: list[bool] = []
-    monitor = Monitor(lambda: changes.append(True), lambda notice: not notice.exists)
+    monitor = Monitor(lambda: changes.append(True), lambda notice: not notice.exists, never)
     monitor.note(16, link("vp-1"))
     monitor.note(17, link("vp-1"))
     monitor.note(16, link("vp-1", index=8))
@@ -68,7 +72,7 @@ async def test_of_a_name_the_last_link_counts() -> None:
 
 async def test_notices_about_a_port_of_a_bridge_take_no_other_s_place() -> None:
     changes: list[bool] = []
-    monitor = Monitor(lambda: changes.append(True), lambda notice: notice.name == "vp-1")
+    monitor = Monitor(lambda: changes.append(True), lambda notice: notice.name == "vp-1", never)
     monitor.note(16, link("vp-1"))
     monitor.note(16, link("other", family=7))
     monitor.note(16, b"short")
@@ -76,8 +80,28 @@ async def test_notices_about_a_port_of_a_bridge_take_no_other_s_place() -> None:
     assert changes == [True]
 
 
+def netconf(index: int) -> bytes:
+    return struct.pack("=Bxxx", 2) + attribute(2, struct.pack("=i", 1)) + attribute(1, struct.pack("=i", index))
+
+
+def test_of_what_is_said_of_settings_that_of_all_links_counts() -> None:
+    """A tap that is made is told of as well, and a repair costs more than the tap."""
+    assert [netconf_index(netconf(index)) for index in (-1, -2, 7)] == [-1, -2, 7]
+    assert netconf_index(b"") is None
+    monitor = Monitor(lambda: None, lambda _: False, lambda index: index == 7)
+    judged = {
+        "all": monitor.judge_routes(message(80, netconf(-1))),
+        "a tap": monitor.judge_routes(message(80, netconf(9))),
+        "the address of a bridge": monitor.judge_routes(message(21, struct.pack("=BBBBI", 2, 24, 0, 0, 7))),
+        "that of a tap": monitor.judge_routes(message(21, struct.pack("=BBBBI", 10, 64, 0, 253, 9))),
+    }
+    assert judged == {"all": True, "a tap": False, "the address of a bridge": True, "that of a tap": False}
+
+
 @given(st.binary(max_size=200))
 def test_garbage_ends_and_never_raises(data: bytes) -> None:
     for kind, payload in messages(data):
         link_notice(kind, payload)
+        netconf_index(payload)
     link_notice(16, data)
+    netconf_index(data)

@@ -124,7 +124,9 @@ class BridgeBackend:
             context.launcher, context.dnsmasq, context.state_dir / "dnsmasq", context.dnsmasq_uid, listener
         )
         await self._daemons.open()
-        self._monitor = Monitor(listener.something_changed, self._matters)
+        self._monitor = Monitor(
+            listener.something_changed, self._matters, lambda index: index in self._bridge_indexes.values()
+        )
         self._monitor.open()
         self._reaper = asyncio.create_task(self._reap(), name="removal of links")
 

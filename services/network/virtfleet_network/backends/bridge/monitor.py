@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["LinkNotice", "Monitor", "link_notice", "messages"]
+__all__ = ["LinkNotice", "Monitor", "link_notice", "messages", "netconf_index"]
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
@@ -28,6 +28,9 @@ _GATHER_SECONDS = 0.1
 
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
+_IFADDR = struct.Struct("=BxxxI")
+_NETCONF_BYTES = 4
+_NETCONFA_IFINDEX, _NETCONF_ALL = 1, -1
 _ATTRIBUTE = struct.Struct("=HH")
 
 
@@ -79,17 +82,40 @@ def link_notice(kind: int, payload: bytes) -> LinkNotice | None:
     return LinkNotice(name, kind == _RTM_NEWLINK, bool(flags & _IFF_UP), master, mtu)
 
 
+def netconf_index(payload: bytes) -> int | None:
+    """Return of which link a notification tells that its settings have changed: -1 of all, -2 of what is made next.
+
+    Each link that is made is told of; forwarding is switched for all.
+    """
+    at = _NETCONF_BYTES
+    while at + _ATTRIBUTE.size <= len(payload):
+        length, attribute = _ATTRIBUTE.unpack_from(payload, at)
+        if length < _ATTRIBUTE.size:
+            break
+        if attribute == _NETCONFA_IFINDEX:
+            return int.from_bytes(payload[at + _ATTRIBUTE.size : at + length], sys.byteorder, signed=True)
+        at += (length + 3) & ~3
+    return None
+
+
 class Monitor:
     """Listens, and says when something may have to be mended.
 
     Args:
         changed: Is called then, on the loop.
         matters: Says whether what a notification tells about a link is other than it should be.
+        lost_address_matters: Says whether the link of that index should have kept its addresses.
     """
 
-    def __init__(self, changed: Callable[[], None], matters: Callable[[LinkNotice], bool]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        matters: Callable[[LinkNotice], bool],
+        lost_address_matters: Callable[[int], bool],
+    ) -> None:
         self._changed = changed
         self._matters = matters
+        self._lost_address_matters = lost_address_matters
         self._sockets: list[socket.socket] = []
         self._told: dict[int, tuple[int, bytes]] = {}
         self._judgement: asyncio.TimerHandle | None = None
@@ -105,7 +131,7 @@ class Monitor:
             _RTNLGRP_IPV6_NETCONF,
         )
         for protocol, groups, judge in (
-            (socket.NETLINK_ROUTE, route_groups, self._route_matters),
+            (socket.NETLINK_ROUTE, route_groups, self.judge_routes),
             (_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,), None),
         ):
             line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -139,11 +165,16 @@ class Monitor:
             if judge is None or judge(data):
                 self._changed()
 
-    def _route_matters(self, data: bytes) -> bool:
+    def judge_routes(self, data: bytes) -> bool:
+        """Read notifications about links, addresses and forwarding; returns whether something may have to be mended."""
         for kind, payload in messages(data):
             if kind in (_RTM_NEWLINK, _RTM_DELLINK):
                 self.note(kind, payload)
-            elif kind in (_RTM_DELADDR, _RTM_NEWNETCONF):
+            elif kind == _RTM_DELADDR:
+                # Each tap that goes loses an address of its own too.
+                if len(payload) < _IFADDR.size or self._lost_address_matters(_IFADDR.unpack_from(payload)[1]):
+                    return True
+            elif kind == _RTM_NEWNETCONF and netconf_index(payload) == _NETCONF_ALL:
                 return True
         return False
 

@@ -267,6 +267,26 @@ def zombie(pid: int, started: int) -> tuple[int, float] | None:
     return status, int(fields[_USER_TICKS]) / os.sysconf("SC_CLK_TCK")
 
 
+def writer_of(path: str) -> int:
+    """Return the pid of the session leader whose standard output is a file; 0: there is none.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    meant = os.stat(path)
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            found = os.stat(f"/proc/{name}/fd/1")
+            if (found.st_dev, found.st_ino) == (meant.st_dev, meant.st_ino) and os.getsid(int(name)) == int(name):
+                return int(name)
+        except OSError:
+            # Gone meanwhile, or none of ours.
+            continue
+    return 0
+
+
 def start_time(pid: int) -> int:
     """Return the start of a process in clock ticks since boot; with the pid and boot id it names one process.
 

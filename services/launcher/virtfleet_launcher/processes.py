@@ -33,7 +33,40 @@ def _number(fields: dict[str, Any], name: str) -> int:
     return value if type(value) is int and 0 < value < 2**62 else 0
 
 
+def _left(directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Return a file's object that can be done without."""
+    try:
+        return directory.read(name) or {}
+    except OSError as error:
+        report.error("a file of a run directory cannot be read", path=directory.file(name), error=str(error))
+        return {}
+
+
+def _sound(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what can be used of a record that was damaged, or written by another release."""
+    sound: dict[str, Any] = {
+        name: value for name, value in record.items() if isinstance(value, _RECORD_FIELDS.get(name, type(None)))
+    }
+    consoles = sound.get("consoles", {}).items()
+    sound["consoles"] = {name: size for name, size in consoles if type(size) is int and 0 < size <= _LARGEST_RING}
+    for name in ("sockets", "argv"):
+        sound[name] = [item for item in sound.get(name, []) if isinstance(item, str)]
+    return sound
+
+
 Answer = Callable[["Process | Refusal"], None]
+_RECORD_FIELDS = {
+    "client": str,
+    "token": str,
+    "argv": list,
+    "uid": int,
+    "gid": int,
+    "sockets": list,
+    "consoles": dict,
+    "cgroup": str,
+}
+_EXIT_FIELDS = {"guest", "pid", "outcome", "code", "signal", "utime", "maxrss", "time"}
+_LARGEST_RING = 64 * 1024 * 1024
 #: How long a dead process may stay a zombie of somebody else before its status is given up.
 _REAP_SECONDS = 2.0
 
@@ -134,16 +167,20 @@ class Processes:
     def _adopt(self, guest: str) -> None:
         directory = RunDirectory(self._guests, guest)
         born = directory.read("pid")
+        if not _number(born or {}, "pid"):
+            born = self._look_for(directory) or born
         if born is None:
             # The launcher died before the fork: nothing ran, nobody was told that it did.
             directory.remove()
             return
-        process = Process(guest, directory, directory.read("record") or {})
+        process = Process(guest, directory, _sound(_left(directory, "record")))
         process.adopted = True
         process.pid, process.start_time = _number(born, "pid"), _number(born, "start_time")
         process.boot_id = str(born.get("boot_id", ""))
         self._table[guest] = process
-        process.exit = directory.read("exit")
+        left = _left(directory, "exit")
+        # Of a damaged one nothing is believed: whether the process lives is asked of the kernel.
+        process.exit = left if left.keys() >= _EXIT_FIELDS else None
         if process.exit is not None:
             process.state = "ended"
             self._cgroups.remove(guest)
@@ -158,6 +195,22 @@ class Processes:
         for name, size in process.record.get("consoles", {}).items():
             console = self._restore(process, name, size)
             console.reconnect()
+
+    def _look_for(self, directory: RunDirectory) -> dict[str, Any] | None:
+        """Find the living process of a run directory whose pid file is lost or damaged; None: there is none.
+
+        Whoever would take it for ended lets a second one run on the same disks.
+        """
+        try:
+            pid = kernel.writer_of(directory.file("log"))
+            if not pid:
+                return None
+            born = {"pid": pid, "start_time": kernel.start_time(pid), "boot_id": self.boot_id}
+        except OSError:
+            return None
+        report.warning("a process without a sound pid file was found by its log", path=directory.path, pid=pid)
+        directory.write("pid", encode(born))
+        return born
 
     def _restore(self, process: Process, name: str, size: int) -> Console:
         path = process.directory.file

@@ -49,16 +49,21 @@ class RunDirectory:
         os.rename(self.file(name + ".new"), self.file(name))
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return a JSON file's object; None when it is absent or (told in the log) no JSON object."""
+        """Return a JSON file's object; None: it is absent; an empty one (told in the log): it holds none.
+
+        Raises:
+            OSError: it is there and cannot be read, for want of descriptors perhaps.
+        """
         try:
-            with open(self.file(name), "rb") as file:
+            # Not to wait for whoever would write to a pipe that lies there.
+            with open(self.file(name), "rb", opener=_at_once) as file:
                 value = json.load(file)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             report.error("a file of a run directory cannot be read", path=self.file(name), error=str(error))
-            return None
-        return value if isinstance(value, dict) else None
+            return {}
+        return value if isinstance(value, dict) else {}
 
     def clear(self) -> None:
         """Remove what the last run left: a stale exit would hide a running process from the next launcher."""
@@ -85,6 +90,10 @@ class RunDirectory:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def bind(path: str, mode: int, backlog: int, owner: int | None = None) -> socket.socket:

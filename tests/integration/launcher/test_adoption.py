@@ -316,3 +316,75 @@ def members(procs: Path, count: int) -> set[int]:
             return found[-1]
         time.sleep(0.02)
     raise AssertionError(found[-1])
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\xff\xfe rubbish", b"[]"])
+async def test_a_process_whose_pid_file_is_lost_or_damaged_is_found_by_its_log(
+    launcher: Launcher, compute: LauncherClient, left: bytes | None
+) -> None:
+    """Its run directory was taken for that of a start that never came to anything, and removed under the guest."""
+    process = await compute.spawn(console_guest("g", "echo"))
+    launcher.end(signal.SIGKILL)
+    pid_file = launcher.guest_dir("g") / "pid"
+    if left is None:
+        pid_file.unlink()
+    else:
+        pid_file.write_bytes(left)
+    launcher.expected_errors = True
+    launcher.start()
+    (found,) = await compute.list_processes()
+    assert (found.state, found.pid, found.start_time) == ("running", process.pid, process.start_time)
+    assert json.loads(pid_file.read_text())["pid"] == process.pid
+    async with await compute.console("g") as console:
+        assert isinstance(await anext(aiter(console)), ConsoleData | ConsoleGap)
+
+
+async def test_records_of_another_release_stop_no_launcher(launcher: Launcher, compute: LauncherClient) -> None:
+    process = await compute.spawn(sleeper("running"))
+    await compute.spawn(sleeper("exit"))
+    await compute.spawn(sleeper("folder"))
+    launcher.end(signal.SIGKILL)
+    record = launcher.guest_dir("running") / "record"
+    changed = json.loads(record.read_text()) | {"consoles": [{"name": "con"}], "sockets": 3, "argv": [{}], "new": {}}
+    record.write_text(json.dumps(changed))
+    (launcher.guest_dir("exit") / "exit").write_text('{"code": 0}')
+    (launcher.guest_dir("folder") / "record").unlink()
+    (launcher.guest_dir("folder") / "record").mkdir()
+    launcher.expected_errors = True
+    launcher.start()
+    states = {found.guest: (found.state, found.pid) for found in await compute.list_processes()}
+    assert states["running"] == ("running", process.pid)
+    # What an exit that says too little means is asked of the kernel.
+    assert states["exit"][0] == "running"
+    assert states["folder"][0] == "running"
+
+
+async def test_a_run_directory_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -> None:
+    for name in ("run", "lock", "guests", "compute.sock"):
+        launcher = Launcher(tmp_path / name)
+        launcher.run.parent.mkdir()
+        if name in ("lock", "compute.sock"):
+            (launcher.run / name).mkdir(parents=True)
+        else:
+            place = launcher.run if name == "run" else launcher.run / name
+            place.parent.mkdir(exist_ok=True)
+            place.write_text("")
+        launcher.start()
+        assert launcher.process is not None
+        assert launcher.process.wait(10) == 1
+        told = launcher.messages()[-1]
+        assert (told["message"], name in str(told["error"])) == ("cannot start", True)
+        launcher.clean()
+
+
+async def test_closed_standard_descriptors_are_nobody_elses(tmp_path: Path) -> None:
+    """The lock got the number of standard error, and the log was written into it."""
+    launcher = Launcher(tmp_path)
+    launcher.prefix = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    launcher.start()
+    try:
+        await launcher.client().capabilities()
+        assert [str(Path(f"/proc/{launcher.pid}/fd/{number}").readlink()) for number in range(3)] == ["/dev/null"] * 3
+        assert (launcher.run / "lock").read_bytes() == b""
+    finally:
+        launcher.clean()

@@ -12,6 +12,7 @@ waits for a disk there, so writes run on the event loop, and reads share their c
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -114,6 +115,12 @@ class Store:
             self.reader.close()
             self._writer.close()
             raise
+        # What the file and its log were when they were opened: SQLite goes on in files that nobody will ever find again.
+        self._files: dict[Path, tuple[int, int]] = {}
+        if not in_memory:
+            for name in (path, path.with_name(f"{path.name}-wal")):
+                found = name.stat()
+                self._files[name] = (found.st_dev, found.st_ino)
         self._opened = time.monotonic()
         self._cache = RowCache(limits.cache_bytes)
         self._listeners: list[Callable[[Sequence[Entry]], None]] = []
@@ -411,9 +418,10 @@ class Store:
             self._writer.execute("BEGIN IMMEDIATE")
             for work in batch:
                 self._run(work, transaction)
+            self._look()
             with self._cache.commit(transaction.touched):
                 self._writer.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # The disk: all of the batch is undone, and the service goes on with what the file holds.
             self._undo()
             for work in batch:
@@ -448,12 +456,25 @@ class Store:
         except Exception as error:  # noqa: BLE001  # the boundary: it is raised where the work was given
             work.error = error
 
-    def _unwritable(self, error: sqlite3.Error) -> StoreUnwritable:
+    def _look(self) -> None:
+        """Refuse to commit to files that have no name any more: what they hold is gone with the process.
+
+        Raises:
+            OSError: One was moved away, deleted or replaced, or cannot be looked at.
+        """
+        for path, identity in self._files.items():
+            found = path.stat()
+            if (found.st_dev, found.st_ino) != identity:
+                raise FileNotFoundError(errno.ENOENT, "another file has its name", str(path))
+
+    def _unwritable(self, error: sqlite3.Error | OSError) -> StoreUnwritable:
         # Of its own class for what is damaged or no database; a full or broken disk has one below it.
         damaged = type(error) is sqlite3.DatabaseError
         if self._trouble != str(error):
             self._trouble = str(error)
             advice = "; stop the service and put a copy back (`virtfleet store restore`)" if damaged else ""
+            if isinstance(error, FileNotFoundError):
+                advice = "; it was moved, deleted or replaced under the service: put it back, or stop and restore a copy"
             _log.error("the store %s cannot be written: %s%s", self.path, error, advice)
         what = "is damaged" if damaged else "cannot be written"
         return StoreUnwritable(

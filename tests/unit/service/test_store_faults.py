@@ -179,3 +179,29 @@ async def test_the_log_is_compacted_on_after_a_round_that_failed(
         async with asyncio.timeout(5):
             while store.lowest_seq < 80:
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_acknowledged_that_goes_into_a_file_without_a_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, *, replaced: bool
+) -> None:
+    """SQLite goes on in the file that was open: all that was written then was gone with the process."""
+    path = tmp_path / "c.db"
+    async with open_store(path) as store:
+        await put(store, domain("a"))
+        named, aside = tmp_path / f"c.db{suffix}", tmp_path / "aside"
+        named.rename(aside)
+        if replaced:
+            named.write_bytes(aside.read_bytes())
+        for _ in range(2):
+            with pytest.raises(StoreUnwritable, match="nothing was done"):
+                await put(store, domain("b"))
+        assert [row.name for row in store.list("domain")] == ["nodes/n1/domains/a"]
+        (told,) = [one.message for one in caplog.records if one.levelno == logging.ERROR]
+        assert str(named) in told
+        assert "moved, deleted or replaced" in told
+        aside.rename(named)
+        await put(store, domain("c"))
+    async with open_store(path) as store:
+        assert [row.name for row in store.list("domain")] == ["nodes/n1/domains/a", "nodes/n1/domains/c"]

@@ -173,6 +173,7 @@ class _Lines:
         self._limit_bytes = limit_bytes
         self._descriptor = -1
         self._size_bytes = 0
+        self._identity = (0, 0)
         self._in_use = False
         self._broken: OSError | None = None
         # Lines that the file has not taken: written first when it takes some again.
@@ -216,7 +217,8 @@ class _Lines:
 
     def _open(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size_bytes = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        self._size_bytes, self._identity = found.st_size, (found.st_dev, found.st_ino)
 
     def _let_go(self) -> None:
         if self._descriptor >= 0:
@@ -260,8 +262,22 @@ class _Lines:
             os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise
 
+    def _in_place(self, path: Path) -> bool:
+        """Tell whether the open file still has its name."""
+        try:
+            named = path.stat()
+        except FileNotFoundError:
+            return False
+        return (named.st_dev, named.st_ino) == self._identity
+
     def _make_room(self, path: Path, more_bytes: int) -> None:
-        """Have the file open and small enough; what failed at the last line is tried again."""
+        """Have the file open and small enough; what failed at the last line is tried again.
+
+        A file that was moved away (as logrotate does) or deleted takes no more lines: nobody would look for them there.
+        """
+        if self._descriptor >= 0 and not self._in_place(path):
+            _log.warning("the audit log %s was moved or deleted: another one is begun", path)
+            self._let_go()
         if self._descriptor < 0:
             self._open(path)
         if self._size_bytes + more_bytes > self._limit_bytes and self._size_bytes:

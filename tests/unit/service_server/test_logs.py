@@ -196,3 +196,22 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_half_of_it(tmp_pa
     )
     assert ran.stdout.split() == ["refused", "0"]
     assert [line["event"] for line in lines(path)] == ["call", "call", "audit_resumed"]
+
+
+def test_a_log_that_was_moved_or_deleted_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As logrotate does it; what was recorded after a deletion went into a file that nobody could read."""
+    path = tmp_path / "audit.log"
+    log = AuditLog(path)
+    log.open()
+    log.record(call_of(None), code="OK", event="first")
+    path.rename(tmp_path / "audit.log.old")
+    log.record(call_of(None), code="OK", event="second")
+    path.unlink()
+    log.record(call_of(None), code="OK", event="third")
+    log.record(call_of(None), code="OK", event="fourth")
+    log.close()
+    assert [line["event"] for line in lines(tmp_path / "audit.log.old")] == ["first"]
+    assert [line["event"] for line in lines(path)] == ["third", "fourth"]
+    assert [one.message for one in caplog.records] == [
+        f"the audit log {path} was moved or deleted: another one is begun"
+    ] * 2

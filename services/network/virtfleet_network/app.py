@@ -88,7 +88,7 @@ async def running(settings: NetworkSettings) -> AsyncIterator[App]:
         server = _server(settings, store, hub, operations, networks, ports)
         try:
             await reconciler.start()
-            async with asyncio.TaskGroup() as tasks, operations.running():
+            async with _alone(), asyncio.TaskGroup() as tasks, operations.running():
                 background = [
                     tasks.create_task(reconciler.run(), name="reconciliation"),
                     tasks.create_task(reconciler.take_news(), name="news of the back end"),
@@ -105,6 +105,17 @@ async def running(settings: NetworkSettings) -> AsyncIterator[App]:
                         task.cancel()
         finally:
             await backend.close()
+
+
+@asynccontextmanager
+async def _alone() -> AsyncIterator[None]:
+    """Raise an error that a task group has wrapped as it was: its class says how the process ends."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
 
 
 def _server(

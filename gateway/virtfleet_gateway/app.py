@@ -78,6 +78,16 @@ class App:
 _OPERATION_SERVICE = common_operations_pb2.DESCRIPTOR.services_by_name["OperationService"]
 
 
+def _authority(settings: FleetSettings) -> Authority:
+    try:
+        return Authority.load(settings.authority_dir)
+    except (OSError, ValueError) as error:
+        advice = ""
+        if isinstance(error, FileNotFoundError):
+            advice = "; put the copy of the folder back. For a fleet that is new `virtfleet authority init` makes one"
+        raise SettingsError(f"authority_dir: {error}{advice}") from error
+
+
 @asynccontextmanager
 async def running(settings: FleetSettings, *, connect: Connect | None = None) -> AsyncIterator[App]:
     """Run a gateway; it drains and stops when the block ends.
@@ -90,10 +100,7 @@ async def running(settings: FleetSettings, *, connect: Connect | None = None) ->
         SettingsError: The authority cannot be read, or an address cannot be used.
         VirtfleetError: A store or a certificate cannot be used.
     """
-    try:
-        authority = Authority.load(settings.authority_dir)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"authority_dir: {error}; `virtfleet authority init` makes one") from error
+    authority = _authority(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     identity_dir = settings.state_dir / "identity"
     identity_dir.mkdir(exist_ok=True, mode=0o700)

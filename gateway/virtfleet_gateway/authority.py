@@ -8,6 +8,7 @@ the certificate is for.
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import ipaddress
 import logging
 import os
@@ -41,6 +42,8 @@ NODE_SERVICES = ("compute", "storage", "network")
 _AUTHORITY_LIFETIME = dt.timedelta(days=3650)
 _CLOCK_SKEW = dt.timedelta(minutes=5)
 """A certificate begins a little in the past, since no two clocks agree."""
+
+_PUT_BACK = "put the copy of the authority's folder back"
 
 _REQUEST_LIMIT_BYTES = 16 << 10
 REQUEST_FIELD = "certificate_request"
@@ -77,18 +80,20 @@ class Authority:
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
         self._key = key
         self._certificate = certificate
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        self.trust_domain: str = names.get_values_for_type(x509.UniformResourceIdentifier)[0].removeprefix("spiffe://")
+        self.trust_domain: str = _uris(certificate)[0].removeprefix("spiffe://")
 
     @classmethod
     def create(cls, directory: Path, trust_domain: str = DEFAULT_TRUST_DOMAIN) -> Authority:
         """Make a new authority and write `ca.key` (mode 0600) and `ca.crt` into a directory.
 
         Raises:
-            FileExistsError: There is an authority already, or the key of one; it is left alone.
+            FileExistsError: There is an authority already, or half of one; it is left alone.
             OSError: The directory cannot be written.
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (directory / "ca.crt").exists():
+            # What it has signed is in use, though its key is lost: another authority in its place would end the fleet.
+            raise FileExistsError(errno.EEXIST, "is the certificate of an authority", str(directory / "ca.crt"))
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"virtfleet authority of {trust_domain}")])
         now = dt.datetime.now(dt.UTC)
@@ -111,7 +116,12 @@ class Authority:
         )
         # The key first, and only where none is: a second `create` must never replace it.
         write_private(directory / "ca.key", private_pem(key))
-        durable.write(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+        try:
+            durable.write(directory / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+        except BaseException:
+            # It has signed nothing yet, and would keep the next call from making one.
+            (directory / "ca.key").unlink()
+            raise
         return cls(key, certificate)
 
     @classmethod
@@ -127,11 +137,21 @@ class Authority:
             _log.warning(
                 "the key of the fleet's authority %s can be read by others: whoever has it is everybody", key_file
             )
-        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-        certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
+        certificate_file = directory / "ca.crt"
+        try:
+            key = serialization.load_pem_private_key(files.read_kept(key_file), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            # The text of the error could quote the file; it stays out of the message.
+            raise ValueError(f"{key_file} holds no private key without passphrase; {_PUT_BACK}") from error
+        try:
+            certificate = x509.load_pem_x509_certificate(files.read_kept(certificate_file))
+            named = bool(_uris(certificate))
+        except ValueError as error:
+            raise ValueError(f"{certificate_file} holds no certificate; {_PUT_BACK}") from error
+        if not named:
+            raise ValueError(f"{certificate_file} is not that of an authority of virtfleet; {_PUT_BACK}")
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            message = f"{directory}: ca.key is not the key of ca.crt"
-            raise ValueError(message)
+            raise ValueError(f"{directory}: ca.key is not the key of ca.crt; {_PUT_BACK}")
         return cls(key, certificate)
 
     @property
@@ -293,10 +313,14 @@ def write_private(path: Path, content: bytes) -> None:
         FileExistsError: The file exists; it is left alone.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def new_request(common_name: str) -> tuple[bytes, bytes]:
@@ -335,6 +359,14 @@ def _checked_key(request_pem: bytes, field: str) -> PublicKey:
     if isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192:
         return key
     raise DocumentInvalid("the key must be ECDSA P-256 or P-384, or RSA of 2048 to 8192 bits", field=field)
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return list(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
 def _key_usage(*, certificate_authority: bool) -> x509.KeyUsage:

@@ -115,7 +115,7 @@ class Store:
             self.reader.close()
             self._writer.close()
             raise
-        # What the file and its log were when they were opened: SQLite goes on in files that nobody will ever find again.
+        # The file and its log as they were opened: SQLite goes on in files that nobody will ever find again.
         self._files: dict[Path, tuple[int, int]] = {}
         if not in_memory:
             for name in (path, path.with_name(f"{path.name}-wal")):
@@ -474,7 +474,9 @@ class Store:
             self._trouble = str(error)
             advice = "; stop the service and put a copy back (`virtfleet store restore`)" if damaged else ""
             if isinstance(error, FileNotFoundError):
-                advice = "; it was moved, deleted or replaced under the service: put it back, or stop and restore a copy"
+                advice = (
+                    "; it was moved, deleted or replaced under the service: put it back, or stop and restore a copy"
+                )
             _log.error("the store %s cannot be written: %s%s", self.path, error, advice)
         what = "is damaged" if damaged else "cannot be written"
         return StoreUnwritable(
@@ -557,6 +559,10 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the file against a second process; the lock ends with the process, however it ends."""
     lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
+        # A command of root's may make it: the service runs as another user.
+        owner = (path if path.exists() else path.parent).stat()
+        if os.geteuid() == 0 and os.fstat(lock).st_uid != owner.st_uid:
+            os.fchown(lock, owner.st_uid, owner.st_gid)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

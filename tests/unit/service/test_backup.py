@@ -129,3 +129,14 @@ async def test_the_log_of_the_old_file_never_meets_the_new_one(path: Path) -> No
     for place, expected in ((path, None), (kept, "late")):
         found = sqlite3.connect(place).execute("SELECT body FROM records WHERE space = 's'").fetchone()
         assert (found and found[0]) == expected
+
+
+async def test_a_lock_that_a_command_makes_is_the_services(path: Path) -> None:
+    """Moved away with its lock and put back by root, the store could not be opened by its service any more."""
+    folder = path.parent / "moved"
+    folder.mkdir()
+    os.chown(folder, 20123, 20124)
+    backup.back_up(path, path.with_name("copy.db"))
+    backup.restore(path.with_name("copy.db"), folder / "c.db")
+    assert {(entry.stat().st_uid, entry.stat().st_gid) for entry in folder.iterdir()} == {(20123, 20124)}
+    assert (folder / "c.db.lock").exists()

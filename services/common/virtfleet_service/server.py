@@ -507,6 +507,19 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def hold_standard_descriptors() -> None:
+    """Open the first three descriptors if whoever started the process has closed them.
+
+    Else the event loop gets their numbers, and what is written to standard error goes into it; libuv ends the process
+    when it is to close one of them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def notify(state: str) -> None:
     """Tell systemd, if it started the process, how it is (sd_notify)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -570,6 +583,7 @@ def main(running: Callable[[], AbstractAsyncContextManager[object]]) -> int:
     """
     import uvloop
 
+    hold_standard_descriptors()
     raise_descriptor_limit()
     tune_allocator()
     try:

@@ -358,6 +358,24 @@ async def test_a_process_tells_systemd_that_it_serves_and_does_not_need_it(tmp_p
         assert await process.wait() == 0
 
 
+async def test_closed_standard_descriptors_are_nobody_elses(tmp_path: Path) -> None:
+    """The event loop got their numbers, and libuv ended the process when it was to close one of them."""
+    command = ["/bin/sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", PROGRAM, str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ))
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            assert await process.stdout.readline() == b"up\n"
+            assert {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (0, 2)} == {"/dev/null"}
+            process.terminate()
+            assert await process.stdout.readline() == b"down\n"
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_settings_that_cannot_be_used_end_the_process_with_a_line(tmp_path: Path) -> None:
     (tmp_path / "compute").mkdir()
     (tmp_path / "compute" / "admin.sock").write_text("")

@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 
 from virtfleet_gateway.authority import Authority, new_request
-from virtfleet_service import durable
+from virtfleet_service import durable, files
 from virtfleet_service.denial import Denials
 from virtfleet_service.errors import DocumentInvalid, VirtfleetError
 
@@ -74,11 +74,11 @@ class OwnCertificate:
     def _is_good(self) -> bool:
         if not (self.certificate_file.exists() and self.key_file.exists() and self.ca_file.exists()):
             return False
-        if self.ca_file.read_bytes() != self._authority.certificate_pem:
+        if files.read_kept(self.ca_file) != self._authority.certificate_pem:
             return False
-        if not durable.fits(self.certificate_file.read_bytes(), self.key_file.read_bytes()):
+        if not durable.fits(files.read_kept(self.certificate_file), files.read_kept(self.key_file)):
             return False
-        certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
+        certificate = x509.load_pem_x509_certificate(files.read_kept(self.certificate_file))
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         known = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
         known.update(names.get_values_for_type(x509.DNSName))
@@ -113,7 +113,7 @@ class OwnCertificate:
             pause_seconds = _LOOK_SECONDS
             try:
                 await asyncio.to_thread(self.ensure)
-                present = self.certificate_file.read_bytes()
+                present = files.read_kept(self.certificate_file)
                 if present != known:
                     if known:
                         self._changed()

@@ -123,7 +123,7 @@ class Authorizer:
             OSError: It cannot be read; the old bindings stay.
         """
         try:
-            text = files.read(path).decode()
+            text = files.read_kept(path).decode()
         except UnicodeDecodeError as error:
             raise PolicyError(f"byte {error.start} of the policy file is no UTF-8") from error
         self._bindings = tuple(parse_policy(text, self.role_names))

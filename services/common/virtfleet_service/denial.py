@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -20,11 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from google.protobuf.message import DecodeError
 
 from virtfleet.fleet.v1 import enrollment_pb2
-from virtfleet_service import durable
+from virtfleet_service import durable, files
 from virtfleet_service.errors import DocumentInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+_LIMIT_BYTES: Final = 64 << 20
+"""What the file of a list may have: some hundred thousand denied certificates."""
 
 
 def public_key_sha256(certificate: x509.Certificate) -> str:
@@ -101,7 +104,7 @@ class Denials:
             OSError: It cannot be read.
         """
         try:
-            content = path.read_bytes()
+            content = files.read_kept(path, _LIMIT_BYTES)
         except FileNotFoundError:
             return cls.empty()
         try:

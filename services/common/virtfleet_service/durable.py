@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtfleet_service import failpoints
+from virtfleet_service import failpoints, files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +72,8 @@ def finish_pair(certificate_file: Path, key_file: Path) -> None:
     """
     waiting = _waiting(key_file)
     try:
-        key = waiting.read_bytes()
-        certificate = certificate_file.read_bytes()
+        key = files.read_kept(waiting)
+        certificate = files.read_kept(certificate_file)
     except FileNotFoundError:
         return
     if fits(certificate, key):
@@ -88,17 +88,17 @@ def fitting_key(certificate: bytes, key_file: Path) -> bytes:
         OSError: The file cannot be read.
     """
     try:
-        key = key_file.read_bytes()
+        key = files.read_kept(key_file)
     except FileNotFoundError:
         key = b""
     if not fits(certificate, key):
         try:
-            waiting = _waiting(key_file).read_bytes()
+            waiting = files.read_kept(_waiting(key_file))
         except FileNotFoundError:
             waiting = b""
         if fits(certificate, waiting):
             return waiting
-    return key or key_file.read_bytes()
+    return key or files.read_kept(key_file)
 
 
 def fits(certificate: bytes, key: bytes) -> bool:

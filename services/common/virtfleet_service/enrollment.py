@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from virtfleet.fleet.v1 import enrollment_pb2
-from virtfleet_service import durable
+from virtfleet_service import durable, files
 from virtfleet_service.denial import Denials, public_key_sha256
 from virtfleet_service.errors import BackendUnreachable, CredentialsInvalid, DocumentInvalid, JoinTokenInvalid
 
@@ -94,19 +94,23 @@ class Fleet:
 
         Raises:
             OSError: The file cannot be read.
-            tomllib.TOMLDecodeError: It is damaged.
+            DocumentInvalid: It is damaged.
         """
+        path = directory / "fleet.toml"
         try:
-            content = (directory / "fleet.toml").read_text()
+            content = files.read_kept(path)
         except FileNotFoundError:
             return None
-        table = tomllib.loads(content)
-        return cls(
-            node=table["node"],
-            trust_domain=table["trust_domain"],
-            gateway_endpoints=tuple(table["gateway_endpoints"]),
-            gateway_identities=tuple(table["gateway_identities"]),
-        )
+        try:
+            table = tomllib.loads(content.decode())
+            return cls(
+                node=_text(table["node"]),
+                trust_domain=_text(table["trust_domain"]),
+                gateway_endpoints=_texts(table["gateway_endpoints"]),
+                gateway_identities=_texts(table["gateway_identities"]),
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DocumentInvalid(f"{path} is damaged ({error!r}): join again with a new token", path=path) from error
 
     def save(self, directory: Path) -> None:
         """Write `fleet.toml`."""
@@ -479,6 +483,18 @@ def _certificate_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     )
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no name")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return tuple(_text(item) for item in value)
 
 
 def _quoted(text: str) -> str:

@@ -1,8 +1,12 @@
-"""Files of a person's hand (settings, tokens, seeds): bounded, so that a wrong path costs neither memory nor time."""
+"""Small files, of a person's hand (settings, tokens, seeds) or our own (keys, lists), read within bounds.
+
+So a wrong path costs neither memory nor time.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from typing import IO, TYPE_CHECKING, Final
 
@@ -21,6 +25,22 @@ def read(path: Path, limit_bytes: int = LIMIT_BYTES) -> bytes:
     """
     with path.open("rb") as file:
         return read_from(file, str(path), limit_bytes)
+
+
+def read_kept(path: Path, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    """Return what a file holds that a process looks at while it serves; never waits for whoever writes to a pipe.
+
+    Raises:
+        OSError: It cannot be read, is a pipe (EINVAL), or (EFBIG) has more than the limit.
+    """
+    with open(path, "rb", opener=_at_once) as file:  # pathlib knows no opener
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is a pipe", str(path))
+        return read_from(file, str(path), limit_bytes)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def read_from(file: IO[bytes], name: str, limit_bytes: int = LIMIT_BYTES) -> bytes:

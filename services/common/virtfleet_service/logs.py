@@ -216,7 +216,9 @@ class _Lines:
         self._flush()
 
     def _open(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Not to wait for whoever would read, if it is a pipe.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        self._descriptor = os.open(path, flags, 0o600)
         found = os.fstat(self._descriptor)
         self._size_bytes, self._identity = found.st_size, (found.st_dev, found.st_ino)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from virtfleet_service import durable
+from virtfleet_service import durable, files
 from virtfleet_service.errors import BackingMissing
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _read(path: Path | None, what: str) -> bytes:
     if path is None:
         raise BackingMissing(f"the settings name no {what} file", file="", cause="not set")
     try:
-        return path.read_bytes()
+        return files.read_kept(path)
     except OSError as error:
         raise _unusable(what, path, f"cannot be read: {error.strerror}") from error
 

@@ -45,6 +45,7 @@ class Trust:
     Raises:
         BackingMissing: A certificate file is absent or does not parse.
         SettingsError: The policy file cannot be used, or the identity directory is of another node.
+        DocumentInvalid: What the node remembers of its fleet is damaged.
     """
 
     def __init__(
@@ -57,6 +58,11 @@ class Trust:
         self._taken: dict[str, object] = {}
         self._said: dict[str, str] = {}
         self._member = settings.identity_dir is not None and (settings.identity_dir / MEMBER_FILE).exists()
+        if needed and not self._member and settings.identity_dir is not None:
+            _log.warning(
+                "%s is missing: nobody renews the certificates beside it, so join again before they end",
+                settings.identity_dir / MEMBER_FILE,
+            )
         trust_domain, gateways = self._fleet() if self._member else (settings.trust_domain, ())
         self.authenticator = Authenticator(trust_domain, authorizer, node_role=node_role, gateways=gateways)
         self.files = tls_files(settings, service)

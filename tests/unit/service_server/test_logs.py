@@ -215,3 +215,9 @@ def test_a_log_that_was_moved_or_deleted_is_begun_anew(tmp_path: Path, caplog: p
     assert [one.message for one in caplog.records] == [
         f"the audit log {path} was moved or deleted: another one is begun"
     ] * 2
+
+
+def test_a_pipe_in_the_place_of_the_log_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "audit.log")
+    with pytest.raises(OSError, match=r"audit\.log"):
+        AuditLog(tmp_path / "audit.log").open()

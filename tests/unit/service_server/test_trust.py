@@ -17,6 +17,8 @@ from tests.pki import Pki
 from virtfleet.fleet.v1 import enrollment_pb2
 from virtfleet_service.authorization import Authorizer, PolicyError, parse_policy
 from virtfleet_service.denial import public_key_sha256
+from virtfleet_service.enrollment import Fleet
+from virtfleet_service.errors import DocumentInvalid
 from virtfleet_service.settings import ServiceSettings, SettingsError, TlsSettings
 from virtfleet_service.trust import Trust
 
@@ -155,3 +157,41 @@ def test_a_key_that_everybody_may_read_is_told(desk: Desk, caplog: pytest.LogCap
         caplog.clear()
         desk.trust()
         assert len([one for one in caplog.messages if "open to everybody" in one]) == told
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b'node = "n1', b'node = "n1"\n', b"node = 1\n", b"x = " + b"[" * 5000], ids=repr
+)
+def test_a_damaged_memory_of_the_fleet_is_told_in_a_line(desk: Desk, tmp_path: Path, content: bytes) -> None:
+    fleet = Fleet("n1", "virtfleet.dev", ("127.0.0.1:1",), ("spiffe://virtfleet.dev/gateway/",))
+    fleet.save(tmp_path)
+    assert Fleet.load(tmp_path) == fleet
+    (tmp_path / "fleet.toml").write_bytes(content)
+    desk.settings = replace(desk.settings, identity_dir=tmp_path)
+    with pytest.raises(DocumentInvalid, match=r"fleet\.toml is damaged .*: join again with a new token"):
+        desk.trust()
+
+
+def test_certificates_that_nobody_renews_are_told(desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    desk.settings = replace(desk.settings, identity_dir=tmp_path)
+    desk.trust()
+    assert [one.message for one in caplog.records if one.levelno == logging.WARNING] == [
+        f"{tmp_path}/fleet.toml is missing: nobody renews the certificates beside it, so join again before they end"
+    ]
+
+
+def test_a_pipe_in_the_place_of_a_file_stops_nobody(desk: Desk, tmp_path: Path) -> None:
+    """Who opened it waited for a writer, with all calls of the server."""
+    trust = desk.trust()
+    for path in (desk.policy, desk.denied, desk.issued.certificate_file, desk.issued.key_file, desk.pki.ca_file):
+        held = tmp_path / "held"
+        if path.exists():
+            path.rename(held)
+        os.mkfifo(path)
+        trust.refresh()
+        path.unlink()
+        if held.exists():
+            held.rename(path)
+    os.mkfifo(tmp_path / "fleet.toml")
+    with pytest.raises(OSError, match="is a pipe"):
+        Fleet.load(tmp_path)

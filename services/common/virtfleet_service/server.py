@@ -508,11 +508,7 @@ def raise_descriptor_limit() -> None:
 
 
 def hold_standard_descriptors() -> None:
-    """Open the first three descriptors if whoever started the process has closed them.
-
-    Else the event loop gets their numbers, and what is written to standard error goes into it; libuv ends the process
-    when it is to close one of them.
-    """
+    """Open what is closed of the first three: libuv, given their numbers, aborts when it is to close one."""
     for number in range(3):
         try:
             os.fstat(number)

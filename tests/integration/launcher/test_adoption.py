@@ -381,7 +381,7 @@ async def test_a_run_directory_that_cannot_be_used_is_told_in_a_line(tmp_path: P
 async def test_closed_standard_descriptors_are_nobody_elses(tmp_path: Path) -> None:
     """The lock got the number of standard error, and the log was written into it."""
     launcher = Launcher(tmp_path)
-    launcher.prefix = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    launcher.prefix = [PYTHON, "-c", "import os, sys; os.closerange(0, 3); os.execv(sys.argv[1], sys.argv[1:])"]
     launcher.start()
     try:
         await launcher.client().capabilities()

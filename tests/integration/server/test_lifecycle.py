@@ -360,7 +360,8 @@ async def test_a_process_tells_systemd_that_it_serves_and_does_not_need_it(tmp_p
 
 async def test_closed_standard_descriptors_are_nobody_elses(tmp_path: Path) -> None:
     """The event loop got their numbers, and libuv ended the process when it was to close one of them."""
-    command = ["/bin/sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", PROGRAM, str(tmp_path)]
+    closing = "import os, sys; os.close(0); os.close(2); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", closing, sys.executable, "-c", PROGRAM, str(tmp_path)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=dict(os.environ))
     assert process.stdout is not None
     try:

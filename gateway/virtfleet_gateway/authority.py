@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from virtfleet_service import durable, files
-from virtfleet_service.errors import DocumentInvalid
+from virtfleet_service.errors import BackendFailed, DocumentInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -251,6 +251,12 @@ class Authority:
     ) -> Certificate:
         now = dt.datetime.now(dt.UTC)
         not_after = min((now + lifetime).replace(microsecond=0), self._certificate.not_valid_after_utc)
+        if not_after <= now:
+            raise BackendFailed(
+                f"the authority of the fleet ended at {not_after.isoformat()}, or the clock of this machine is wrong:"
+                " nothing can be signed",
+                cause="ended",
+            )
         serial = x509.random_serial_number()
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(subject)]
         names += [x509.DNSName(name) for name in dns_names]

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from virtfleet_gateway.authority import Authority
+from virtfleet_gateway.authority import Authority, new_request
+from virtfleet_service.errors import BackendFailed
 
 
 def own_certificate(key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
@@ -76,3 +77,12 @@ def test_what_could_not_be_made_whole_does_not_stand_in_the_way(tmp_path: Path) 
         assert done.returncode == 1
         assert list(tmp_path.iterdir()) == []
     Authority.create(tmp_path)
+
+
+def test_an_authority_that_has_ended_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway ended with a trace of the library, as it did when the clock of its machine was years ahead."""
+    monkeypatch.setattr("virtfleet_gateway.authority._AUTHORITY_LIFETIME", dt.timedelta(seconds=-1))
+    authority = Authority.create(tmp_path)
+    _, request = new_request("g1")
+    with pytest.raises(BackendFailed, match=r"the authority of the fleet ended at .*, or the clock"):
+        authority.issue_gateway(request, "g1", ["127.0.0.1"], dt.timedelta(days=7))

@@ -104,7 +104,8 @@ class Creation:
             f"{names.absolute(resolved.interfaces[key].network, node)}/ports/{specs.port_id(request.domain_id, key)}"
             for key in wiring.owned_ports(resolved)
         ]
-        creating = records.Creating(name, domain.uid, resolved.driver, macs, volumes, ports)
+        uids = [str(uuid.uuid4()) for _ in volumes]
+        creating = records.Creating(name, domain.uid, resolved.driver, macs, volumes, ports, uids)
         return Draft(request, domain, creating)
 
     async def resolve(
@@ -144,6 +145,11 @@ class Creation:
             raise ResourceExists(f"{domain.name} exists", resource=domain.name, name=domain.name)
         if tx.get_record(records.CREATE, domain.name) is not None:
             raise OperationConflict(f"{domain.name} is being made", resource=domain.name, retry_delay_seconds=1.0)
+        for making, body in tx.list_records(records.CREATE):
+            if records.Creating.decode(body).uid == domain.uid:
+                raise OperationConflict(
+                    f"{making} is being made with the uid {domain.uid}", resource=making, retry_delay_seconds=1.0
+                )
         other = tx.get_by_uid(KIND, domain.uid)
         if other is not None:
             raise IdentityInUse(
@@ -194,10 +200,10 @@ class Creation:
         """
         domain = draft.domain
         driver = self._context.driver(domain)
-        for number, (name, new) in enumerate(zip(draft.creating.volumes, draft.request.new_volumes, strict=True)):
+        for number, (making, new) in enumerate(zip(draft.creating.makings, draft.request.new_volumes, strict=True)):
             phase(f"making volume {new.volume_id}")
-            request = self._volume_request(name, new, domain.uid, f"{request_key}/{number}")
-            undo.push_async_callback(self._remove_volume, name, domain.uid)
+            request = self._volume_request(making, new, f"{request_key}/{number}")
+            undo.push_async_callback(self._remove_volume, making)
             await self._make_volume(request, call, partial(_place_of_volume, number))
             failpoints.reach("compute.create.volume")
         if draft.creating.ports:
@@ -219,11 +225,15 @@ class Creation:
 
     @staticmethod
     def _volume_request(
-        name: str, new: domain_pb2.NewVolume, uid: str, request_id: str
+        making: records.Making, new: domain_pb2.NewVolume, request_id: str
     ) -> volume_pb2.CreateVolumeRequest:
-        volume = volume_pb2.Volume(labels={OWNER_LABEL: uid}, spec=new.spec if new.HasField("spec") else None)
+        volume = volume_pb2.Volume(
+            uid=making.uid,
+            labels={OWNER_LABEL: making.domain_uid},
+            spec=new.spec if new.HasField("spec") else None,
+        )
         return volume_pb2.CreateVolumeRequest(
-            parent=names.parent_of(name),
+            parent=names.parent_of(making.name),
             volume=volume,
             volume_id=new.volume_id,
             source_volume=new.source_volume,
@@ -279,16 +289,16 @@ class Creation:
         except VirtfleetError as error:
             _log.warning("storage may still make a volume that is not wanted: %s", error)
 
-    async def _remove_volume(self, name: str, uid: str) -> None:
-        """Delete a volume if it was made with the domain of that uid. Never raises: what stays, the sweep deletes."""
+    async def _remove_volume(self, making: records.Making) -> None:
+        """Delete a volume that a creation has had made. Never raises: what stays, the sweep deletes."""
         try:
-            await self.take_back_volume(name, uid)
+            await self.take_back_volume(making)
         except VirtfleetError as error:
-            _log.warning("%s stays for now: %s", name, error)
-            await self._keep_leftover(name, uid)
+            _log.warning("%s stays for now: %s", making.name, error)
+            await self._keep_leftover(making)
 
-    async def _keep_leftover(self, name: str, uid: str) -> None:
-        await self._context.store.write(lambda tx: records.keep_leftover(tx, name, uid))
+    async def _keep_leftover(self, making: records.Making) -> None:
+        await self._context.store.write(lambda tx: records.keep_leftover(tx, making))
         self._context.wiring.unswept["storage"].set()
 
     async def _volume(self, name: str) -> volume_pb2.Volume | None:
@@ -302,31 +312,31 @@ class Creation:
         except ResourceNotFound:
             return None
 
-    async def take_back_volume(self, name: str, uid: str) -> None:
-        """Delete a volume if it was made with the domain of that uid. Succeeds if there is none and none will be.
+    async def take_back_volume(self, making: records.Making) -> None:
+        """Delete a volume unless it is another one of its name. Succeeds if there is none and none will be.
 
         Raises:
             OperationConflict: Storage is still making it.
             VirtfleetError: What storage answered.
         """
-        while await self._volume(name) is None:
+        while await self._volume(making.name) is None:
             # Not there yet, or never: storage refuses to delete what it is making, and of this uid there is none.
             with suppress(UidMismatch):
-                await self._delete_volume(name, str(uuid.uuid4()), None, allow_missing=True)
+                await self._delete_volume(making.name, str(uuid.uuid4()), None, allow_missing=True)
                 return
-        await self.delete_volume(name, uid)
+        await self.delete_volume(making)
 
-    async def delete_volume(self, name: str, uid: str, call: Call | None = None) -> None:
-        """Delete a volume if it was made with the domain of that uid. Succeeds if there is none.
+    async def delete_volume(self, making: records.Making, call: Call | None = None) -> None:
+        """Delete a volume unless it is another one of its name. Succeeds if there is none.
 
         Raises:
             VirtfleetError: What storage answered.
         """
-        volume = await self._volume(name)
-        if volume is not None and volume.labels.get(OWNER_LABEL) == uid:
+        volume = await self._volume(making.name)
+        if volume is not None and _is(volume, making):
             # Gone meanwhile, or another of its name: there is none of ours.
             with suppress(ResourceNotFound, UidMismatch):
-                await self._delete_volume(name, volume.uid, call)
+                await self._delete_volume(making.name, volume.uid, call)
 
     async def _delete_volume(
         self, name: str, volume_uid: str, call: Call | None, *, allow_missing: bool = False
@@ -363,8 +373,19 @@ class Creation:
             _log.warning("what driver %s has of %s stays: %s", creating.driver, creating.name, error)
         await self._context.wiring.unreserve(target, creating.ports)
         # The sweep deletes the volumes once it has given back what was attached.
-        for volume in creating.volumes:
-            await self._keep_leftover(volume, creating.uid)
+        for making in creating.makings:
+            await self._keep_leftover(making)
+
+
+def _is(volume: volume_pb2.Volume, making: records.Making) -> bool:
+    """Tell whether a volume is one that was made with a domain.
+
+    A creation goes by the uid alone: a domain that was deleted leaves its volumes, and one of the same uid that asks
+    for the same names must not take them with it when it fails.
+    """
+    if making.uid:
+        return volume.uid == making.uid
+    return volume.labels.get(OWNER_LABEL) == making.domain_uid
 
 
 def _place_of_volume(number: int, path: str) -> str:

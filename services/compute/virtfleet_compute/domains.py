@@ -233,7 +233,7 @@ class Domains:
             await context.wiring.unreserve(ref(domain), ports)
         if delete_volumes:
             for volume in self.volumes_of(domain.uid):
-                await self._creation.delete_volume(volume, domain.uid, call)
+                await self._creation.delete_volume(records.Making(volume, "", domain.uid), call)
         failpoints.reach("compute.delete.undone")
 
     async def finish_delete(self, domain: domain_pb2.Domain, cause: str) -> Commit:
@@ -249,7 +249,7 @@ class Domains:
 
         def record(tx: Transaction) -> empty_pb2.Empty:
             for volume in volumes:
-                records.keep_leftover(tx, volume, domain.uid)
+                records.keep_leftover(tx, records.Making(volume, "", domain.uid))
             return self.record_delete(tx, domain, cause)
 
         return record

@@ -7,8 +7,8 @@
 * `create` (name → a creation): creations that have begun and not ended.
 * `delete` (uid → `volumes` or nothing): deletions that have begun and not ended, and whether volumes go with them.
 * `volumes` (uid → names): the volumes that were made with a domain.
-* `leftover` (volume → uids): volumes of undone creations and of deletions that were cut: storage is yet to delete them,
-  if they were made with one of these domains.
+* `leftover` (volume → of whom): volumes of undone creations and of deletions that were cut: storage is yet to delete
+  them, if they are what these domains have had made.
 * `occupied` (uid → operation): the domains whose status shows an operation.
 * `service` (key → value): the boot id of the last autostart, the inventories that were taken over.
 """
@@ -56,6 +56,31 @@ class Starting:
 
 
 @dataclass(frozen=True, slots=True)
+class Making:
+    """Is a volume that is made with a domain.
+
+    Attributes:
+        name: Its name.
+        uid: Its uid; empty: it is any volume of that name that says that it was made with the domain.
+        domain_uid: The domain.
+    """
+
+    name: str
+    uid: str
+    domain_uid: str
+
+    def encode(self) -> str:
+        """Return it as a leftover is stored, beside its name."""
+        return f"{self.domain_uid}/{self.uid}" if self.uid else self.domain_uid
+
+    @classmethod
+    def decode(cls, name: str, text: str) -> Making:
+        """Read a leftover."""
+        domain_uid, _, uid = text.partition("/")
+        return cls(name, uid, domain_uid)
+
+
+@dataclass(frozen=True, slots=True)
 class Creating:
     """Is a creation that has begun, with all that it may have made."""
 
@@ -65,6 +90,13 @@ class Creating:
     macs: list[str] = field(default_factory=list)
     volumes: list[str] = field(default_factory=list)
     ports: list[str] = field(default_factory=list)
+    volume_uids: list[str] = field(default_factory=list)
+    """The uids that storage is asked to give the volumes: what else has such a name is not of this creation."""
+
+    @property
+    def makings(self) -> list[Making]:
+        """What storage is asked to make."""
+        return [Making(*one, self.uid) for one in zip(self.volumes, self.volume_uids, strict=True)]
 
     def encode(self) -> bytes:
         """Return it as it is stored."""
@@ -73,7 +105,10 @@ class Creating:
     @classmethod
     def decode(cls, body: bytes) -> Creating:
         """Read it."""
-        return cls(**json.loads(body))
+        fields = json.loads(body)
+        # One that an older service has left says nothing of uids.
+        fields.setdefault("volume_uids", [""] * len(fields["volumes"]))
+        return cls(**fields)
 
 
 def save(tx: Transaction, domain: domain_pb2.Domain, cause: str, *, old_state: int | None = None) -> None:
@@ -191,16 +226,21 @@ def free_mac(tx: Transaction, mac: str, uid: str) -> None:
         tx.delete_record(MAC, mac)
 
 
-def keep_leftover(tx: Transaction, volume: str, uid: str) -> None:
-    """Note that a volume is to be deleted if it was made with a domain; several may have asked for one of its name."""
-    uids = (tx.get_record(LEFTOVER, volume) or b"").decode().split()
-    tx.put_record(LEFTOVER, volume, "\n".join(dict.fromkeys([*uids, uid])).encode())
+def keep_leftover(tx: Transaction, making: Making) -> None:
+    """Note that a volume is to be deleted if it is this one; several domains may have asked for one of its name."""
+    kept = (tx.get_record(LEFTOVER, making.name) or b"").decode().split()
+    tx.put_record(LEFTOVER, making.name, "\n".join(dict.fromkeys([*kept, making.encode()])).encode())
 
 
-def drop_leftover(tx: Transaction, volume: str, uid: str) -> None:
-    """Note that nothing of a domain is left under the name of a volume."""
-    uids = [one for one in (tx.get_record(LEFTOVER, volume) or b"").decode().split() if one != uid]
-    if uids:
-        tx.put_record(LEFTOVER, volume, "\n".join(uids).encode())
+def drop_leftover(tx: Transaction, making: Making) -> None:
+    """Note that nothing is left of a volume."""
+    kept = [one for one in (tx.get_record(LEFTOVER, making.name) or b"").decode().split() if one != making.encode()]
+    if kept:
+        tx.put_record(LEFTOVER, making.name, "\n".join(kept).encode())
     else:
-        tx.delete_record(LEFTOVER, volume)
+        tx.delete_record(LEFTOVER, making.name)
+
+
+def leftovers(records: Iterable[tuple[str, bytes]]) -> list[Making]:
+    """Return the volumes that storage is yet to delete."""
+    return [Making.decode(name, one) for name, body in records for one in body.decode().split()]

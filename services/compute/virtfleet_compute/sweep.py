@@ -64,35 +64,34 @@ class Sweep:
             if attachment.domain_uid:
                 await self._release(attachment)
         failure: VirtfleetError | None = None
-        leftovers = self._context.store.list_records(records.LEFTOVER)
-        for volume, uid in [(volume, uid) for volume, uids in leftovers for uid in uids.decode().split()]:
+        for making in records.leftovers(self._context.store.list_records(records.LEFTOVER)):
             try:
-                await self._take_back(volume, uid)
+                await self._take_back(making)
             except VirtfleetError as error:
                 failure = error
                 continue
             await self._context.store.write(
-                lambda tx, volume=volume, uid=uid: records.drop_leftover(tx, volume, uid)  # type: ignore[misc]  # bound here
+                lambda tx, making=making: records.drop_leftover(tx, making)  # type: ignore[misc]  # bound here
             )
         if failure is not None:
             raise failure
 
-    async def _take_back(self, volume: str, uid: str) -> None:
+    async def _take_back(self, making: records.Making) -> None:
         """Delete a volume that was made with a domain that is not there, unless others use it: then it is theirs."""
-        async with self._context.holds.held(uid):
-            if self._context.by_uid(uid) is not None:
+        async with self._context.holds.held(making.domain_uid):
+            if self._context.by_uid(making.domain_uid) is not None:
                 # It was made again, with the uid that it had.
-                _log.warning("%s stays: the domain %s is there again", volume, uid)
+                _log.warning("%s stays: the domain %s is there again", making.name, making.domain_uid)
                 return
             try:
-                await self._creation.take_back_volume(volume, uid)
+                await self._creation.take_back_volume(making)
             except ResourceInUse as error:
-                if error.metadata.get("attachment_id", "").startswith(f"{uid}:"):
+                if error.metadata.get("attachment_id", "").startswith(f"{making.domain_uid}:"):
                     # Attached after this sweep asked what is: the next one releases it.
                     raise
-                _log.warning("%s stays: %s", volume, error)
+                _log.warning("%s stays: %s", making.name, error)
             except HasChildren as error:
-                _log.warning("%s stays: %s", volume, error)
+                _log.warning("%s stays: %s", making.name, error)
 
     async def _release(self, attachment: attachment_pb2.Attachment) -> None:
         context = self._context

@@ -201,6 +201,43 @@ async def test_a_volume_that_was_there_is_never_deleted(both: tuple[Service, Sto
     assert await provider.names() == ["data"]
 
 
+async def test_volumes_of_a_domain_that_was_are_not_those_of_one_with_its_uid(both: tuple[Service, Storage]) -> None:
+    """A domain that is made anew under its old uid and fails has no right to what the old one has left."""
+    node, provider = both
+    create = request("web", "root", start=False)
+    create.domain.uid = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11"
+    await node.do(node.domains.CreateDomain, create, domain_pb2.Domain)
+    await node.delete("web")
+    with pytest.raises(Refused) as refused:
+        await node.do(node.domains.CreateDomain, create, domain_pb2.Domain)
+    assert refused.value.reason == "RESOURCE_EXISTS"
+    assert await provider.names() == ["root"]
+    assert [path.name for path in provider.place.glob("s/pools/p/[!.]*")] == ["root"]
+    assert not node.app.store.list_records("leftover")
+
+
+async def test_two_domains_of_one_uid_at_once(both: tuple[Service, Storage]) -> None:
+    node, provider = both
+    uid = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11"
+    creates = [request(f"web{number}", "root", start=False) for number in range(4)]
+    for create in creates:
+        create.domain.uid = uid
+
+    async def attempt(create: domain_pb2.CreateDomainRequest) -> str:
+        try:
+            return (await node.do(node.domains.CreateDomain, create, domain_pb2.Domain)).name
+        except Refused as refused:
+            return refused.reason
+
+    outcomes = await asyncio.gather(*map(attempt, creates))
+    made = [outcome for outcome in outcomes if outcome.startswith(PARENT)]
+    assert len(made) == 1
+    assert set(outcomes) - set(made) <= {"OPERATION_CONFLICT", "IDENTITY_IN_USE"}
+    assert [domain.name for domain in (await node.list()).domains] == made
+    assert await provider.names() == ["root"]
+    assert not node.app.store.list_records("create")
+
+
 async def test_a_cancelled_creation_leaves_nothing(both: tuple[Service, Storage]) -> None:
     node, provider = both
     node.faults({"method": "start", "hang": True})
@@ -287,7 +324,8 @@ async def test_a_volume_to_be_deleted_that_was_attached_meanwhile_is_not_forgott
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         await provider.attach("root", gone)
-        await node.app.store.write(lambda tx: records.keep_leftover(tx, f"{PARENT}/pools/p/volumes/root", gone))
+        left = records.Making(f"{PARENT}/pools/p/volumes/root", "", gone)
+        await node.app.store.write(lambda tx: records.keep_leftover(tx, left))
     async with asyncio.timeout(10):
         while await provider.names() != ["data"]:
             await asyncio.sleep(0.05)

@@ -213,6 +213,9 @@ class Attachments:
         if not grants and owner is None:
             return
         uid = volume.uid
+        if grants:
+            # What was about to be forgotten is needed again, until the file is given back the next time.
+            self._ownerless.pop(uid, None)
         if owner is None:
             # Recorded before anything is changed, so that a crash does not take a guest for the owner to go back to.
             owner = await granting(place.open).present(catalog.key_of(volume))

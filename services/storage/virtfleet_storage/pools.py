@@ -122,8 +122,17 @@ class Pools:
         async def work(job: Job) -> Commit:
             return await self._create(job, pool, build=request.build != _NONE, start=request.start)
 
-        return await self._operations.run(
-            call, sent or request, target=name, target_uid=uid, intent=_no_uid(check), work=work
+        claim = self._claims.claim(f"CreatePool of {name}")
+
+        def intent(tx: Transaction) -> str:
+            check(tx)
+            # Nothing is recorded of it until it is made, and another of its uid or in its place may be asked for.
+            for taken in (uid, path):
+                claim.write(taken)
+            return uid
+
+        return await run_claimed(
+            self._operations, call, sent or request, target=name, claim=claim, intent=intent, work=work
         )
 
     def _path_of(self, pool: pool_pb2.Pool, id_: str) -> str:
@@ -495,10 +504,3 @@ def _use(pool: pool_pb2.Pool, capacity: int, allocation: int, available: int) ->
     status = pool.status
     status.capacity_bytes, status.allocation_bytes, status.available_bytes = capacity, allocation, available
     status.refresh_time.CopyFrom(resources.now())
-
-
-def _no_uid(check: Callable[[Transaction], None]) -> Callable[[Transaction], str | None]:
-    def intent(tx: Transaction) -> None:
-        check(tx)
-
-    return intent

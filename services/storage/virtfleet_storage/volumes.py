@@ -128,6 +128,8 @@ class Volumes:
                     claim.read(catalog.pool_of(name))
                     claim.read(name)
             claim.write(volume.name)
+            # Nothing is recorded of it until it is made, and another of its uid may be asked for under another name.
+            claim.write(volume.uid)
             return volume.uid
 
         if request.validate_only:

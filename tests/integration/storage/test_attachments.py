@@ -17,12 +17,14 @@ from virtfleet_service import errors
 from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller
 from virtfleet_service.methods import facts_of
+from virtfleet_storage.attachments import FORGET_OWNERS_SECONDS
 
 EXCLUSIVE = attachment_pb2.ATTACHMENT_MODE_EXCLUSIVE
 SHARED = attachment_pb2.ATTACHMENT_MODE_SHARED
 READ_ONLY = attachment_pb2.ATTACHMENT_MODE_READ_ONLY
 BASE, TOP = "pools/images/volumes/base", "pools/images/volumes/top"
 GUEST, OTHER = 23456, 23457
+COUNT, ROUNDS = 40, 6
 
 
 @pytest.fixture
@@ -195,6 +197,29 @@ async def test_the_service_is_not_served_to_callers_of_the_api(node: Rig) -> Non
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await method(b"")
     assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_file_goes_back_to_its_owner_also_when_it_was_taken_again_at_once(node: Rig) -> None:
+    """That a file had another owner is forgotten a little after its release: not while the next guest has it."""
+    await node.client.pool("images")
+    for number in range(COUNT):
+        await node.client.volume("images", f"v{number}", capacity_bytes=MIB)
+    owner, loop = os.geteuid(), asyncio.get_running_loop()
+
+    async def take_twice(number: int, released: list[float]) -> None:
+        name = f"pools/images/volumes/v{number}"
+        first = await node.attach(name, uid=GUEST)
+        await node.release(name, first.attachment_id)
+        released.append(loop.time())
+        second = await node.attach(name, uid=OTHER)
+        # At all moments around the one at which the first is forgotten.
+        await asyncio.sleep(released[0] + FORGET_OWNERS_SECONDS + (number - COUNT / 2) / 5000 - loop.time())
+        await node.release(name, second.attachment_id)
+
+    for _ in range(ROUNDS):
+        released: list[float] = []
+        await asyncio.gather(*(take_twice(number, released) for number in range(COUNT)))
+        assert [path.name for path in (node.root / "images").glob("v*") if path.stat().st_uid != owner] == []
 
 
 @pytest.mark.usefixtures("pool")

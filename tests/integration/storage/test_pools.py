@@ -181,6 +181,36 @@ async def test_the_same_id_twice_and_one_request_id(node: Rig) -> None:
     assert refused.value.reason == "RESOURCE_EXISTS"
 
 
+@pytest.mark.parametrize("same", ["place", "uid"])
+async def test_two_pools_of_one_place_or_uid_at_once(node: Rig, same: str) -> None:
+    client = node.client
+
+    async def attempt(number: int) -> str:
+        pool = pool_pb2.Pool()
+        if same == "uid":
+            pool.uid = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11"
+        else:
+            pool.spec.target_path = f"{node.base}/place"
+        request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id=f"p{number}", pool=pool, start=True)
+        try:
+            return (await client.do(client.pools.CreatePool, request, pool_pb2.Pool)).name
+        except Refused as refused:
+            return refused.reason
+
+    outcomes = await asyncio.gather(*map(attempt, range(4)))
+    made = [outcome for outcome in outcomes if outcome.startswith(PARENT)]
+    assert len(made) == 1
+    assert set(outcomes) - set(made) <= {"OPERATION_CONFLICT", "IDENTITY_IN_USE"}
+    assert await attempt(9) == "IDENTITY_IN_USE"
+    answer = await client.call(client.pools.ListPools, pool_pb2.ListPoolsRequest(parent=PARENT))
+    assert [pool.name for pool in answer.pools] == made
+    # What is refused has made nothing, and what was made is free again when it is gone.
+    assert len(list(node.root.glob("*"))) == (same == "uid")
+    await client.do(client.pools.StopPool, pool_pb2.StopPoolRequest(name=made[0]), pool_pb2.Pool)
+    await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=made[0]), empty_pb2.Empty)
+    assert await attempt(9) == f"{PARENT}/pools/p9"
+
+
 async def test_a_pool_that_is_applied_is_made_once_for_a_request_id(node: Rig) -> None:
     client = node.client
     request = pool_pb2.UpdatePoolRequest(

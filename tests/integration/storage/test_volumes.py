@@ -197,6 +197,29 @@ async def test_a_copy_has_the_content_of_what_the_guest_sees(
     assert (pool / "copy").stat().st_blocks * 512 <= 5 * MIB
 
 
+async def test_two_volumes_of_one_uid_at_once(node: Rig, pool: Path) -> None:
+    client = node.client
+
+    async def attempt(number: int) -> str:
+        request = volume_pb2.CreateVolumeRequest(parent=f"{PARENT}/pools/images", volume_id=f"v{number}")
+        request.volume.uid = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11"
+        request.volume.spec.capacity_bytes = MIB
+        try:
+            return (await client.do(client.volumes.CreateVolume, request, volume_pb2.Volume)).name
+        except Refused as refused:
+            return refused.reason
+
+    outcomes = await asyncio.gather(*map(attempt, range(4)))
+    made = [outcome for outcome in outcomes if outcome.startswith(PARENT)]
+    assert len(made) == 1
+    assert set(outcomes) - set(made) <= {"OPERATION_CONFLICT", "IDENTITY_IN_USE"}
+    assert await attempt(9) == "IDENTITY_IN_USE"
+    assert [volume.name for volume in await client.volumes_of("images")] == made
+    assert [path.name for path in pool.glob("[!.]*")] == [made[0].rpartition("/")[2]]
+    await client.delete(made[0].removeprefix(f"{PARENT}/"))
+    assert await attempt(9) == f"{PARENT}/pools/images/volumes/v9"
+
+
 async def test_a_repeated_creation_needs_its_source_no_more(node: Rig, pool: Path) -> None:
     client = node.client
     await client.volume("images", "source", capacity_bytes=MIB)

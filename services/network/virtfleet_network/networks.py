@@ -112,8 +112,8 @@ class Networks:
                     port = records.port_of(row)
                     unreserve(tx, uid, port.status.mac_address, port.status.addresses)
                 tx.delete(row.name, cause=cause)
-        tx.delete_record(records.LINKS, uid)
-        tx.delete_record(records.DELETING, uid)
+        for space in (records.LINKS, *records.ENDING):
+            tx.delete_record(space, uid)
         if network is not None and network.uid == uid:
             message = f"{name} was deleted"
             records.emit(tx, records.network_of(network), watch_pb2.EVENT_TYPE_NETWORK_UNDEFINED, "DELETED", message)
@@ -244,13 +244,18 @@ class Networks:
         if request.validate_only:
             return plan(await self._store.write(check))
 
+        def intent(tx: Transaction) -> str:
+            uid = check(tx).uid
+            tx.put_record(records.STOPPING, uid, b"")
+            return uid
+
         async def work(job: Job) -> Commit:
+            uid = self._store.need(name).uid
+            job.on_failure(lambda tx, _error: _discard(tx.delete_record(records.STOPPING, uid)))
             job.progress(phase="removing DHCP, rules and bridge")
             return await self._stop(name, _STOP)
 
-        return await self._operations.run(
-            call, request, target=name, intent=lambda tx: check(tx).uid, work=work, cancellable=False
-        )
+        return await self._operations.run(call, request, target=name, intent=intent, work=work, cancellable=False)
 
     @staticmethod
     def _refuse_plugged(tx: Transaction, network: network_pb2.Network) -> None:
@@ -280,7 +285,8 @@ class Networks:
         ran = records.is_up(network)
         records.set_state(network, network_pb2.NETWORK_STATE_INACTIVE, network_pb2.NETWORK_STATE_REASON_STOPPED)
         network.status.observed_generation = network.generation
-        tx.delete_record(records.LINKS, network.uid)
+        for space in (records.LINKS, records.STOPPING):
+            tx.delete_record(space, network.uid)
         if ran:
             tx.put("network", network, cause=cause)
             records.emit(tx, network, watch_pb2.EVENT_TYPE_NETWORK_STOPPED, "STOPPED", f"{name} was stopped")
@@ -484,9 +490,15 @@ class Networks:
     def _settle_with(self, again: Callable[[str], Awaitable[Commit]]) -> Handler:
         async def settle(operation: operations_pb2.Operation, _steps: Sequence[JournalEntry]) -> Commit:
             name = _target(operation)
-            if self._store.get(name) is None:
+            row = self._store.get(name)
+            if row is None:
                 return _empty
-            return await again(name)
+            try:
+                return await again(name)
+            except BaseException:
+                # It failed: what is there can be used again.
+                await self._store.write(lambda tx: _goes_on(tx, row.uid))
+                raise
 
         return settle
 
@@ -512,6 +524,11 @@ def _rolled_back(operation: operations_pb2.Operation) -> ChangeRolledBack:
 
 def _empty(_tx: Transaction) -> Message:
     return empty_pb2.Empty()
+
+
+def _goes_on(tx: Transaction, uid: str) -> None:
+    for space in records.ENDING:
+        tx.delete_record(space, uid)
 
 
 def _discard(_value: object) -> None:

@@ -247,9 +247,7 @@ class Ports:
                     holder_uid=holder.domain_uid,
                 )
         if status.state != port_pb2.PORT_STATE_PLUGGED:
-            if not records.is_up(network):
-                state = records.state_name(network)
-                raise WrongState(f"{network.name} does not run", resource=network.name, state=state)
+            records.refuse_ending(self._store, network)
             link = PortLink(
                 port_uid=port.uid,
                 interface_name=f"vp-{secrets.token_hex(5)}",
@@ -276,8 +274,8 @@ class Ports:
     def _plugged(self, tx: Transaction, request: plug_pb2.PlugPortRequest, link: PortLink) -> port_pb2.Port:
         port = records.port_of(tx.need(request.name))
         network = records.network_of(tx.need(names.parent_of(request.name)))
-        if not records.is_up(network):
-            raise WrongState(f"{network.name} was stopped", resource=network.name, state=records.state_name(network))
+        # Whoever stops it has looked who is plugged, and will not look again.
+        records.refuse_ending(tx, network)
         status, spec = port.status, network.status.active_spec
         status.state = port_pb2.PORT_STATE_PLUGGED
         status.holder.domain, status.holder.domain_uid = request.domain, request.domain_uid

@@ -36,6 +36,11 @@ The uid of a network or port → what may be on the node for it. Written before 
 DELETING = "deleting"
 """Records: the uid of a network that is being deleted, which takes no new ports."""
 
+STOPPING = "stopping"
+"""Records: the uid of a network that is being stopped, into which nothing is plugged any more."""
+
+ENDING = (STOPPING, DELETING)
+
 UP = frozenset({network_pb2.NETWORK_STATE_RUNNING, network_pb2.NETWORK_STATE_DEGRADED})
 
 
@@ -62,6 +67,21 @@ def need_network(tx: Transaction, name: str) -> network_pb2.Network:
     if tx.get_record(DELETING, row.uid) is not None:
         raise WrongState(f"{name} is being deleted", resource=name, state="DELETING")
     return network_of(row)
+
+
+def refuse_ending(reader: Store | Transaction, network: network_pb2.Network) -> None:
+    """Accept a network into which may be plugged: one that runs, and is not about to end.
+
+    Raises:
+        WrongState: It does not run, or is being stopped or deleted.
+    """
+    ending = [space.upper() for space in ENDING if reader.get_record(space, network.uid) is not None]
+    if ending or not is_up(network):
+        raise WrongState(
+            f"{network.name} does not run, or is about to end",
+            resource=network.name,
+            state=ending[0] if ending else state_name(network),
+        )
 
 
 def is_up(network: network_pb2.Network) -> bool:

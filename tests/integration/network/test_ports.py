@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from google.protobuf import empty_pb2
 
 from tests.integration.network.rig import NODE, Node, Refusal, nat, new_uid
 from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
@@ -176,6 +178,37 @@ def test_a_network_with_plugged_ports_stops_by_force_alone_and_finds_them_again(
     assert (stopped.value.reason, stopped.value.metadata["state"]) == ("WRONG_STATE", "INACTIVE")
     node.start("demo")
     assert taps(node)[tap]["master"] == network.status.bridge_name
+
+
+@pytest.mark.parametrize("method", ["StopNetwork", "DeleteNetwork"])
+def test_nothing_is_plugged_into_a_network_that_is_about_to_end(node: Node, method: str) -> None:
+    """Whoever ends it was told that nobody is plugged: that must hold until it has ended."""
+    created = node.create("demo", nat())
+    ports = [node.create_port("demo", f"p{number}").name for number in range(4)]
+    request = (
+        network_pb2.StopNetworkRequest(name=created.name)
+        if method == "StopNetwork"
+        else network_pb2.DeleteNetworkRequest(name=created.name, force=True)
+    )
+    request.inline_wait.SetInParent()
+
+    def plug(port: str) -> str:
+        try:
+            node.plug(port, new_uid())
+        except Refusal as refusal:
+            return refusal.reason
+        return "PLUGGED"
+
+    with ThreadPoolExecutor(len(ports)) as threads:
+        operation = getattr(node.networks, method)(request)
+        outcomes = set(threads.map(plug, ports))
+    assert outcomes <= {"WRONG_STATE", "RESOURCE_NOT_FOUND"}
+    node.done(operation, network_pb2.Network if method == "StopNetwork" else empty_pb2.Empty)
+    gone(node, {"vp-"})
+    if method == "StopNetwork":
+        assert node.get("demo").status.connections == 0
+        node.start("demo")
+        assert plug(ports[0]) == "PLUGGED"
 
 
 def test_the_conveyed_caller_must_be_allowed_to_use_the_network(node: Node) -> None:

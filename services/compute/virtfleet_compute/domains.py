@@ -94,8 +94,9 @@ class Domains:
         method = requests.method_name(call)
 
         async def work(job: Job) -> Commit:
-            hold = await context.occupation.hold(job, draft.domain.uid)
+            # First of all: it may be cancelled while it waits for the hold.
             job.on_failure(lambda tx, _error: creation.forget(tx, draft.creating))
+            hold = await context.occupation.hold(job, draft.domain.uid)
             failpoints.reach("compute.create.intent")
             async with AsyncExitStack() as undo:
                 run = await creation.make(

@@ -69,7 +69,12 @@ class Power:
                 undo.pop_all()
             return lambda tx: record_start(tx, domain.name, run, method)
 
-        return await self.run(request, call, Verb.START, act, intent)
+        def forget(tx: Transaction, domain: domain_pb2.Domain) -> None:
+            body = tx.get_record(records.START, domain.uid)
+            if body is not None and records.Starting.decode(body).runtime_id == runtime_id:
+                tx.delete_record(records.START, domain.uid)
+
+        return await self.run(request, call, Verb.START, act, intent, forget)
 
     async def stop(self, request: domain_pb2.StopDomainRequest, call: Call) -> operations_pb2.Operation:
         """Stop a domain: see `StopDomain`."""
@@ -153,7 +158,13 @@ class Power:
         return await self.run(request, call, verb, act)
 
     async def run(
-        self, request: _VerbRequest, call: Call, verb: Verb, act: Act, intent: Intent | None = None
+        self,
+        request: _VerbRequest,
+        call: Call,
+        verb: Verb,
+        act: Act,
+        intent: Intent | None = None,
+        forget: Intent | None = None,
     ) -> operations_pb2.Operation:
         """Run a verb on a domain that is held: judged twice, when it is accepted and when it is its turn.
 
@@ -163,6 +174,7 @@ class Power:
             verb: The verb.
             act: Drives the driver; returns the commit.
             intent: Records what is intended, in the transaction that accepts the operation.
+            forget: Takes that back when the operation fails, be it before its turn.
         """
         context = self._context
         message = request
@@ -176,14 +188,19 @@ class Power:
             context.driver(domain)
             return context.operations.plan(domain)
 
+        accepted: list[domain_pb2.Domain] = []
+
         def accept(tx: Transaction) -> str:
             domain = read_checked(tx, context, request.name, request.etag, request.expected_uid)
             if lifecycle.judge(verb, domain) is Outcome.ACT and intent is not None:
                 intent(tx, domain)
+            accepted[:] = [domain]
             return domain.uid
 
         async def work(job: Job) -> Commit:
-            domain = context.domain(request.name)
+            domain = accepted[0]
+            if forget is not None:
+                job.on_failure(lambda tx, _error: forget(tx, domain))
             hold = await context.occupation.hold(job, domain.uid)
             domain = context.domain(request.name)
             if lifecycle.judge(verb, domain) is Outcome.DONE:

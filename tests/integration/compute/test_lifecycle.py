@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from google.longrunning import operations_pb2
 
 from tests.integration.compute.rig import PARENT, Reason, Refused, Service, State, name, seconds
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
+from virtfleet_compute import records
 from virtfleet_compute.context import ref
 
 
@@ -136,6 +138,29 @@ async def test_a_start_whose_answer_was_lost_leaves_no_guest(node: Service) -> N
     observation = await node.driver.inspect(ref(await node.get("web")))
     assert not observation.active
     assert not (await node.get("web")).status.active
+
+
+@pytest.mark.parametrize("verb", ["CreateDomain", "StartDomain"])
+async def test_what_is_cancelled_before_its_turn_leaves_nothing_written_down(node: Service, verb: str) -> None:
+    uid = "0b6cf1a4-5a0e-4f5e-9d0a-0d5f3c1f7a11"
+    create = domain_pb2.CreateDomainRequest(parent=PARENT, domain_id="web", domain=domain_pb2.Domain(uid=uid))
+    start = domain_pb2.StartDomainRequest(name=name("web"))
+    if verb == "CreateDomain":
+        create.start.SetInParent()
+    else:
+        await node.do(node.domains.CreateDomain, create, domain_pb2.Domain)
+    request = create if verb == "CreateDomain" else start
+    request.inline_wait.SetInParent()
+    # As the sweep has it while it gives back what an earlier domain of this uid had.
+    async with node.app.context.holds.held(uid):
+        operation = await node.call(getattr(node.domains, verb), request)
+        await node.call(node.operations.CancelOperation, operations_pb2.CancelOperationRequest(name=operation.name))
+        assert Refused((await node.wait(operation)).error).reason == "OPERATION_CANCELLED"
+    for space in (records.CREATE, records.START):
+        assert not node.app.store.list_records(space)
+    request.ClearField("inline_wait")
+    domain = await node.do(getattr(node.domains, verb), request, domain_pb2.Domain)
+    assert domain.status.state == State.DOMAIN_STATE_RUNNING
 
 
 async def test_ids_uids_and_macs_are_taken_once(node: Service) -> None:

@@ -237,9 +237,15 @@ class Operations:
             name=f"start {metadata.method}",
         )
         self._starting.add(start)
-        start.add_done_callback(self._starting.discard)
+        start.add_done_callback(self._started)
         operation = await asyncio.shield(start)
         return await self._wait(operation, _inline_wait_seconds(call, request))
+
+    def _started(self, start: asyncio.Task[operations_pb2.Operation]) -> None:
+        self._starting.discard(start)
+        if not start.cancelled():
+            # A refusal that its caller did not wait for is nobody's error.
+            start.exception()
 
     async def repeated(self, call: Call, request: Message) -> operations_pb2.Operation | None:
         """Return the operation that the same call has begun before, as `run` would; None: it is new.

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
@@ -195,6 +197,24 @@ async def test_a_copy_has_the_content_of_what_the_guest_sees(
     content = (pool / "flat").read_bytes()
     assert content == data + bytes(5 * MIB)
     assert (pool / "copy").stat().st_blocks * 512 <= 5 * MIB
+
+
+@pytest.mark.usefixtures("pool")
+async def test_a_refusal_that_its_caller_no_longer_waits_for_is_no_error(
+    node: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await node.client.volume("images", "disk", capacity_bytes=MIB)
+    request = volume_pb2.CreateVolumeRequest(parent=f"{PARENT}/pools/images", volume_id="disk")
+    request.volume.spec.capacity_bytes = MIB
+
+    async def ask(number: int) -> None:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await node.client.volumes.CreateVolume(request, timeout=0.001 + number / 4000)
+
+    for _ in range(4):
+        await asyncio.gather(*map(ask, range(60)))
+    gc.collect()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_two_volumes_of_one_uid_at_once(node: Rig, pool: Path) -> None:

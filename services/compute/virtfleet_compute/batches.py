@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
@@ -38,7 +38,7 @@ DEFINE_SLICE = 250
 """How many plain definitions share one transaction: others may write in between."""
 
 _Item = TypeVar("_Item", domain_pb2.StartDomainRequest, domain_pb2.StopDomainRequest, domain_pb2.DeleteDomainRequest)
-
+_T = TypeVar("_T")
 
 _Note = Callable[[Transaction], None]
 """Writes down that an item has ended well, in the transaction that records it."""
@@ -194,21 +194,22 @@ class Batches:
         """Make one domain that needs volumes, ports or a start."""
         context, creation = self._context, self._creation
         async with context.holds.held(draft.domain.uid) as hold:
-            await context.store.write(lambda tx: creation.accept(tx, draft))
             try:
+                # A cancellation may come when it is on its way to the disk.
+                await context.store.write(lambda tx: creation.accept(tx, draft))
                 async with AsyncExitStack() as undo:
                     run = await creation.make(draft, call, undo, lambda _: None, f"{job.operation_name}/{index}")
                     hold.seen = run.observation if run is not None else None
                     undo.pop_all()
             except BaseException:
-                await asyncio.shield(context.store.write(lambda tx: creation.forget(tx, draft.creating)))
+                await _certain(context.store.write(lambda tx: creation.forget(tx, draft.creating)))
                 raise
 
             def record(tx: Transaction) -> domain_pb2.Domain:
                 batch_results.note(tx, job.operation_name, index)
                 return creation.record(tx, draft, run, method)
 
-            return await asyncio.shield(context.store.write(record))
+            return await _certain(context.store.write(record))
 
     # Start, stop, delete.
 
@@ -222,8 +223,8 @@ class Batches:
             runtime_id = str(uuid.uuid4())
             starting = records.Starting(domain.name, runtime_id)
             store = self._context.store
-            await store.write(lambda tx: tx.put_record(records.START, domain.uid, starting.encode()))
             try:
+                await store.write(lambda tx: tx.put_record(records.START, domain.uid, starting.encode()))
                 async with AsyncExitStack() as undo:
                     run = await self._guests.start(domain, call, undo, runtime_id=runtime_id, paused=item.paused)
                     hold.seen = run.observation
@@ -233,14 +234,14 @@ class Batches:
                 await store.write(lambda tx: record_failed_start(tx, domain, failure, method))
                 raise
             except asyncio.CancelledError:
-                await asyncio.shield(store.write(lambda tx: tx.delete_record(records.START, domain.uid)))
+                await _certain(store.write(lambda tx: tx.delete_record(records.START, domain.uid)))
                 raise
 
             def record(tx: Transaction) -> domain_pb2.Domain:
                 note(tx)
                 return record_start(tx, domain.name, run, method)
 
-            return await asyncio.shield(store.write(record))
+            return await _certain(store.write(record))
 
         return await self._verbs(request, request.requests, call, Verb.START, one, domain_pb2.BatchStartDomainsResponse)
 
@@ -261,7 +262,7 @@ class Batches:
                 note(tx)
                 return record_end(tx, domain, observation, method)
 
-            return await asyncio.shield(self._context.store.write(record))
+            return await _certain(self._context.store.write(record))
 
         return await self._verbs(request, request.requests, call, Verb.STOP, one, domain_pb2.BatchStopDomainsResponse)
 
@@ -287,7 +288,7 @@ class Batches:
                 note(tx)
                 self._domains.record_delete(tx, domain, method)
 
-            await asyncio.shield(store.write(record))
+            await _certain(store.write(record))
 
         return await self._verbs(request, request.requests, call, None, one, domain_pb2.BatchDeleteDomainsResponse)
 
@@ -418,6 +419,16 @@ class Batches:
         async with asyncio.TaskGroup() as group:
             for index, name in zip(indexes, item_names, strict=True):
                 group.create_task(one(index, name))
+
+
+async def _certain(write: Coroutine[Any, Any, _T]) -> _T:
+    """Write what has happened to an item; a cancellation waits for it, for the next one must see it."""
+    writing = asyncio.create_task(write)
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
 
 
 def _note_all(tx: Transaction, operation: str, failures: Sequence[tuple[int, VirtfleetError]]) -> None:

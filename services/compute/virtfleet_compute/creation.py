@@ -177,9 +177,11 @@ class Creation:
 
     @staticmethod
     def forget(tx: Transaction, creating: records.Creating) -> None:
-        """Forget a creation that has been undone."""
-        tx.delete_record(records.CREATE, creating.name)
-        records.free_macs(tx, creating.macs, creating.uid)
+        """Forget a creation that has been undone. Nothing happens if it was not accepted: its name may be another's."""
+        body = tx.get_record(records.CREATE, creating.name)
+        if body is not None and records.Creating.decode(body) == creating:
+            tx.delete_record(records.CREATE, creating.name)
+            records.free_macs(tx, creating.macs, creating.uid)
 
     # What is made.
 

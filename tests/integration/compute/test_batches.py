@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.longrunning import operations_pb2
 
 from tests.integration.compute.rig import PARENT, Refused, Service, State, metadata, name, service
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
+from virtfleet_compute import records
 
 COUNT = 1000
 
@@ -131,6 +135,38 @@ async def test_an_item_that_occurs_twice_is_named_by_a_field_that_it_has(node: S
     with pytest.raises(Refused) as refused:
         await node.call(node.domains.BatchCreateDomains, batch)
     assert (refused.value.reason, refused.value.fields) == ("FIELD_CONFLICT", ["requests[1].domain_id"])
+
+
+@pytest.mark.parametrize("verb", ["Create", "Start"])
+async def test_a_batch_that_is_cancelled_at_any_moment_leaves_nothing_written_down(node: Service, verb: str) -> None:
+    ids = [f"d{number}" for number in range(8)]
+    request: domain_pb2.BatchCreateDomainsRequest | domain_pb2.BatchStartDomainsRequest
+    if verb == "Create":
+        creates = [
+            domain_pb2.CreateDomainRequest(domain_id=id_, domain=domain_pb2.Domain(), start=domain_pb2.StartOptions())
+            for id_ in ids
+        ]
+        request = domain_pb2.BatchCreateDomainsRequest(parent=PARENT, requests=creates)
+    else:
+        starts = [domain_pb2.StartDomainRequest(name=name(id_)) for id_ in ids]
+        request = domain_pb2.BatchStartDomainsRequest(parent=PARENT, requests=starts)
+        await asyncio.gather(*map(node.create, ids))
+    request.inline_wait.SetInParent()
+    for round_ in range(40):
+        operation = await node.call(getattr(node.domains, f"Batch{verb}Domains"), request)
+        await asyncio.sleep(round_ / 4000)
+        with suppress(Refused):
+            await node.call(node.operations.CancelOperation, operations_pb2.CancelOperationRequest(name=operation.name))
+        await node.wait(operation)
+        domains = (await node.list()).domains
+        # What came to its end before has succeeded, and all of the rest is as if it had never been asked for.
+        active = {domain.uid for domain in domains if domain.status.active}
+        assert {guest.uid for guest in await node.driver.list() if guest.active} == active
+        for space in (records.CREATE, records.START):
+            assert not node.app.store.list_records(space)
+        for domain in domains:
+            id_ = domain.name.rpartition("/")[2]
+            await (node.delete(id_, stop=True) if verb == "Create" else node.stop(id_))
 
 
 async def test_a_thousand_at_once(place: Path) -> None:

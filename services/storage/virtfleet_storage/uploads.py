@@ -111,7 +111,16 @@ class Uploads:
                 complete = await self._receive(stream, first, messages)
                 if not complete:
                     return await self._pause(stream)
-                response = await asyncio.shield(asyncio.ensure_future(self._complete(stream, first, call)))
+                completing = asyncio.ensure_future(self._complete(stream, first, call))
+                try:
+                    response = await asyncio.shield(completing)
+                except asyncio.CancelledError:
+                    # The client went when all was there: the file is in use until the volume has it, or has not.
+                    await asyncio.wait([completing])
+                    if completing.exception() is None:
+                        leave.pop_all()
+                        await staged.close()
+                    raise
                 leave.pop_all()
                 await staged.close()
                 return response

@@ -182,6 +182,38 @@ async def test_an_upload_can_be_paused_and_is_removed_when_nobody_goes_on(node: 
     assert staged(pool) == []
 
 
+async def test_a_client_that_goes_while_its_upload_takes_its_place_leaves_nothing_half_done(
+    node: Rig, pool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The content is the new one, and the upload is over, or the upload can be gone on with where it was."""
+    for number in range(60):
+        data = os.urandom(MIB)
+        stream = node.client.volumes.UploadVolume(timeout=60)
+        for message in (first_message(DISK, data, upload_id=f"u{number}"), *chunks(data, 0, MIB, MIB)):
+            await stream.write(message)
+        await stream.done_writing()
+        # At all moments of the end.
+        await asyncio.sleep(number / 3000)
+        stream.cancel()
+        async with asyncio.timeout(10):
+            while True:
+                # One that is sent wrongly is told so as soon as the first is over.
+                with pytest.raises(Refused) as refused:
+                    await node.client.upload(DISK, data, digest=sha256(b""))
+                if refused.value.reason == "CHECKSUM_MISMATCH":
+                    break
+                assert refused.value.reason == "OPERATION_CONFLICT"
+                await asyncio.sleep(0.01)
+        sessions = (await node.client.get(DISK)).status.uploads
+        if (pool / "disk").read_bytes() == data:
+            assert not sessions
+        for session in sessions:
+            answer = await node.client.upload(DISK, data, upload_id=session.upload_id, offset=session.received_bytes)
+            assert answer.complete
+        assert staged(pool) == []
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_two_uploads_of_a_volume_exclude_each_other(node: Rig, pool: Path) -> None:
     data = os.urandom(MIB)
     stream = node.client.volumes.UploadVolume(timeout=30)

@@ -162,6 +162,12 @@ def unreserve(tx: Transaction, network_uid: str, mac_address: str, addresses: Se
         tx.delete_record(ADDRESSES, _key(network_uid, ipaddress.ip_address(text)))
 
 
+def forget(tx: Transaction, network_uid: str) -> None:
+    """Forget where the search for free addresses of a network has come to."""
+    for record, _ in tx.list_records(NEXT, f"{network_uid}/"):
+        tx.delete_record(NEXT, record)
+
+
 def free_count(tx: Transaction, network: network_pb2.Network, spec: network_pb2.NetworkSpec) -> int:
     """Count the addresses of the DHCP ranges that no port, no fixed entry and not the node has."""
     ranges = [

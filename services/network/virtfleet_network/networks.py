@@ -13,8 +13,7 @@ from google.protobuf.message import Message
 
 from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
-from virtfleet_network import records
-from virtfleet_network.addresses import unreserve
+from virtfleet_network import addresses, records
 from virtfleet_network.backends.api import NetworkBackend
 from virtfleet_network.definitions import Definitions, emit_change
 from virtfleet_service import longrunning, names, resources
@@ -110,10 +109,11 @@ class Networks:
             for row in tx.list(kind, parent=name):
                 if kind == "port":
                     port = records.port_of(row)
-                    unreserve(tx, uid, port.status.mac_address, port.status.addresses)
+                    addresses.unreserve(tx, uid, port.status.mac_address, port.status.addresses)
                 tx.delete(row.name, cause=cause)
         for space in (records.LINKS, *records.ENDING):
             tx.delete_record(space, uid)
+        addresses.forget(tx, uid)
         if network is not None and network.uid == uid:
             message = f"{name} was deleted"
             records.emit(tx, records.network_of(network), watch_pb2.EVENT_TYPE_NETWORK_UNDEFINED, "DELETED", message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -68,6 +70,19 @@ def test_stop_and_delete_leave_nothing(node: Node) -> None:
     with pytest.raises(Refusal) as refused:
         node.get("demo")
     assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
+
+
+def test_nothing_stays_written_down_of_a_network_with_ports_that_goes(node: Node) -> None:
+    def written() -> list[tuple[str, str]]:
+        with closing(sqlite3.connect(f"file:{node.folder}/state/network.db?mode=ro", uri=True)) as store:
+            return store.execute("SELECT space, key FROM records WHERE space != 'node' ORDER BY space, key").fetchall()
+
+    before = written()
+    node.create("demo", nat())
+    node.create_port("demo", "p1")
+    assert written() != before
+    node.delete("demo", force=True)
+    assert written() == before
 
 
 def test_what_is_decided_stays_over_stop_and_start(node: Node) -> None:

@@ -118,11 +118,17 @@ class Creation:
         """
         specs.normalize(domain.spec, self._context.node)
         specs.check(domain.spec)
-        full = specs.with_defaults(domain.spec, self._context.hypervisors.default_id, previous)
+        full = specs.with_defaults(domain.spec, self._context.hypervisors.default_id, previous, self._free_mac)
         specs.check(full)
         await self._context.hypervisors.look_again(full.driver)
         driver = self._context.hypervisors.get(full.driver)
         return await driver.resolve(ref(domain), full, previous)
+
+    def _free_mac(self) -> str:
+        """Return a new MAC that no domain has."""
+        while self._context.store.get_record(records.MAC, mac := specs.new_mac()) is not None:
+            pass
+        return mac
 
     # What is recorded.
 

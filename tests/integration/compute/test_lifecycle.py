@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from google.longrunning import operations_pb2
 
 from tests.integration.compute.rig import PARENT, Reason, Refused, Service, State, name, seconds
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
-from virtfleet_compute import records
+from virtfleet_compute import records, specs
 from virtfleet_compute.context import ref
 
 
@@ -161,6 +163,16 @@ async def test_what_is_cancelled_before_its_turn_leaves_nothing_written_down(nod
     request.ClearField("inline_wait")
     domain = await node.do(getattr(node.domains, verb), request, domain_pb2.Domain)
     assert domain.status.state == State.DOMAIN_STATE_RUNNING
+
+
+async def test_a_mac_that_nobody_asked_for_is_a_free_one(node: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = domain_spec_pb2.DomainSpec()
+    spec.interfaces["net0"].mac_address = "52:54:00:00:00:01"
+    await node.create("web", spec=spec)
+    monkeypatch.setattr(specs, "_draws", itertools.count(1))
+    spec.interfaces["net0"].ClearField("mac_address")
+    made = await node.create("other", spec=spec)
+    assert made.status.resolved_spec.interfaces["net0"].mac_address == "52:54:00:00:00:02"
 
 
 async def test_ids_uids_and_macs_are_taken_once(node: Service) -> None:

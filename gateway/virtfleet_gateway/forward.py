@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 import grpc
 import grpc.aio
 
-from virtfleet_gateway.relay import OpenCalls, abort, one_reply, pump_down
+from virtfleet_gateway.relay import OpenCalls, abort, one_reply, pump_down, time_left
 from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, allows_missing, routing_name, target_of
 from virtfleet_gateway.upward import Upward
 from virtfleet_service import unread
@@ -111,6 +111,35 @@ def only_conveyed(before: str | bytes | None, value: str | bytes) -> str | bytes
     return value
 
 
+def _may_travel(value: str | bytes) -> bool:
+    """Tell whether gRPC sends a value of metadata: it takes in every text, and sends visible ASCII only.
+
+    A call that has another value is never sent nor answered. A node makes nothing of such a value.
+    """
+    return isinstance(value, bytes) or (value.isascii() and value.isprintable())
+
+
+def sorted_metadata(context: Context) -> tuple[list[Metadatum], str | None, str | bytes | None]:
+    """Return what of the metadata of a call is sent on, the node that it states, and the caller that it conveys.
+
+    Raises:
+        FieldConflict: It states two nodes.
+        CredentialsInvalid: It conveys two callers.
+    """
+    stated: str | None = None
+    conveyed: str | bytes | None = None
+    metadata: list[Metadatum] = []
+    for item in cast("Iterable[Metadatum]", context.invocation_metadata() or ()):
+        if item[0] not in _HOP_BY_HOP:
+            if _may_travel(item[1]):
+                metadata.append(item)
+        elif item[0] == NODE_METADATA:
+            stated = only_stated(stated, item[1])
+        elif item[0] == CALLER_METADATA:
+            conveyed = only_conveyed(conveyed, item[1])
+    return metadata, stated, conveyed
+
+
 class Forwarder(grpc.GenericRpcHandler):
     """Serves every method of the routing table.
 
@@ -202,16 +231,7 @@ class Forwarder(grpc.GenericRpcHandler):
         Raises:
             VirtfleetError: It is refused.
         """
-        stated: str | None = None
-        conveyed: str | bytes | None = None
-        metadata: list[Metadatum] = []
-        for item in cast("Iterable[Metadatum]", context.invocation_metadata() or ()):
-            if item[0] not in _HOP_BY_HOP:
-                metadata.append(item)
-            elif item[0] == NODE_METADATA:
-                stated = only_stated(stated, item[1])
-            elif item[0] == CALLER_METADATA:
-                conveyed = only_conveyed(conveyed, item[1])
+        metadata, stated, conveyed = sorted_metadata(context)
         passport = self._gate.authenticate(context, conveyed)
         metadata.append((CALLER_METADATA, passport.conveyed))
         name = routing_name(route, message)
@@ -281,11 +301,11 @@ class Forwarder(grpc.GenericRpcHandler):
                         return cast("bytes", await _answer_own(own, request, context))
                     lane, metadata, passport = admitted
                     if not lane.is_up():
-                        await lane.up(context.time_remaining())
+                        await lane.up(time_left(context))
                 except VirtfleetError as error:
                     await self._refuse(route, context, error)
                 start = lane.callable(path, client_streaming=False, server_streaming=False)
-                call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # a unary-unary one
+                call = start(request, timeout=time_left(context), metadata=metadata)  # type: ignore[arg-type]  # a unary-unary one
                 with self.open_unary_calls.entered(call, passport) as cut:
                     reply = await one_reply(call, context, lane, cut)
                 code = "OK"
@@ -310,11 +330,11 @@ class Forwarder(grpc.GenericRpcHandler):
                     return
                 lane, metadata, passport = admitted
                 if not lane.is_up():
-                    await lane.up(context.time_remaining())
+                    await lane.up(time_left(context))
             except VirtfleetError as error:
                 await self._refuse(route, context, error)
             start = lane.callable(path, client_streaming=False, server_streaming=True)
-            call = start(request, timeout=context.time_remaining(), metadata=metadata)  # type: ignore[arg-type]  # is a unary-stream one
+            call = start(request, timeout=time_left(context), metadata=metadata)  # type: ignore[arg-type]  # is a unary-stream one
             try:
                 with self.open_calls.entered(call, passport, route.permission) as cut:
                     await pump_down(call, context, lane, cut)
@@ -340,13 +360,13 @@ class Forwarder(grpc.GenericRpcHandler):
                     raise _no_fleet_form(route, ANY_NODE)
                 lane, metadata, passport = admitted
                 if not lane.is_up():
-                    await lane.up(context.time_remaining())
+                    await lane.up(time_left(context))
             except VirtfleetError as error:
                 if not ended:
                     await unread.drop(context, client_reads=server_streaming)
                 await self._refuse(route, context, error)
             start = lane.callable(path, client_streaming=True, server_streaming=server_streaming)
-            call = start(timeout=context.time_remaining(), metadata=metadata)  # type: ignore[call-arg]  # is a stream one
+            call = start(timeout=time_left(context), metadata=metadata)  # type: ignore[call-arg]  # is a stream one
             up = Upward(context, call, first, client_reads=server_streaming)
             try:
                 with self.open_calls.entered(call, passport, route.permission) as cut:

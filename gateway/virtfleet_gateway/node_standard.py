@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from virtfleet_gateway.forward import CALLER_METADATA, only_conveyed, only_stated
-from virtfleet_gateway.relay import abort, pump
+from virtfleet_gateway.relay import abort, pump, time_left
 from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
 from virtfleet_service.errors import DocumentInvalid, NodeUnknown, NodeUnreachable, VirtfleetError
 from virtfleet_service.pipeline import unexpected
@@ -121,7 +121,7 @@ class NodeStandard(grpc.GenericRpcHandler):
     ) -> bytes | None:
         lane = self._forwarder.lane(target, bulk=False)
         if not lane.is_up():
-            await lane.up(context.time_remaining())
+            await lane.up(time_left(context))
         metadata = ((CALLER_METADATA, passport.conveyed),)
         return await pump(lane, path, request, context, metadata, passport, self._forwarder.open_calls)
 
@@ -185,10 +185,10 @@ class NodeStandard(grpc.GenericRpcHandler):
     async def _reflection(self, path: str, node: str, context: Context) -> None:
         """Answer each question from the first service that can, and the list of services from all of them."""
         lanes = [self._forwarder.lane(Target(node, part), bulk=False) for part in self._parts(node)]
-        await asyncio.gather(*(lane.up(context.time_remaining()) for lane in lanes))
+        await asyncio.gather(*(lane.up(time_left(context)) for lane in lanes))
         read: Any = context.read
         while (question := await read()) is not grpc.aio.EOF:
-            answers = [await _reflected(lane, path, question, context.time_remaining()) for lane in lanes]
+            answers = [await _reflected(lane, path, question, time_left(context)) for lane in lanes]
             await context.write(_merged(answers).SerializeToString())
 
 

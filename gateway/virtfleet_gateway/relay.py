@@ -33,6 +33,8 @@ DETAILS_METADATA: Final = "grpc-status-details-bin"
 _EOF: Final = grpc.aio.EOF
 _OF_THE_TRANSPORT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
+_LONGEST_SECONDS: Final = 365.0 * 24 * 3600
+
 
 class Passport(Protocol):
     """Is an authenticated caller with what is sent on about it."""
@@ -97,6 +99,16 @@ class OpenCalls:
                 call.cancel()
                 ended += 1
         return ended
+
+
+def time_left(context: Context) -> float | None:
+    """Return how many seconds a call to a node may take; None: as many as it likes.
+
+    Who means "for ever" sends the longest time that its language has, 292 years in Go and Java. gRPC hands that to us,
+    and takes it back for a moment in the past.
+    """
+    left = cast("float | None", context.time_remaining())
+    return left if left is None else min(left, _LONGEST_SECONDS)
 
 
 def is_cancelled() -> bool:
@@ -224,7 +236,7 @@ async def pump(
     """
     client_streaming = not isinstance(request, bytes)
     start: Any = lane.callable(path, client_streaming=client_streaming, server_streaming=_answers_streaming(path))
-    remaining = context.time_remaining()
+    remaining = time_left(context)
     call = (
         start(timeout=remaining, metadata=metadata)
         if client_streaming

@@ -119,6 +119,7 @@ class Rig:
             options=[("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)]
         )
         self.client: grpc.aio.Channel
+        self.port = 0
 
     def call(self, full_name: str) -> Any:
         service, _, method = full_name.rpartition(".")
@@ -135,10 +136,10 @@ async def rig() -> AsyncIterator[Rig]:
         endpoint = f"127.0.0.1:{server.port}"
         made.channels.put(node, {"compute": endpoint, "storage": endpoint, "network": endpoint})
     made.server.add_generic_rpc_handlers((made.forwarder,))
-    port = made.server.add_insecure_port("127.0.0.1:0")
+    made.port = made.server.add_insecure_port("127.0.0.1:0")
     await made.server.start()
     made.client = grpc.aio.insecure_channel(
-        f"127.0.0.1:{port}",
+        f"127.0.0.1:{made.port}",
         options=[("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20)],
     )
     try:

@@ -241,7 +241,7 @@ class Forwarder(grpc.GenericRpcHandler):
                 raise _no_fleet_form(route, name)
             return None
         if route.permission:
-            passport.permit(route.permission, name)
+            passport.permit(route.permission, name, checks_name=route.checks_name)
         lane = self.lane(target, bulk=route.bulk)
         if self._creates(route, name, message) and self._roster.cordoned(target.node):
             raise NodeCordoned(

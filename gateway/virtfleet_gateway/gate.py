@@ -49,8 +49,13 @@ class CallerPassport:
         self._pipeline = pipeline
         self._policy = authorizer.generation
 
-    def permit(self, permission: str, name: str) -> None:
+    def permit(self, permission: str, name: str, *, checks_name: bool = True) -> None:
         """Check that the caller holds a permission on what a call names.
+
+        Args:
+            permission: What the method needs.
+            name: The name in the call.
+            checks_name: False: it says nothing of what the call is about, and the caller may hold it on anything.
 
         Raises:
             PermissionMissing: It does not.
@@ -58,7 +63,7 @@ class CallerPassport:
         prefixes = self._authorizer.prefixes(self.caller, permission)
         if prefixes is None:
             raise self._authorizer.refusal(self.caller, permission, name)
-        if prefixes and not name.startswith(prefixes):
+        if checks_name and prefixes and not name.startswith(prefixes):
             # A parent, of which the caller may use a part, or a uid: the node judges each thing that it finds.
             self._authorizer.authorize_within(self.caller, permission, lookup_scope(name))
 

@@ -43,8 +43,13 @@ class Passport(Protocol):
     def conveyed(self) -> bytes:
         """The serialised `virtfleet.node.v1.ConveyedCaller`."""
 
-    def permit(self, permission: str, name: str) -> None:
+    def permit(self, permission: str, name: str, *, checks_name: bool = True) -> None:
         """Check that the caller holds a permission on the resource that the call names.
+
+        Args:
+            permission: What the method needs.
+            name: The name in the call.
+            checks_name: False: it says nothing of what the call is about, and the caller may hold it on anything.
 
         Raises:
             PermissionMissing: It does not.

@@ -24,6 +24,7 @@ import virtfleet.storage.v1
 from virtfleet.type.v1 import method_pb2
 from virtfleet_gateway import wire
 from virtfleet_service.errors import FieldConflict, FieldRequired, NameMalformed
+from virtfleet_service.methods import OPERATION_SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,6 +73,8 @@ class Route:
     client_streaming: bool
     server_streaming: bool
     permission: str
+    checks_name: bool
+    """Whether its name says what it is about; that of an operation does not, and the node judges by its target."""
     mutates: bool
     creates_domains: bool
     """Whether a cordoned node refuses it."""
@@ -165,6 +168,7 @@ def _route(package: str, method: MethodDescriptor) -> Route:
         client_streaming=method.client_streaming,
         server_streaming=method.server_streaming,
         permission=rule.permission or _FOREIGN_PERMISSIONS.get(method.full_name, ""),
+        checks_name=method.containing_service.full_name not in OPERATION_SERVICES,
         mutates=rule.effect not in (method_pb2.EFFECT_NONE, method_pb2.EFFECT_UNSPECIFIED)
         or method.full_name in _FOREIGN_MUTATIONS,
         lists_processes=method.full_name == f"{_OPERATIONS}ListOperations",

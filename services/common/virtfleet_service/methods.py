@@ -81,7 +81,7 @@ KNOWN_TEMPLATES: Final[Mapping[str, str]] = {
 
 # The names of operations say nothing about what they touch: the caller's right is that on the operation's target, which
 # the operations service knows and checks.
-_OPERATION_SERVICES: Final = ("google.longrunning.Operations", "virtfleet.common.v1.OperationService")
+OPERATION_SERVICES: Final = ("google.longrunning.Operations", "virtfleet.common.v1.OperationService")
 
 
 class RuleMissingError(Exception):
@@ -458,6 +458,6 @@ def _read_facts(method: MethodDescriptor, rules: Mapping[str, method_pb2.MethodR
         template=" or ".join(templates),
         references=_without(reference_walk(request), routing),
         items=_items(method),
-        checks_names=service.full_name not in _OPERATION_SERVICES,
+        checks_names=service.full_name not in OPERATION_SERVICES,
         has_request_id="request_id" in request.fields_by_name,
     )

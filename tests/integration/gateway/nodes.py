@@ -15,9 +15,15 @@ from google.rpc import error_details_pb2, status_pb2
 
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.forward import Forwarder
+from virtfleet_gateway.gate import CallerPassport
 from virtfleet_gateway.relay import DETAILS_METADATA
 from virtfleet_gateway.routing import build_table
+from virtfleet_service.authorization import Authorizer
+from virtfleet_service.call import Caller
 from virtfleet_service.errors import CredentialsInvalid, PermissionMissing, Unauthenticated, VirtfleetError
+from virtfleet_service.logs import AuditLog
+from virtfleet_service.pipeline import Pipeline
+from virtfleet_service.telemetry import Meters
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,7 +36,7 @@ class OpenPassport:
         self.forbidden = forbidden
         self.denied: Unauthenticated | None = None
 
-    def permit(self, permission: str, name: str) -> None:
+    def permit(self, permission: str, name: str, *, checks_name: bool = True) -> None:
         if permission == self.forbidden:
             raise PermissionMissing("no", permission=permission, resource=name)
 
@@ -38,9 +44,23 @@ class OpenPassport:
         return self.denied
 
 
+class LimitedPassport(OpenPassport):
+    """Is that of an operator of a part of a node, judged as the gateway judges."""
+
+    def __init__(self, subject: str, prefix: str) -> None:
+        super().__init__(subject)
+        authorizer = Authorizer()
+        pipeline = Pipeline(node="", service="gateway", authorizer=authorizer, audit=AuditLog(None), meters=Meters())
+        caller = Caller(subject, (f"operator@{prefix}",), "tls")
+        self._judge = CallerPassport(caller, None, authorizer, pipeline, b"")
+
+    def permit(self, permission: str, name: str, *, checks_name: bool = True) -> None:
+        self._judge.permit(permission, name, checks_name=checks_name)
+
+
 class OpenGate:
     def __init__(self) -> None:
-        self.passport = OpenPassport("spiffe://virtfleet.dev/user/test")
+        self.passport: OpenPassport = OpenPassport("spiffe://virtfleet.dev/user/test")
         self.refusals: list[tuple[str, str]] = []
 
     def authenticate(self, context: object, conveyed: str | bytes | None = None) -> OpenPassport:

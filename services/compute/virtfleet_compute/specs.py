@@ -141,9 +141,19 @@ def _check_disks(spec: DomainSpec) -> None:
             raise FieldConflict("only a CD-ROM drive may be empty", field=f"{path}.empty")
         if source == "host_path" and not disk.format:
             raise FieldRequired("a host path needs a format: virtfleet does not guess it", field=f"{path}.format")
+        _check_throttle(disk.throttle, f"{path}.throttle")
         _take_order(orders, disk, f"disks.{key}")
     for key in sorted(spec.interfaces):
         _take_order(orders, spec.interfaces[key], f"interfaces.{key}")
+
+
+def _check_throttle(throttle: device_pb2.Throttle, path: str) -> None:
+    for name in ("iops_max", "bytes_per_second_max"):
+        if getattr(throttle, name) and (getattr(throttle, f"read_{name}") or getattr(throttle, f"write_{name}")):
+            # No hypervisor has both, and which of them would hold cannot be told.
+            raise FieldConflict(
+                "reads and writes are limited together or each on its own, not both ways", field=f"{path}.{name}"
+            )
 
 
 def _check_interfaces(spec: DomainSpec) -> None:

@@ -70,6 +70,17 @@ def _order(spec: DomainSpec) -> None:
     spec.disks["root"].boot_order = spec.interfaces["net0"].boot_order = 1
 
 
+def _throttle_of_operations(spec: DomainSpec) -> None:
+    spec.disks["root"].volume = "pools/p/volumes/v"
+    spec.disks["root"].throttle.iops_max, spec.disks["root"].throttle.read_iops_max = 100, 50
+
+
+def _throttle_of_bytes(spec: DomainSpec) -> None:
+    spec.disks["root"].volume = "pools/p/volumes/v"
+    throttle = spec.disks["root"].throttle
+    throttle.bytes_per_second_max, throttle.write_bytes_per_second_max = GIB, GIB
+
+
 def _twins(spec: DomainSpec) -> None:
     spec.serials["con"].SetInParent()
     spec.consoles["con"].SetInParent()
@@ -108,6 +119,8 @@ def _transient(spec: DomainSpec) -> None:
         (_topology, FieldConflict, "cpu.topology"),
         (_model, FieldRequired, "cpu.model"),
         (_source, FieldRequired, "disks.root.volume"),
+        (_throttle_of_operations, FieldConflict, "disks.root.throttle.iops_max"),
+        (_throttle_of_bytes, FieldConflict, "disks.root.throttle.bytes_per_second_max"),
         (_empty_disk, FieldConflict, "disks.root.empty"),
         (_format, FieldRequired, "disks.root.format"),
         (_order, FieldConflict, "interfaces.net0.boot_order"),

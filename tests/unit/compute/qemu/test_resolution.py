@@ -108,8 +108,7 @@ def disk(**fields: object) -> Change:
     def change(spec: Spec) -> None:
         made = spec.disks["d"]
         made.volume = "pools/p/volumes/v"
-        for name, value in fields.items():
-            setattr(made, name, value)
+        made.MergeFrom(device_pb2.Disk(**fields))  # type: ignore[arg-type]  # of one row each
 
     return change
 
@@ -144,6 +143,11 @@ REFUSED: list[tuple[Change, type[VirtfleetError], str]] = [
     (disk(device=device_pb2.DISK_DEVICE_CDROM, read_only=False), FieldConflict, "disks.d.read_only"),
     (disk(bus=device_pb2.DISK_BUS_SATA, read_only=True), FieldConflict, "disks.d.read_only"),
     (disk(slot=1), FieldOutOfRange, "disks.d.slot"),
+    (
+        disk(throttle=device_pb2.Throttle(iops_max=10**15, read_bytes_per_second_max=10**15 + 1)),
+        FieldOutOfRange,
+        "disks.d.throttle.read_bytes_per_second_max",
+    ),
     (lambda s: setattr(s.interfaces["i"], "queue_count", 4), CapabilityMissing, "interfaces.i.queue_count"),
     (
         lambda s: s.interfaces["i"].MergeFrom(

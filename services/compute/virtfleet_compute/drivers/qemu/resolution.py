@@ -49,6 +49,7 @@ CAPABILITIES = (
 )
 
 _MARK_OF_DESCRIPTORS = "{fd:"
+_THROTTLE_LIMIT = 10**15
 _REQUIRE = domain_spec_pb2.CPU_FEATURE_POLICY_REQUIRE
 
 
@@ -285,6 +286,7 @@ def _disk(path: str, device_id: str, disk: device_pb2.Disk, family: Family, host
         optical = device_pb2.DISK_BUS_IDE if family.has_ide else device_pb2.DISK_BUS_SATA
         disk.bus = optical if cdrom else device_pb2.DISK_BUS_VIRTIO
     _check_bus(path, disk.bus, family, cdrom=cdrom)
+    _check_throttle(f"{path}.throttle", disk.throttle)
     disk.cache = disk.cache or device_pb2.DISK_CACHE_WRITEBACK
     disk.io = disk.io or device_pb2.DISK_IO_THREADS
     disk.discard = disk.discard or device_pb2.DISK_DISCARD_UNMAP
@@ -307,6 +309,16 @@ def _disk(path: str, device_id: str, disk: device_pb2.Disk, family: Family, host
         raise FieldConflict("hard disks on IDE and SATA cannot be read-only", field=f"{path}.read_only")
     if not disk.HasField("serial_number"):
         disk.serial_number = device_id[:20]
+
+
+def _check_throttle(path: str, throttle: device_pb2.Throttle) -> None:
+    for limit, value in throttle.ListFields():
+        if value > _THROTTLE_LIMIT:
+            raise FieldOutOfRange(
+                f"QEMU limits a disk to {_THROTTLE_LIMIT} a second at most; unset is without limit",
+                field=f"{path}.{limit.name}",
+                limit=_THROTTLE_LIMIT,
+            )
 
 
 def _check_bus(path: str, bus: int, family: Family, *, cdrom: bool) -> None:

@@ -61,6 +61,7 @@ async def test_every_device_is_there(node: Node, machine: str) -> None:  # noqa:
             disks[key] = FileConnection(str(image(node, key, format_)), format_)
     spec.disks["cd"].empty.SetInParent()
     spec.disks["cd"].device = device_pb2.DISK_DEVICE_CDROM
+    spec.disks["cd"].throttle.iops_max = 100
     caches = [device_pb2.DISK_CACHE_NONE, device_pb2.DISK_CACHE_DIRECTSYNC, device_pb2.DISK_CACHE_UNSAFE]
     for number, cache in enumerate(caches):
         key = f"cache{number}"
@@ -275,6 +276,8 @@ async def test_changes_go_live_and_are_there_after_a_restart(node: Node) -> None
     spec = sectors.spec()
     spec.balloons["balloon"].SetInParent()
     spec.interfaces["lan"].SetInParent()
+    spec.disks["cd"].empty.SetInParent()
+    spec.disks["cd"].device = device_pb2.DISK_DEVICE_CDROM
     plan = await node.plan(spec, paused=True, disks={"root": FileConnection(str(path), "raw")})
     await node.driver.start(plan)
     facet = node.driver.facet(LiveUpdate)  # type: ignore[type-abstract]  # a protocol is what names a facet
@@ -282,11 +285,13 @@ async def test_changes_go_live_and_are_there_after_a_restart(node: Node) -> None
     wanted = domain_spec_pb2.DomainSpec()
     wanted.CopyFrom(plan.spec)
     wanted.disks["root"].throttle.bytes_per_second_max = 1 * MIB
+    wanted.disks["cd"].throttle.iops_max = 100
     wanted.interfaces["lan"].link_up = False
     wanted.memory.current_bytes = 8 * MIB
     wanted.on_exit.power_off = domain_spec_pb2.EXIT_ACTION_PRESERVE
     wanted.cpu.vcpu_count = 2
     paths = [
+        "spec.disks.cd.throttle",
         "spec.disks.root.throttle",
         "spec.interfaces.lan.link_up",
         "spec.memory.current_bytes",
@@ -294,7 +299,7 @@ async def test_changes_go_live_and_are_there_after_a_restart(node: Node) -> None
         "spec.cpu.vcpu_count",
     ]
     found = facet.plan_live_update(plan.spec, wanted, paths)
-    assert list(found.live) == paths[:4]
+    assert list(found.live) == paths[:5]
     assert [(path_, reason) for path_, reason, _ in found.refused] == [("spec.cpu.vcpu_count", "NEEDS_RESTART")]
     await facet.update_live(plan.domain, plan.spec, wanted, found.live)
     blocks = [block["inserted"] for block in await ask(node, plan, "query-block") if "inserted" in block]

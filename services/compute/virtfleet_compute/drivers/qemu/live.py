@@ -50,6 +50,9 @@ async def settle_before_first_instruction(guests: Guests, guest: Guest) -> None:
 
 
 async def _throttle(guests: Guests, guest: Guest, device_id: str, disk: device_pb2.Disk) -> None:
+    if disk.WhichOneof("source") == "empty":
+        # There is nothing to limit, and QEMU takes no limits for it.
+        return
     # The limits sit on the guest's side of the disk, so they can come and go without a new chain of nodes.
     limits = {name: getattr(disk.throttle, field) for name, field in _LIMITS.items()}
     backend = naming.backend(device_id, virtio=disk.bus == device_pb2.DISK_BUS_VIRTIO)

@@ -44,6 +44,15 @@ def test_a_mac_address_is_given_once(stand: Stand) -> None:
             error = refused(lambda: stand.fleet.wait(made(stand, spec=wanted), domain_pb2.Domain))  # type: ignore[arg-type]  # an operation
             assert (error.code().name, error.reason) == ("ALREADY_EXISTS", "IDENTITY_IN_USE"), error
             assert error.metadata["holder"], error.metadata
+            assert error.metadata["field"] == "domain.spec.interfaces.lan.mac_address", error.metadata
+            nobody = small_spec()
+            nobody.interfaces["lan"].network = reference
+            nobody.interfaces["lan"].mac_address = "00:00:00:00:00:00"
+            error = refused(lambda: stand.fleet.wait(made(stand, spec=nobody), domain_pb2.Domain))  # type: ignore[arg-type]  # an operation
+            assert (error.reason, error.fields) == (
+                "FIELD_OUT_OF_RANGE",
+                ("domain.spec.interfaces.lan.mac_address",),
+            ), error
             assert everything(stand.fleet, parent) == before
             assert get(stand.fleet, first.name) == first
         with domain(stand.fleet, parent, spec=wanted) as second:

@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_OF_A_CARD = {"port.spec.mac_address": ".mac_address", "parent": ".network"}
+"""Where a card has what network refuses of a port, by its field there; else the card as a whole is named."""
+
 _FORMATS = {device_pb2.DISK_FORMAT_RAW: "raw", device_pb2.DISK_FORMAT_QCOW2: "qcow2"}
 
 DomainSpec = domain_spec_pb2.DomainSpec
@@ -322,7 +325,7 @@ class Wiring:
                 plug_pb2.ReservePortResponse,
                 call,
                 timeout_seconds=self.timeout_seconds,
-                place=lambda _: f"domain.spec.interfaces.{device_id}",
+                place=lambda field: f"domain.spec.interfaces.{device_id}{_OF_A_CARD.get(field, '')}",
             )
             return Reservation(device_id, answer.port, answer.mac_address, tuple(answer.addresses))
 

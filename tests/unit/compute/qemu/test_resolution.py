@@ -131,6 +131,7 @@ REFUSED: list[tuple[Change, type[VirtfleetError], str]] = [
     (lambda s: setattr(s.cpu, "model", "Pentium-9"), CapabilityMissing, "cpu.model"),
     (lambda s: setattr(s.cpu, "mode", domain_spec_pb2.CPU_MODE_CUSTOM), FieldRequired, "cpu.model"),
     (lambda s: setattr(s.cpu, "mode", domain_spec_pb2.CPU_MODE_HOST_PASSTHROUGH), CapabilityMissing, "cpu.mode"),
+    (lambda s: setattr(s.qemu, "accelerator", "hvf"), CapabilityMissing, "qemu.accelerator"),
     (lambda s: s.cpu.features.add(name="enforce"), CapabilityMissing, "cpu.features[0].name"),
     (lambda s: setattr(s.cpu, "vcpu_count", 256), FieldOutOfRange, "cpu.maximum_vcpu_count"),
     (lambda s: setattr(s.cpu.topology, "core_count", 3), FieldConflict, "cpu.topology"),

@@ -50,6 +50,7 @@ CAPABILITIES = (
 
 _MARK_OF_DESCRIPTORS = "{fd:"
 _THROTTLE_LIMIT = 10**15
+_ACCELERATORS = ("kvm", "tcg")
 _REQUIRE = domain_spec_pb2.CPU_FEATURE_POLICY_REQUIRE
 
 
@@ -175,6 +176,9 @@ def _cpu(
         )
     _topology(cpu)
     accelerator = resolved.qemu.accelerator or host.accelerator
+    if accelerator not in _ACCELERATORS:
+        # One that is there and does not run today may run tomorrow: that the start says.
+        raise _lacks("qemu.accelerator", accelerator, f"accelerator.{accelerator}", "it drives guests by kvm or tcg")
     _model(cpu, before, host, accelerator)
     for number, feature in enumerate(cpu.features):
         feature.policy = feature.policy or _REQUIRE

@@ -68,10 +68,29 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
+class OfClients(logging.Filter):
+    """Lowers what gRPC tells with a traceback, as an error of the server, and is its client's doing."""
+
+    _BEGINNINGS = (
+        # It has gone while its answer was sent: its deadline was over, say.
+        "ExecuteBatchError raised in core by servicer method",
+        # Its metadata are no UTF-8.
+        "Invalid encoding on ",
+    )
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Make such a record a plain one of level INFO."""
+        if record.levelno < logging.ERROR or not record.getMessage().startswith(self._BEGINNINGS):
+            return True
+        record.levelno, record.levelname, record.exc_info = logging.INFO, "INFO", None
+        return logging.getLogger().isEnabledFor(logging.INFO)
+
+
 def configure(service: str, node: str, level: str = "INFO", stream: TextIO = sys.stderr) -> None:
     """Make the process log JSON lines to a stream, in place of what was configured before."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(service, node))
+    handler.addFilter(OfClients())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 

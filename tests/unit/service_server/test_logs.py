@@ -59,6 +59,33 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["ExecuteBatchError raised in core by servicer method [/a.B/C]", "Invalid encoding on b'\\xff'"],
+    ids=["gone", "no text"],
+)
+def test_what_grpc_takes_for_a_fault_and_is_its_clients_doing_is_no_error(text: str) -> None:
+    program = f"""
+import logging
+from virtfleet_service import logs
+for level in ("INFO", "WARNING"):
+    logs.configure("compute", "n1", level)
+    for told in ({text!r}, "Unexpected"):
+        try:
+            raise RuntimeError("below")
+        except RuntimeError:
+            logging.getLogger("grpc._cython.cygrpc").exception(told)
+"""
+    # A process of its own: what is configured here is that of the tests.
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["level"], line["message"], "exception" in line) for line in told] == [
+        ("info", text, False),
+        ("error", "Unexpected", True),
+        ("error", "Unexpected", True),
+    ]
+
+
 def test_the_audit_log_is_appended_to_and_private(tmp_path: Path) -> None:
     path = tmp_path / "state" / "audit.log"
     for number in range(2):

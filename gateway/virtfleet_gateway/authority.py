@@ -356,7 +356,7 @@ def _checked_key(request_pem: bytes, field: str) -> PublicKey:
         request = x509.load_pem_x509_csr(request_pem)
         signed = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise DocumentInvalid("the certificate request does not parse as PEM PKCS #10", field=field) from error
     if not signed:
         raise DocumentInvalid("the certificate request is not signed by its own key", field=field)

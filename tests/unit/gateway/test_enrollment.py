@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import datetime as dt
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -300,16 +301,25 @@ def _signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed2551
     return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
 
 
+def _of_version(number: int) -> bytes:
+    """Return a request that says to be of another version than the one there is."""
+    der = bytearray(x509.load_pem_x509_csr(new_request("a")[1]).public_bytes(serialization.Encoding.DER))
+    der[der.index(b"\x02\x01\x00") + 2] = number
+    text = base64.encodebytes(der)
+    return b"-----BEGIN CERTIFICATE REQUEST-----\n" + text + b"-----END CERTIFICATE REQUEST-----\n"
+
+
 @pytest.mark.parametrize(
     "document",
     [
         b"",
+        _of_version(1),
         b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
         b"x" * 20_000,
         _signed(rsa.generate_private_key(65537, 1024)),
         _signed(ec.generate_private_key(ec.SECP192R1())),
     ],
-    ids=["empty", "garbage", "huge", "rsa-1024", "p-192"],
+    ids=["empty", "version", "garbage", "huge", "rsa-1024", "p-192"],
 )
 async def test_bad_requests_for_certificates_are_refused_and_do_not_use_the_token_up(
     desk: Desk, document: bytes

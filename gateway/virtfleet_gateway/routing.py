@@ -23,7 +23,7 @@ import virtfleet.network.v1
 import virtfleet.storage.v1
 from virtfleet.type.v1 import method_pb2
 from virtfleet_gateway import wire
-from virtfleet_service.errors import FieldConflict, FieldRequired, NameMalformed
+from virtfleet_service.errors import DocumentInvalid, FieldConflict, FieldRequired, NameMalformed
 from virtfleet_service.methods import OPERATION_SERVICES
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def routing_name(route: Route, message: bytes) -> str:
     """Return the string that decides where a call goes.
 
     Raises:
-        NameMalformed: It occurs twice, is not UTF-8 or too long, or the message does not parse on the way to it.
+        NameMalformed: It occurs twice, is not UTF-8 or too long.
+        DocumentInvalid: The message does not parse on the way to it.
     """
     try:
         name = wire.string_at(message, route.field_path)
@@ -220,10 +221,12 @@ def routing_name(route: Route, message: bytes) -> str:
             f"{route.field_name} occurs more than once in the request: which node is meant cannot be told",
             field=route.field_name,
         ) from error
+    except wire.NoTextError as error:
+        raise NameMalformed(f"{route.field_name} is not UTF-8", field=route.field_name) from error
     except wire.WireError as error:
-        raise NameMalformed(
-            f"The request does not parse on the way to {route.field_name}: {error}", field=route.field_name
-        ) from error
+        # As the node would say it.
+        type_ = route.descriptor.input_type.full_name
+        raise DocumentInvalid(f"The request is no valid message of type {type_}: {error}", type=type_) from error
     if len(name) > NAME_LIMIT_CHARACTERS:
         raise NameMalformed(
             f"{route.field_name} has more than {NAME_LIMIT_CHARACTERS} characters", field=route.field_name

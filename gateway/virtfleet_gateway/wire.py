@@ -33,6 +33,10 @@ class FieldTwiceError(WireError):
     """The field occurs more than once."""
 
 
+class NoTextError(WireError):
+    """A string is not UTF-8."""
+
+
 def _varint(data: bytes, position: int, limit_bytes: int) -> tuple[int, int]:
     value = shift = 0
     for count in range(limit_bytes):
@@ -142,7 +146,7 @@ def _text(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise WireError("a name is not UTF-8") from None
+        raise NoTextError("a name is not UTF-8") from None
 
 
 def string_at(data: bytes, path: tuple[int, ...]) -> str:

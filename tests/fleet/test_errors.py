@@ -357,7 +357,7 @@ REQUESTS: list[Row] = [
     ),
     (
         "bytes that are no message",
-        Refusal(INVALID, "NAME_MALFORMED", ("name",)),
+        Refusal(INVALID, "DOCUMENT_INVALID"),
         lambda s: s.wire(f"{DOMAINS}/GetDomain", b"\xff\xff\xff\xff"),
     ),
     (

@@ -407,7 +407,15 @@ CASES = [
         "NAME_MALFORMED",
     ),
     ("not UTF-8", GET, wire.delimited(1, b"nodes/n1/\xff"), (), grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED"),
-    ("cut", GET, b"\x0a\x7fnodes", (), grpc.StatusCode.INVALID_ARGUMENT, "NAME_MALFORMED"),
+    ("cut", GET, b"\x0a\x7fnodes", (), grpc.StatusCode.INVALID_ARGUMENT, "DOCUMENT_INVALID"),
+    (
+        "cut behind it",
+        GET,
+        named("nodes/n1/domains/web", b"\x12\x7fx"),
+        (),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "DOCUMENT_INVALID",
+    ),
     (
         "mismatch",
         GET,
@@ -445,26 +453,6 @@ CASES = [
 ]
 
 
-OPERATIONS = [f"google.longrunning.Operations.{name}Operation" for name in ("Get", "Wait", "Cancel")]
-
-
-async def test_the_node_judges_calls_about_operations_whose_names_say_nothing(fleet: Rig) -> None:
-    """Who may do things with domains of one prefix may wait for what he began, though no operation is called so."""
-    fleet.gate.passport = LimitedPassport("spiffe://virtfleet.dev/user/ci", "nodes/n1/domains/ci-")
-    mine = "nodes/n1/services/compute/operations/op1"
-    for method in OPERATIONS:
-        fleet.nodes["n1"].unary[method] = echo
-        assert await fleet.call(method)(named(mine)) == named(mine)
-    fleet.nodes["n1"].unary[LIST_OPERATIONS] = echo
-    every = wire.delimited(4, b"nodes/n1/services/compute")
-    assert await fleet.call(LIST_OPERATIONS)(every) == every
-    fleet.nodes["n1"].unary[GET] = echo
-    assert await fleet.call(GET)(named("nodes/n1/domains/ci-web")) == named("nodes/n1/domains/ci-web")
-    error = await failure(fleet.call(GET)(named("nodes/n1/domains/web")))
-    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert details_of(error)["reason"] == "PERMISSION_MISSING"
-
-
 @pytest.mark.parametrize(
     ("_why", "method", "request_bytes", "metadata", "code", "reason"), CASES, ids=[c[0] for c in CASES]
 )
@@ -491,6 +479,26 @@ async def test_what_cannot_be_routed_is_refused_at_once(
     assert details_of(error)["reason"] == reason
     assert not reached
     assert (method, reason) in fleet.gate.refusals
+
+
+OPERATIONS = [f"google.longrunning.Operations.{name}Operation" for name in ("Get", "Wait", "Cancel")]
+
+
+async def test_the_node_judges_calls_about_operations_whose_names_say_nothing(fleet: Rig) -> None:
+    """Who may do things with domains of one prefix may wait for what he began, though no operation is called so."""
+    fleet.gate.passport = LimitedPassport("spiffe://virtfleet.dev/user/ci", "nodes/n1/domains/ci-")
+    mine = "nodes/n1/services/compute/operations/op1"
+    for method in OPERATIONS:
+        fleet.nodes["n1"].unary[method] = echo
+        assert await fleet.call(method)(named(mine)) == named(mine)
+    fleet.nodes["n1"].unary[LIST_OPERATIONS] = echo
+    every = wire.delimited(4, b"nodes/n1/services/compute")
+    assert await fleet.call(LIST_OPERATIONS)(every) == every
+    fleet.nodes["n1"].unary[GET] = echo
+    assert await fleet.call(GET)(named("nodes/n1/domains/ci-web")) == named("nodes/n1/domains/ci-web")
+    error = await failure(fleet.call(GET)(named("nodes/n1/domains/web")))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert details_of(error)["reason"] == "PERMISSION_MISSING"
 
 
 @pytest.mark.parametrize("values", [(b"forged",), (b"forged", b"twice")], ids=["one", "two"])

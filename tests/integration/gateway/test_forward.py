@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from tests.integration.gateway.nodes import LimitedPassport, Rig, details_of, own_status, rig
+from tests.integration.gateway.nodes import Rig, details_of, own_status, rig
 
 if TYPE_CHECKING:
     from tests.integration.gateway.nodes import Context
@@ -53,43 +53,6 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 
 async def echo(request: bytes, context: Context) -> bytes:
     return request
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Return one frame of HTTP/2."""
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
-async def call_by_hand(fleet: Rig, method: str, request: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    """Call a method with metadata that the libraries of Python do not send; returns what comes up to the status."""
-    service, _, name = method.rpartition(".")
-    pairs = (
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", f"/{service}/{name}".encode()),
-        (b":authority", b"gateway"),
-        (b"content-type", b"application/grpc"),
-        (b"te", b"trailers"),
-        *more,
-    )
-    block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in pairs)
-    body = b"\0" + len(request).to_bytes(4, "big") + request
-    reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port)
-    try:
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
-        writer.write(frame(1, 4, 1, block) + frame(0, 1, 1, body))
-        heard = b""
-        async with asyncio.timeout(5):
-            while b"grpc-status" not in heard:
-                heard += await reader.read(4096)
-        return heard
-    finally:
-        writer.close()
-        await writer.wait_closed()
-
-
-OK = b"grpc-status\x010"
-"""As the trailers of a call that is answered have it."""
 
 
 # What passes
@@ -207,35 +170,6 @@ async def test_the_deadline_travels_and_ends_the_call_at_the_node(fleet: Rig) ->
         await asyncio.sleep(0.01)
     assert remaining == [None]
     task.cancel()
-
-
-@pytest.mark.parametrize(
-    "value",
-    [b"a\tb", b"a\nb", b"a\0b", "caf\u00e9".encode(), "\u202e".encode(), b"\x7f"],
-    ids=["tab", "line", "NUL", "accent", "right to left", "delete"],
-)
-async def test_metadata_that_cannot_be_sent_on_stay_behind_and_the_call_passes(fleet: Rig, value: bytes) -> None:
-    seen: list[tuple[str, str | bytes]] = []
-
-    async def answer(request: bytes, context: Context) -> bytes:
-        seen.extend(context.invocation_metadata() or ())
-        return request
-
-    fleet.nodes["n1"].unary[GET] = answer
-    request = named("nodes/n1/domains/web")
-    heard = await call_by_hand(fleet, GET, request, (b"x-odd", value), (b"x-plain", b"~ and space"))
-    assert OK in heard
-    assert request in heard
-    assert dict(seen)["x-plain"] == "~ and space"
-    assert "x-odd" not in dict(seen)
-
-
-@pytest.mark.parametrize("longest", [b"2562047H", b"99999999H"])
-async def test_a_deadline_in_centuries_is_none_that_has_passed(fleet: Rig, longest: bytes) -> None:
-    """292 years are what Go and Java send for the longest time that they have."""
-    fleet.nodes["n1"].unary[GET] = echo
-    heard = await call_by_hand(fleet, GET, named("nodes/n1/domains/web"), (b"grpc-timeout", longest))
-    assert OK in heard
 
 
 @pytest.mark.parametrize("method", [GET, WATCH, CONSOLE, UPLOAD])
@@ -479,26 +413,6 @@ async def test_what_cannot_be_routed_is_refused_at_once(
     assert details_of(error)["reason"] == reason
     assert not reached
     assert (method, reason) in fleet.gate.refusals
-
-
-OPERATIONS = [f"google.longrunning.Operations.{name}Operation" for name in ("Get", "Wait", "Cancel")]
-
-
-async def test_the_node_judges_calls_about_operations_whose_names_say_nothing(fleet: Rig) -> None:
-    """Who may do things with domains of one prefix may wait for what he began, though no operation is called so."""
-    fleet.gate.passport = LimitedPassport("spiffe://virtfleet.dev/user/ci", "nodes/n1/domains/ci-")
-    mine = "nodes/n1/services/compute/operations/op1"
-    for method in OPERATIONS:
-        fleet.nodes["n1"].unary[method] = echo
-        assert await fleet.call(method)(named(mine)) == named(mine)
-    fleet.nodes["n1"].unary[LIST_OPERATIONS] = echo
-    every = wire.delimited(4, b"nodes/n1/services/compute")
-    assert await fleet.call(LIST_OPERATIONS)(every) == every
-    fleet.nodes["n1"].unary[GET] = echo
-    assert await fleet.call(GET)(named("nodes/n1/domains/ci-web")) == named("nodes/n1/domains/ci-web")
-    error = await failure(fleet.call(GET)(named("nodes/n1/domains/web")))
-    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert details_of(error)["reason"] == "PERMISSION_MISSING"
 
 
 @pytest.mark.parametrize("values", [(b"forged",), (b"forged", b"twice")], ids=["one", "two"])

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from virtfleet_service import messages
+from virtfleet_service.durations import duration_walk
 from virtfleet_service.errors import (
     DocumentInvalid,
     FieldOutOfRange,
@@ -182,13 +183,14 @@ class RequestCheck:
         mutation: Whether what this server does not know is refused; reads ignore it.
     """
 
-    __slots__ = ("_class", "_enums", "_mutation", "_rules")
+    __slots__ = ("_class", "_durations", "_enums", "_mutation", "_rules")
 
     def __init__(self, message_class: type[Message], *, mutation: bool) -> None:
         descriptor = descriptor_of(message_class)
         self._class = message_class
         self._mutation = mutation
         self._enums = enum_walk(descriptor)
+        self._durations = duration_walk(descriptor)
         self._rules = has_rules(descriptor)
         if self._rules:
             # Compiles the rules of the type now instead of in the first call.
@@ -227,6 +229,7 @@ class RequestCheck:
                 self._refuse_unknown(list(unknown_fields(message)))
             if self._enums:
                 self._refuse_numbers(message)
+        self._refuse_durations(message)
         if self._rules:
             self._refuse_violations(message)
 
@@ -243,8 +246,15 @@ class RequestCheck:
             self._refuse_unknown(list(unknown_fields(message)))
             if self._enums:
                 self._refuse_numbers(message)
+        self._refuse_durations(message)
         if self._rules:
             self._refuse_violations(message)
+
+    def _refuse_durations(self, message: Message) -> None:
+        found = list(self._durations.find(message)) if self._durations else []
+        if found:
+            text = "is no duration: seconds and nanos have one sign, and nanos are less than a second"
+            raise FieldOutOfRange(f"`{found[0]}` {text}", field=found[0], violations=[(path, text) for path in found])
 
     @staticmethod
     def _refuse_violations(message: Message) -> None:

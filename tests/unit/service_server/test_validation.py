@@ -55,6 +55,26 @@ def test_each_broken_rule_has_its_reason(
     assert caught.value.field == path
 
 
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(1, 1_000_000_000), (1, -1), (-1, 1), (0, -(1 << 31)), (315_576_000_001, 0)]
+)
+def test_what_no_program_could_write_as_a_duration_is_refused(seconds: int, nanos: int) -> None:
+    request = domain_pb2.CreateDomainRequest(parent="nodes/n1", domain_id="web")
+    for delay in (request.domain.spec.test.crash_delay, request.inline_wait):
+        delay.seconds, delay.nanos = seconds, nanos
+    with pytest.raises(errors.FieldOutOfRange) as caught:
+        checked(CREATE, request)
+    assert caught.value.field == "domain.spec.test.crash_delay"
+    assert [path for path, _ in caught.value.violations] == ["domain.spec.test.crash_delay", "inline_wait"]
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(0, 0), (1, 999_999_999), (0, 1), (30, 0)])
+def test_a_duration_passes(seconds: int, nanos: int) -> None:
+    request = domain_pb2.CreateDomainRequest(parent="nodes/n1", domain_id="web")
+    request.domain.spec.test.crash_delay.seconds, request.domain.spec.test.crash_delay.nanos = seconds, nanos
+    checked(CREATE, request)
+
+
 def test_all_broken_rules_are_listed() -> None:
     with pytest.raises(errors.FieldRequired) as caught:
         checked(ATTACH, attach(name="", domain_uid="x"))

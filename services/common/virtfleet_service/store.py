@@ -115,12 +115,8 @@ class Store:
             self.reader.close()
             self._writer.close()
             raise
-        # The file and its log as they were opened: SQLite goes on in files that nobody will ever find again.
-        self._files: dict[Path, tuple[int, int]] = {}
-        if not in_memory:
-            for name in (path, path.with_name(f"{path.name}-wal")):
-                found = name.stat()
-                self._files[name] = (found.st_dev, found.st_ino)
+        # As they were opened: SQLite goes on in files that nobody will ever find again.
+        self._files = {} if in_memory else identities(path)
         self._opened = time.monotonic()
         self._cache = RowCache(limits.cache_bytes)
         self._listeners: list[Callable[[Sequence[Entry]], None]] = []
@@ -463,8 +459,7 @@ class Store:
             OSError: One was moved away, deleted or replaced, or cannot be looked at.
         """
         for path, identity in self._files.items():
-            found = path.stat()
-            if (found.st_dev, found.st_ino) != identity:
+            if _identity(path) != identity:
                 raise FileNotFoundError(errno.ENOENT, "another file has its name", str(path))
 
     def _unwritable(self, error: sqlite3.Error | OSError) -> StoreUnwritable:
@@ -552,6 +547,16 @@ def _connect_twice(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         raise
     reader.execute("PRAGMA query_only = ON")
     return writer, reader
+
+
+def identities(path: Path) -> dict[Path, tuple[int, int]]:
+    """Return device and inode of a store's file and of its log."""
+    return {name: _identity(name) for name in (path, path.with_name(f"{path.name}-wal"))}
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

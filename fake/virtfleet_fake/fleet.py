@@ -155,10 +155,10 @@ class Fleet:
     async def ready(self) -> None:
         """Wait until the gateway has read every node that it can reach, and tells that it is ready."""
         async with asyncio.timeout(_READY_SECONDS):
-            while True:
-                if all(self._is_ready(node) or self._struck(node) for node in self.nodes):
-                    return
-                await asyncio.sleep(0.01)
+            # One after the other: to look at all of them again and again is what would keep them from getting ready.
+            for node in list(self.nodes):
+                while not (self._is_ready(node) or self._struck(node)):
+                    await asyncio.sleep(0.01)
 
     def _is_ready(self, node: str) -> bool:
         # What is told of a node is recorded a moment after it is so: whoever asks must not find one that joins.

@@ -157,7 +157,9 @@ class Fleet:
         async with asyncio.timeout(_READY_SECONDS):
             # One after the other: to look at all of them again and again is what would keep them from getting ready.
             for node in list(self.nodes):
-                while not (self._is_ready(node) or self._struck(node)):
+                while True:
+                    if self._is_ready(node) or self._struck(node):
+                        break
                     await asyncio.sleep(0.01)
 
     def _is_ready(self, node: str) -> bool:

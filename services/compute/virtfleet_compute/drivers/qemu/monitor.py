@@ -30,10 +30,22 @@ class MonitorLost(Exception):
 
 @functools.cache
 def _client_class() -> type[QMPClient]:
-    """Return the library's client, which else makes a text of each message, for a log that nobody reads."""
+    """Return the library's client, mended.
+
+    It makes a text of each message, for a log that nobody reads. And it takes the first message after its hand is held
+    out for the answer: QEMU may tell of an event just before, and the handshake failed for that.
+    """
     from qemu.qmp import QMPClient
+    from qemu.qmp.protocol import Runstate
 
     class Client(QMPClient):
+        async def _do_recv(self) -> Message:
+            message = await super()._do_recv()
+            while "event" in message and self.runstate is Runstate.CONNECTING:
+                await self._on_message(message)
+                message = await super()._do_recv()
+            return message
+
         def _cb_outbound(self, msg: Message) -> Message:
             return msg
 

@@ -510,7 +510,7 @@ type CallError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which methods: a pattern over the name without its package, `DomainService.StartDomain`, `*.Create*`; empty: all.
 	MethodPattern string `protobuf:"bytes,1,opt,name=method_pattern,json=methodPattern,proto3" json:"method_pattern,omitempty"`
-	// The reason of the error: `HYPERVISOR_FAILED`, `STORE_UNWRITABLE`, …; INVALID_ARGUMENT: there is none such.
+	// The reason of the error: `HYPERVISOR_FAILED`, `POOL_FULL`, …; INVALID_ARGUMENT: there is none such.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// How many calls it strikes; 0: all.
 	Count int32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`

@@ -243,7 +243,7 @@ class CallError(message.Message):
     method_pattern: builtins.str
     """Which methods: a pattern over the name without its package, `DomainService.StartDomain`, `*.Create*`; empty: all."""
     reason: builtins.str
-    """The reason of the error: `HYPERVISOR_FAILED`, `STORE_UNWRITABLE`, …; INVALID_ARGUMENT: there is none such."""
+    """The reason of the error: `HYPERVISOR_FAILED`, `POOL_FULL`, …; INVALID_ARGUMENT: there is none such."""
     count: builtins.int
     """How many calls it strikes; 0: all."""
     skip_count: builtins.int

@@ -363,9 +363,9 @@ class Store:
             self._writer.close()
             return
         self._queue.put(_Work(self._save_served, self._loop.create_future()))
-        self._queue.put(None)
-        # First, so that the writer is the last one out and folds the log into the file.
+        # Before the writer is told to end, so that it is the last one out and folds the log into the file.
         self.reader.close()
+        self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _write_all(self) -> None:

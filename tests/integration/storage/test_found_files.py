@@ -299,7 +299,7 @@ async def test_a_file_that_becomes_a_link_leads_nowhere(node: Rig, pool: Path, t
 @contextmanager
 def exchanging(place: Path, other: Path) -> Iterator[None]:
     """Have two names change places without pause for the length of a block: each means something all the time."""
-    libc, chance = ctypes.CDLL(None, use_errno=True), random.Random(0)
+    libc, chance = ctypes.CDLL(None, use_errno=True), random.Random()
     names = (os.fsencode(place), os.fsencode(other))
     stop = threading.Event()
 

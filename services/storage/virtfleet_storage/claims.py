@@ -74,6 +74,13 @@ class Claims:
             self._writers[name] = claim
             claim.written_names.append(name)
 
+    def take(self, claim: Claim, name: str) -> None:
+        """Let a claim have what only one may have; see `Claim.take`."""
+        with self._lock:
+            self._refuse(name, writing=True, but=claim)
+            self._writers[name] = claim
+            claim.taken_names.append(name)
+
     def release(self, claim: Claim) -> None:
         """Let go of all that a claim holds."""
         with self._lock:
@@ -82,6 +89,8 @@ class Claims:
                 self._writers.pop(name, None)
                 self._released.pop(name, None)
                 self._released[name] = now
+            for name in claim.taken_names:
+                self._writers.pop(name, None)
             for name in claim.read_names:
                 readers = self._readers[name]
                 readers.remove(claim)
@@ -89,6 +98,7 @@ class Claims:
                     del self._readers[name]
             claim.read_names.clear()
             claim.written_names.clear()
+            claim.taken_names.clear()
             # Oldest first: whoever looks at a pool has begun long after those.
             for name in list(self._released)[: max(len(self._released) - _RELEASED_LIMIT, 0)]:
                 del self._released[name]
@@ -102,6 +112,7 @@ class Claim:
     purpose: str
     read_names: list[str] = field(default_factory=list)
     written_names: list[str] = field(default_factory=list)
+    taken_names: list[str] = field(default_factory=list)
 
     def read(self, name: str) -> None:
         """Hold a volume against changes.
@@ -118,6 +129,14 @@ class Claim:
             OperationConflict: Somebody uses it.
         """
         self.claims.write(self, name)
+
+    def take(self, name: str) -> None:
+        """Have a uid or a place that nothing is recorded of yet; unlike of a volume nobody asks about it afterwards.
+
+        Raises:
+            OperationConflict: Somebody else is about to have it.
+        """
+        self.claims.take(self, name)
 
     def release(self) -> None:
         """Let go of everything."""

@@ -128,7 +128,7 @@ class Pools:
             check(tx)
             # Nothing is recorded of it until it is made, and another of its uid or in its place may be asked for.
             for taken in (uid, path):
-                claim.write(taken)
+                claim.take(taken)
             return uid
 
         return await run_claimed(

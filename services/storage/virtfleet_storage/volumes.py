@@ -129,7 +129,7 @@ class Volumes:
                     claim.read(name)
             claim.write(volume.name)
             # Nothing is recorded of it until it is made, and another of its uid may be asked for under another name.
-            claim.write(volume.uid)
+            claim.take(volume.uid)
             return volume.uid
 
         if request.validate_only:

@@ -100,6 +100,18 @@ def test_claims_keep_readers_and_writers_apart() -> None:
     claims.refuse("v", writing=True)
 
 
+def test_what_is_taken_is_one_claim_s_and_nothing_is_remembered_of_it() -> None:
+    claims = Claims()
+    first, second = claims.claim("CreateVolume of a"), claims.claim("CreateVolume of b")
+    before = claims.tick()
+    first.take("uid")
+    with pytest.raises(OperationConflict):
+        second.take("uid")
+    first.release()
+    assert not claims.unstable("uid", before)
+    second.take("uid")
+
+
 def test_an_access_list_names_each_guest() -> None:
     data = access.encode(0o600, [Grant(7, owner=False, write=False), Grant(9, owner=False, write=True)])
     (version,) = struct.unpack_from("<I", data)

@@ -13,6 +13,7 @@ import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from virtfleet_gateway import wire
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.forward import Forwarder
 from virtfleet_gateway.gate import CallerPassport
@@ -169,6 +170,16 @@ async def rig() -> AsyncIterator[Rig]:
         await made.server.stop(0)
         await made.channels.close()
         await asyncio.gather(*(server.stop() for server in made.nodes.values()))
+
+
+def named(name: str, tail: bytes = b"") -> bytes:
+    """Return a request whose field 1 is a name, with whatever else it has."""
+    return wire.delimited(1, name.encode()) + tail
+
+
+async def echo(request: bytes, _context: Context) -> bytes:
+    """Answer a call with its request."""
+    return request
 
 
 def own_status(code: grpc.StatusCode, reason: str) -> status_pb2.Status:

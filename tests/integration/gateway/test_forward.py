@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from tests.integration.gateway.nodes import Rig, details_of, own_status, rig
+from tests.integration.gateway.nodes import Rig, details_of, echo, named, own_status, rig
 
 if TYPE_CHECKING:
     from tests.integration.gateway.nodes import Context
@@ -35,10 +35,6 @@ SERVER = "virtfleet.common.v1.AdminService.GetServer"
 UNKNOWN_TAIL = wire.delimited(900, b"a field that no release knows")
 
 
-def named(name: str, tail: bytes = b"") -> bytes:
-    return wire.delimited(1, name.encode()) + tail
-
-
 @pytest_asyncio.fixture
 async def fleet() -> AsyncIterator[Rig]:
     async with rig() as made:
@@ -49,10 +45,6 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
-
-
-async def echo(request: bytes, context: Context) -> bytes:
-    return request
 
 
 # What passes

@@ -1,21 +1,16 @@
-# ruff: noqa: ARG001 - behaviours have the signature that grpc calls
 """Callers whose roles hold for a part of a node."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
 
-from tests.integration.gateway.nodes import LimitedPassport, Rig, details_of, rig
+from tests.integration.gateway.nodes import LimitedPassport, Rig, details_of, echo, named, rig
 from virtfleet_gateway import wire
-
-if TYPE_CHECKING:
-    from tests.integration.gateway.nodes import Context
 
 GET = "virtfleet.compute.v1.DomainService.GetDomain"
 LIST_OPERATIONS = "google.longrunning.Operations.ListOperations"
@@ -26,14 +21,6 @@ OPERATIONS = [f"google.longrunning.Operations.{name}Operation" for name in ("Get
 async def fleet() -> AsyncIterator[Rig]:
     async with rig() as made:
         yield made
-
-
-def named(name: str) -> bytes:
-    return wire.delimited(1, name.encode())
-
-
-async def echo(request: bytes, context: Context) -> bytes:
-    return request
 
 
 async def test_the_node_judges_calls_about_operations_whose_names_say_nothing(fleet: Rig) -> None:

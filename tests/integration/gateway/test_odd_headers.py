@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001 - behaviours have the signature that grpc calls
 """Calls with headers that libraries of other languages send, and that of Python neither sends nor passes on."""
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.integration.gateway.nodes import Rig, rig
-from virtfleet_gateway import wire
+from tests.integration.gateway.nodes import Rig, echo, named, rig
 
 if TYPE_CHECKING:
     from tests.integration.gateway.nodes import Context
@@ -23,14 +21,6 @@ GET = "virtfleet.compute.v1.DomainService.GetDomain"
 async def fleet() -> AsyncIterator[Rig]:
     async with rig() as made:
         yield made
-
-
-def named(name: str) -> bytes:
-    return wire.delimited(1, name.encode())
-
-
-async def echo(request: bytes, context: Context) -> bytes:
-    return request
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

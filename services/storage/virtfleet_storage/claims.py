@@ -6,13 +6,12 @@ the store; two exclusive operations on one target are kept apart by their record
 
 from __future__ import annotations
 
-import itertools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from virtfleet_service.errors import OperationConflict
-
-_RELEASED_LIMIT = 10_000
 
 
 @dataclass(slots=True)
@@ -22,22 +21,28 @@ class Claims:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _readers: dict[str, list[Claim]] = field(default_factory=dict)
     _writers: dict[str, Claim] = field(default_factory=dict)
-    _released: dict[str, int] = field(default_factory=dict)
-    _ticks: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _looks: list[Look] = field(default_factory=list)
 
     def claim(self, purpose: str) -> Claim:
         """Return a claim on nothing yet; `purpose` says in errors who it is."""
         return Claim(self, purpose)
 
-    def tick(self) -> int:
-        """Return a moment, for `unstable`."""
+    @contextmanager
+    def look(self) -> Iterator[Look]:
+        """Take note of who changes a volume for as long as somebody looks at a pool."""
+        look = Look(self)
         with self._lock:
-            return next(self._ticks)
+            self._looks.append(look)
+        try:
+            yield look
+        finally:
+            with self._lock:
+                self._looks.remove(look)
 
-    def unstable(self, name: str, since: int) -> bool:
-        """Tell whether somebody has been changing a volume at any time since a moment."""
+    def unstable(self, look: Look, name: str) -> bool:
+        """Tell whether somebody has been changing a volume at any time of a look; see `Look.unstable`."""
         with self._lock:
-            return name in self._writers or self._released.get(name, 0) > since
+            return name in self._writers or name in look.changed_names
 
     def refuse(self, name: str, *, writing: bool) -> None:
         """Accept a volume on which nobody works in a way that excludes this.
@@ -84,11 +89,10 @@ class Claims:
     def release(self, claim: Claim) -> None:
         """Let go of all that a claim holds."""
         with self._lock:
-            now = next(self._ticks)
             for name in claim.written_names:
                 self._writers.pop(name, None)
-                self._released.pop(name, None)
-                self._released[name] = now
+            for look in self._looks:
+                look.changed_names.update(claim.written_names)
             for name in claim.taken_names:
                 self._writers.pop(name, None)
             for name in claim.read_names:
@@ -99,9 +103,18 @@ class Claims:
             claim.read_names.clear()
             claim.written_names.clear()
             claim.taken_names.clear()
-            # Oldest first: whoever looks at a pool has begun long after those.
-            for name in list(self._released)[: max(len(self._released) - _RELEASED_LIMIT, 0)]:
-                del self._released[name]
+
+
+@dataclass(slots=True, eq=False)
+class Look:
+    """Is one look at a pool: what it sees of a volume that somebody changes meanwhile says nothing."""
+
+    claims: Claims
+    changed_names: set[str] = field(default_factory=set)
+
+    def unstable(self, name: str) -> bool:
+        """Tell whether somebody is changing a volume, or has since the look began."""
+        return self.claims.unstable(self, name)
 
 
 @dataclass(slots=True, eq=False)

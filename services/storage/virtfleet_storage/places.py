@@ -35,6 +35,11 @@ class Place:
     refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
     stir: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def forget(self, key: str) -> None:
+        """Let go of what is known of a volume that is gone."""
+        for known in (self.formats, self.facts, self.standing):
+            known.pop(key, None)
+
 
 class Places:
     """Finds open pools.

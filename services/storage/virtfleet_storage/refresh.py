@@ -15,7 +15,7 @@ from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, chains, observation
 from virtfleet_storage.backends.api import Facts, Usage, capabilities
-from virtfleet_storage.claims import Claims
+from virtfleet_storage.claims import Claims, Look
 from virtfleet_storage.observation import Sighting
 from virtfleet_storage.places import Place, Places
 
@@ -54,26 +54,26 @@ class Refresher:
             BackendUnreachable: The place is gone; it is recorded as that.
         """
         async with place.refreshing:
-            since = self.claims.tick()
-            try:
-                usage = await place.open.usage()
-                undone = await self._remove_undone(place, since)
-                found = [facts for facts in await place.open.scan(place.formats) if facts.key not in undone]
-            except VirtfleetError as error:
-                # Whatever it is: who cannot look at a place cannot use it.
-                failure = error
-                await self.store.write(lambda tx: lost(tx, place.pool, failure))
-                raise BackendUnreachable(f"{place.pool}: {error.message}", resource=place.pool) from error
-            before = place.facts
-            try:
-                await self._record(place, {facts.key: facts for facts in found}, since)
-                await self.store.write(lambda tx: self._record_pool(tx, place, usage, exact=exact))
-            except BaseException:
-                # What was not recorded has not been seen: the next look must find it again.
-                place.facts = before
-                raise
+            with self.claims.look() as look:
+                try:
+                    usage = await place.open.usage()
+                    undone = await self._remove_undone(place, look)
+                    found = [facts for facts in await place.open.scan(place.formats) if facts.key not in undone]
+                except VirtfleetError as error:
+                    # Whatever it is: who cannot look at a place cannot use it.
+                    failure = error
+                    await self.store.write(lambda tx: lost(tx, place.pool, failure))
+                    raise BackendUnreachable(f"{place.pool}: {error.message}", resource=place.pool) from error
+                before = place.facts
+                try:
+                    await self._record(place, {facts.key: facts for facts in found}, look)
+                    await self.store.write(lambda tx: self._record_pool(tx, place, usage, exact=exact))
+                except BaseException:
+                    # What was not recorded has not been seen: the next look must find it again.
+                    place.facts = before
+                    raise
 
-    async def _remove_undone(self, place: Place, since: int) -> set[str]:
+    async def _remove_undone(self, place: Place, look: Look) -> set[str]:
         """Remove the files of creations that were undone while nobody could reach them; returns what stays for now."""
         row = self.store.get(place.pool)
         if row is None:
@@ -81,7 +81,7 @@ class Refresher:
         pool = pool_pb2.Pool.FromString(row.body)
         left = set()
         for file in catalog.undone(self.store, pool):
-            if self.claims.unstable(names.child(place.pool, "volumes", file.key), since):
+            if look.unstable(names.child(place.pool, "volumes", file.key)):
                 # Another is being made under its name, and may have been given its inode.
                 left.add(file.key)
                 continue
@@ -94,7 +94,7 @@ class Refresher:
             await self.store.write(partial(catalog.delete_undone, pool=pool, key=file.key))
         return left
 
-    async def _record(self, place: Place, found: dict[str, Facts], since: int) -> None:
+    async def _record(self, place: Place, found: dict[str, Facts], look: Look) -> None:
         before, place.facts = place.facts, found
         changed = {key for key, facts in found.items() if before.get(key) != facts}
         # A file that a guest was writing at the last look and that is quiet now was perhaps not told.
@@ -112,9 +112,9 @@ class Refresher:
             if one.facts.key in changed | quiet or place.standing.get(one.facts.key) != one.standing
         ]
         for some in _batches(sightings):
-            await self.store.write(partial(self._see, place=place, sightings=some, since=since))
+            await self.store.write(partial(self._see, place=place, sightings=some, look=look))
         for keys in _batches([key for key in place.formats if key not in found]):
-            await self.store.write(partial(self._lose, place=place, keys=keys, since=since))
+            await self.store.write(partial(self._lose, place=place, keys=keys, look=look))
 
     async def _sighting(self, place: Place, facts: Facts, found: dict[str, Facts], *, settled: bool) -> Sighting:
         path = f"{place.open.path}/{facts.key}"
@@ -125,7 +125,7 @@ class Refresher:
             return Sighting(facts, refusal=error, settled=settled)
         return Sighting(facts, tuple(links), settled=settled)
 
-    def _see(self, tx: Transaction, place: Place, sightings: Iterable[Sighting], since: int) -> None:
+    def _see(self, tx: Transaction, place: Place, sightings: Iterable[Sighting], look: Look) -> None:
         if tx.get(place.pool) is None:
             return
         for sighting in sightings:
@@ -133,7 +133,7 @@ class Refresher:
             path = f"{place.open.path}/{key}"
             volume = catalog.volume_at(tx, path)
             name = volume.name if volume is not None else names.child(place.pool, "volumes", key)
-            if self.claims.unstable(name, since):
+            if look.unstable(name):
                 # It is looked at again when whoever works on it is done.
                 place.facts.pop(key, None)
                 continue
@@ -148,16 +148,16 @@ class Refresher:
             place.formats[key] = sighting.facts.format
             place.standing[key] = sighting.standing
 
-    def _lose(self, tx: Transaction, place: Place, keys: Iterable[str], since: int) -> None:
+    def _lose(self, tx: Transaction, place: Place, keys: Iterable[str], look: Look) -> None:
         for key in keys:
             volume = catalog.volume_at(tx, f"{place.open.path}/{key}")
             if volume is None:
-                place.formats.pop(key, None)
-            elif not self.claims.unstable(volume.name, since):
+                place.forget(key)
+            elif not look.unstable(volume.name):
                 observation.lose(tx, volume)
                 place.standing.pop(key, None)
                 if tx.get(volume.name) is None:
-                    place.formats.pop(key, None)
+                    place.forget(key)
 
     def _record_pool(self, tx: Transaction, place: Place, usage: Usage, *, exact: bool) -> None:
         row = tx.get(place.pool)

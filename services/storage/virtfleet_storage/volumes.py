@@ -277,8 +277,7 @@ class Volumes:
             if current is not None and current.uid == uid:
                 catalog.delete_volume(tx, current, cause=f"{SERVICE}.DeleteVolume")
                 catalog.tell(tx, current, watch_pb2.EVENT_TYPE_VOLUME_DELETED)
-            place.formats.pop(key, None)
-            place.facts.pop(key, None)
+            place.forget(key)
             return empty_pb2.Empty()
 
         return commit

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from google.longrunning import operations_pb2
 
+from tests.held import containers_naming
 from tests.integration.compute.rig import PARENT, Reason, Refused, Service, State, name, seconds
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.type.v1 import resource_pb2
@@ -42,6 +43,20 @@ async def test_a_domain_is_defined_started_paused_resumed_stopped_and_deleted(no
     with pytest.raises(Refused) as refused:
         await node.get("web")
     assert refused.value.reason == "RESOURCE_NOT_FOUND"
+
+
+async def test_of_domains_that_are_gone_nothing_is_kept_in_memory(node: Service) -> None:
+    uids: tuple[str, ...] = ()
+    for number in range(2):
+        domain = await node.create(f"ephemeral-{number}", labels={"env": "test"}, start=True)
+        uids += (domain.uid,)
+        for verb in ("Suspend", "Resume", "Reboot"):
+            await node.verb(verb, f"ephemeral-{number}")
+        await node.stop(f"ephemeral-{number}")
+        await node.delete(f"ephemeral-{number}")
+    assert not containers_naming("ephemeral-")
+    for uid in uids:
+        assert not containers_naming(uid)
 
 
 async def test_verbs_succeed_where_the_domain_is_as_asked(node: Service) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.held import containers_naming
 from tests.integration.launcher.running import UID
 from tests.integration.qemu import running
 from tests.integration.qemu.running import (
@@ -78,6 +79,16 @@ async def test_paused_start_and_stop(node: Node) -> None:
     states = [event.observation.state for event in node.heard if event.observation is not None]
     assert states[-1] == SHUT_OFF
     assert set(states[:-1]) == {PAUSED}
+
+
+async def test_of_guests_that_are_gone_the_driver_keeps_nothing_in_memory(node: Node) -> None:
+    plan = await node.plan(serial_spec(), paused=True)
+    await node.driver.start(plan)
+    await node.driver.stop(plan.domain)
+    await node.driver.undefine(plan.domain)
+    node.heard.clear()
+    assert not containers_naming(plan.domain.uid)
+    assert not containers_naming(plan.runtime_id)
 
 
 async def test_linux_boots_talks_and_obeys_the_power_button(node: Node, image: guest_image.GuestImage) -> None:

@@ -11,6 +11,7 @@ import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
 
+from tests.held import containers_naming
 from tests.integration.storage.rig import MIB, PARENT, Refused, Rig, info
 from virtfleet.storage.v1 import volume_pb2
 from virtfleet.type.v1 import operation_pb2
@@ -427,3 +428,24 @@ async def test_preconditions_of_a_deletion(node: Rig, pool: Path) -> None:
     )
     assert operation.done
     assert not operation.HasField("error")
+
+
+async def test_of_volumes_that_are_gone_nothing_is_kept_in_memory(node: Rig, pool: Path) -> None:
+    client = node.client
+    await client.volume("images", "ephemeral-1", capacity_bytes=MIB)
+    await client.volume("images", "ephemeral-2", capacity_bytes=MIB, format=QCOW2)
+    (pool / "ephemeral-3").write_bytes(bytes(MIB))
+    attachment = await node.attach("pools/images/volumes/ephemeral-2")
+    await node.release("pools/images/volumes/ephemeral-2", attachment.attachment_id)
+    await client.refresh("images")
+    await client.delete("pools/images/volumes/ephemeral-1")
+    await client.delete("pools/images/volumes/ephemeral-2")
+    (pool / "ephemeral-3").unlink()
+    await client.refresh("images")
+    assert not await client.volumes_of("images")
+    # The last that was noticed is kept until there is something newer.
+    (pool / "other").write_bytes(b"x")
+    async with asyncio.timeout(10):
+        while not await client.volumes_of("images"):
+            await asyncio.sleep(0.05)
+    assert not containers_naming("ephemeral-")

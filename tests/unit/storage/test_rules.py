@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.held import containers_naming
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_service.errors import (
     FieldConflict,
@@ -87,28 +88,48 @@ def test_claims_keep_readers_and_writers_apart() -> None:
     with pytest.raises(OperationConflict):
         writer.write("v")
     other.release()
-    before = claims.tick()
     writer.write("v")
     for writing in (True, False):
         with pytest.raises(OperationConflict):
             claims.refuse("v", writing=writing)
-    assert claims.unstable("v", claims.tick())
-    writer.release()
-    # Whoever looked while it was being written has seen something that is over.
-    assert claims.unstable("v", before)
-    assert not claims.unstable("v", claims.tick())
+    with claims.look() as during:
+        assert during.unstable("v")
+        writer.release()
+        # Whoever looked while it was being written has seen something that is over.
+        assert during.unstable("v")
+        with claims.look() as after:
+            assert not after.unstable("v")
     claims.refuse("v", writing=True)
+
+
+def test_of_changes_only_those_remember_who_look_meanwhile() -> None:
+    claims = Claims()
+
+    def change(volumes: str) -> None:
+        for number in range(20_000):
+            claim = claims.claim("CreateVolume")
+            claim.write(f"{volumes}-{number}")
+            claim.release()
+
+    change("unseen")
+    assert not containers_naming("unseen-")
+    with claims.look() as look:
+        # However slow a look, and however many volumes come and go meanwhile.
+        change("seen")
+        assert look.unstable("seen-0")
+        assert look.unstable("seen-19999")
+        assert not look.unstable("unseen-0")
 
 
 def test_what_is_taken_is_one_claim_s_and_nothing_is_remembered_of_it() -> None:
     claims = Claims()
     first, second = claims.claim("CreateVolume of a"), claims.claim("CreateVolume of b")
-    before = claims.tick()
-    first.take("uid")
-    with pytest.raises(OperationConflict):
-        second.take("uid")
-    first.release()
-    assert not claims.unstable("uid", before)
+    with claims.look() as look:
+        first.take("uid")
+        with pytest.raises(OperationConflict):
+            second.take("uid")
+        first.release()
+        assert not look.changed_names
     second.take("uid")
 
 

@@ -27,6 +27,7 @@ from virtfleet_service.errors import (
     WrongState,
 )
 from virtfleet_service.failpoints import reach
+from virtfleet_service.locks import Locks
 from virtfleet_service.operations import Commit, Handler, Job, JournalEntry, Operations, plan
 from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
@@ -61,7 +62,7 @@ class Ports:
         self._operations = operations
         self._backend = backend
         self._networks = networks
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
         self._removals: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
 
     # For callers.
@@ -230,7 +231,7 @@ class Ports:
 
         When it fails, or its caller goes away, there is no link, or one that the next PlugPort finds.
         """
-        async with self._lock(request.name):
+        async with self._locks.of(request.name):
             # The effect and its record belong together, whatever the caller does meanwhile.
             return await asyncio.shield(asyncio.ensure_future(self._plug(request)))
 
@@ -302,7 +303,7 @@ class Ports:
 
     async def unplug(self, request: plug_pb2.UnplugPortRequest) -> plug_pb2.UnplugPortResponse:
         """Answer UnplugPort."""
-        async with self._lock(request.name):
+        async with self._locks.of(request.name):
             if self._store.get(request.name) is not None:
                 await asyncio.shield(asyncio.ensure_future(self._unplug(request)))
         return plug_pb2.UnplugPortResponse()
@@ -382,15 +383,6 @@ class Ports:
                     interface_name=port.status.tap.interface_name,
                 )
         return response
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        lock = self._locks.get(name)
-        if lock is None:
-            # Those that nobody holds are dropped before there are many.
-            if len(self._locks) > 1024:
-                self._locks = {key: value for key, value in self._locks.items() if value.locked()}
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
 
     def settlements(self) -> dict[str, Handler]:
         """Return how each method's operations are ended that a crash left unfinished."""

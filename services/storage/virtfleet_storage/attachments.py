@@ -13,13 +13,13 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from weakref import WeakValueDictionary
 
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import volume_pb2, watch_pb2
 from virtfleet_service import failpoints
 from virtfleet_service.call import Call
 from virtfleet_service.errors import OperationConflict, ResourceInUse
+from virtfleet_service.locks import Locks
 from virtfleet_service.store import Store, StoreUnwritable
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, chains, lifecycle
@@ -45,7 +45,7 @@ class Attachments:
         self._store = store
         self._places = places
         self._claims = claims
-        self._granting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._granting = Locks()
         self.turns: dict[str, int] = {}
         """Who has the turn on a volume, by its uid: while somebody attaches or releases it."""
         self._numbers = itertools.count(1)
@@ -197,10 +197,7 @@ class Attachments:
         for name in volumes:
             # One at a time: two calls about a common backing file would each give it the access that they saw. And no
             # more than that: a file system that hangs must hold up nobody else.
-            lock = self._granting.get(name)
-            if lock is None:
-                lock = self._granting[name] = asyncio.Lock()
-            async with lock:
+            async with self._granting.of(name):
                 await self._grant_one(name)
 
     async def _grant_one(self, name: str) -> None:

@@ -33,6 +33,7 @@ from virtfleet_network.backends.bridge.links import BridgeSettings, RouteSetting
 from virtfleet_network.backends.bridge.monitor import LinkNotice, Monitor
 from virtfleet_network.backends.bridge.netlink import NetlinkThread
 from virtfleet_service.errors import BackendFailed, DriverBroken, IdentityInUse, SubnetOverlap, VirtfleetError
+from virtfleet_service.locks import Locks
 
 if TYPE_CHECKING:
     from virtfleet_network.backends.registry import BackendContext
@@ -100,7 +101,7 @@ class BridgeBackend:
         self._bridge_indexes: dict[str, int] = {}
         self._taps: dict[str, str] = {}
         """The name of each tap that should be there → the uid of its network."""
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
         self._half_undone: dict[str, NetworkPlan] = {}
         """What failed starts have left, by the uid of the network."""
         self._given_up: dict[str, str] = {}
@@ -195,7 +196,7 @@ class BridgeBackend:
     async def start(self, plan: NetworkPlan) -> None:
         """Make bridge, rules and dnsmasq; on failure nothing of it is left."""
         await self.check(plan)
-        async with self._lock(plan.uid), AsyncExitStack() as undo:
+        async with self._locks.of(plan.uid), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo, plan)
             self._half_undone.pop(plan.uid, None)
             self._starting.add(plan.uid)
@@ -240,7 +241,7 @@ class BridgeBackend:
 
         On failure the network counts as running still: repair brings back what has been removed.
         """
-        async with self._lock(plan.uid):
+        async with self._locks.of(plan.uid):
             ran = self._plans.get(plan.uid)
             try:
                 await self._remove(plan)
@@ -287,11 +288,10 @@ class BridgeBackend:
     async def forget(self, network_uid: str) -> None:
         """Remove the leases of a stopped network."""
         await self._need_daemons().forget(network_uid)
-        self._locks.pop(network_uid, None)
 
     async def plug(self, network_uid: str, link: PortLink) -> None:
         """Make the tap of a port."""
-        async with self._lock(network_uid):
+        async with self._locks.of(network_uid):
             plan = self._plans.get(network_uid)
             if plan is None:
                 raise BackendFailed("the network does not run", network_uid=network_uid)
@@ -310,7 +310,7 @@ class BridgeBackend:
 
     async def unplug(self, network_uid: str, link: PortLink) -> None:
         """Give the tap of a port up; it is removed in the background."""
-        async with self._lock(network_uid):
+        async with self._locks.of(network_uid):
             self._taps.pop(link.interface_name, None)
             plan = self._plans.get(network_uid)
             if plan is not None:
@@ -358,7 +358,7 @@ class BridgeBackend:
         drifts: list[Drift] = []
         snapshot = await self._netlink.call(links.take_snapshot) if self._plans else None
         for uid in self._settled():
-            lock = self._lock(uid)
+            lock = self._locks.of(uid)
             if lock.locked() or snapshot is None:
                 # Somebody changes it right now; the notifications of that bring us here again.
                 continue
@@ -371,7 +371,7 @@ class BridgeBackend:
 
     async def _undo_again(self) -> None:
         for uid, plan in list(self._half_undone.items()):
-            async with self._lock(uid):
+            async with self._locks.of(uid):
                 if self._half_undone.pop(uid, None) is not None:
                     await self._undo(plan)
 
@@ -471,9 +471,6 @@ class BridgeBackend:
             if plan.spec.bridge_name == notice.name:
                 return not (notice.exists and notice.up and notice.mtu_bytes == plan.spec.mtu_bytes)
         return False
-
-    def _lock(self, uid: str) -> asyncio.Lock:
-        return self._locks.setdefault(uid, asyncio.Lock())
 
     def _need_daemons(self) -> Daemons:
         if self._daemons is None:

@@ -12,6 +12,7 @@ import asyncio
 import datetime as dt
 import logging
 import random
+import signal
 import sys
 import time
 
@@ -70,6 +71,8 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     facts = machine.facts()
+    # Whoever ends it gets a stage that is gone too, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     print(f"seed {options.seed}, {facts['cpu_count']} cores, load {facts['load_before']:.2f}", flush=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures, failures = runner.run(measure(legs, quick=options.quick, seed=options.seed))

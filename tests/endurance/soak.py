@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import statistics
 import sys
 import time
@@ -102,6 +103,8 @@ async def _follow(connection: AsyncFleet, samples: Samples) -> None:
 
 def main() -> int:
     """Run, draw and judge; returns the exit code."""
+    # Whoever ends it gets a fleet that is gone too, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     samples = asyncio.run(soak(SECONDS))
     heading = (
         f"{SECONDS / 60:.0f} minutes, {samples.lives} guests made, started, stopped and deleted, {WATCHERS} watchers,"

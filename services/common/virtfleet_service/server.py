@@ -535,7 +535,7 @@ class StartRefused(Exception):
 
 
 async def serve(running: Callable[[], AbstractAsyncContextManager[object]]) -> None:
-    """Run a process from its start to SIGTERM or SIGINT.
+    """Run a process from its start to SIGTERM, SIGINT or SIGHUP: the terminal that it was started at may be closed.
 
     Args:
         running: Returns the context manager that is the process while it is entered.
@@ -553,8 +553,10 @@ async def serve(running: Callable[[], AbstractAsyncContextManager[object]]) -> N
             me.cancel()
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # nohup(1) means what it says.
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, on_signal)
     started = False
     try:
         async with running():

@@ -323,7 +323,7 @@ sys.exit(main(running))
 async def test_a_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     import signal
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", PROGRAM, str(tmp_path), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
         )
@@ -336,6 +336,22 @@ async def test_a_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None
             assert await process.stdout.readline() == b"down\n"
             assert await process.wait() == 0
         assert list((tmp_path / "compute").iterdir()) == []
+
+
+async def test_a_process_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    import signal
+
+    process = await asyncio.create_subprocess_exec(
+        "nohup", sys.executable, "-c", PROGRAM, str(tmp_path), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        assert await process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGHUP)
+        await ask(grpc.aio.insecure_channel(f"unix:{tmp_path}/compute/viewer.sock"), rigs.WHO_AM_I, WHO)
+        process.send_signal(signal.SIGTERM)
+        assert await process.stdout.readline() == b"down\n"
+        assert await process.wait() == 0
 
 
 async def test_a_process_tells_systemd_that_it_serves_and_does_not_need_it(tmp_path: Path) -> None:

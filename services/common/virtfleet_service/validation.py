@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from virtfleet_service import messages
-from virtfleet_service.durations import duration_walk
 from virtfleet_service.errors import (
     DocumentInvalid,
     FieldOutOfRange,
@@ -22,10 +21,12 @@ from virtfleet_service.errors import (
     NameMalformed,
     UnknownField,
 )
+from virtfleet_service.walks import Rule, Walks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from google.protobuf import duration_pb2
     from google.protobuf.message import Message
     from protovalidate import Validator, Violation
 
@@ -41,70 +42,39 @@ _REFERENCE: Final[Any] = resource_pb2.resource_reference
 
 _EMPTY_RULES: Final = frozenset({"string.min_len", "string.min_bytes", "bytes.min_len", "string.len"})
 _ITEM_PARENT: Final = re.compile(r"\w+\[\d+\]\.parent")
+_DURATION_LIMIT_SECONDS: Final = 315_576_000_000
+_SECOND_NANOS: Final = 1_000_000_000
 _FORM_RULES: Final = frozenset({"string.pattern", "string.max_len", "string.min_len", "string.max_bytes"})
 
 
-class EnumWalk:
-    """Finds enum numbers that have no name here, in messages of one type; made once, asked often."""
-
-    __slots__ = ("leaves", "parts")
-
-    def __init__(self) -> None:
-        self.leaves: list[tuple[str, str, frozenset[int]]] = []
-        self.parts: list[tuple[str, str, EnumWalk]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.leaves or self.parts)
-
-    def find(self, message: Message, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield path and number of each such value."""
-        for name, kind, known in self.leaves:
-            for path, number in messages.elements(message, name, kind, prefix):
-                if number not in known:
-                    yield path, number
-        for path, element, walk in messages.inside(message, self.parts, prefix):
-            yield from walk.find(element, path)
-
-
-_ENUM_WALKS: dict[str, EnumWalk] = {}
-
-
-def _known_numbers(field: FieldDescriptor) -> frozenset[int] | None:
+def _rule_of_enum(field: FieldDescriptor) -> Rule | None:
     # Null values of google.protobuf.Struct and the like are no enums of anybody's API.
     if field.enum_type is None or field.enum_type.full_name.startswith("google.protobuf."):
         return None
-    return frozenset(field.enum_type.values_by_number)
+    return frozenset(field.enum_type.values_by_number).__contains__
 
 
-def enum_walk(message: Descriptor) -> EnumWalk:
-    """Return the walk that finds unknown enum numbers in messages of a type."""
-    known = _ENUM_WALKS.get(message.full_name)
-    if known is not None:
-        return known
-    # Registered before it is filled, so that a type may contain itself.
-    walk = _ENUM_WALKS[message.full_name] = EnumWalk()
-    for field in message.fields:
-        kind, leaf = messages.shape(field)
-        numbers = _known_numbers(leaf)
-        if numbers is not None:
-            walk.leaves.append((field.name, kind, numbers))
-        elif leaf.message_type is not None and _reaches_enum(leaf.message_type, set()):
-            walk.parts.append((field.name, kind, enum_walk(leaf.message_type)))
-    return walk
+ENUMS: Final = Walks(_rule_of_enum)
+"""Find enum numbers that have no name here."""
 
 
-def _reaches_enum(message: Descriptor, seen: set[str]) -> bool:
-    if message.full_name in seen:
-        return False
-    seen.add(message.full_name)
-    for field in message.fields:
-        _, leaf = messages.shape(field)
-        if _known_numbers(leaf) is not None:
-            return True
-        if leaf.message_type is not None and _reaches_enum(leaf.message_type, seen):
-            return True
-    return False
+def _rule_of_duration(field: FieldDescriptor) -> Rule | None:
+    inner = field.message_type
+    return _is_duration if inner is not None and inner.full_name == "google.protobuf.Duration" else None
 
+
+def _is_duration(duration: duration_pb2.Duration) -> bool:
+    seconds, nanos = duration.seconds, duration.nanos
+    return abs(seconds) <= _DURATION_LIMIT_SECONDS and abs(nanos) < _SECOND_NANOS and seconds * nanos >= 0
+
+
+DURATIONS: Final = Walks(_rule_of_duration)
+"""Find durations that are none.
+
+On the wire seconds and nanoseconds are two numbers, and a rule of a proto judges their sum. What is no Duration in
+itself (two signs, a second and more of nanoseconds) can be read and stored, but no program can write it as JSON: one in
+a spec would break every list that it is in.
+"""
 
 _MESSAGE_FIELDS: dict[str, tuple[tuple[str, str, None], ...]] = {}
 
@@ -189,8 +159,8 @@ class RequestCheck:
         descriptor = descriptor_of(message_class)
         self._class = message_class
         self._mutation = mutation
-        self._enums = enum_walk(descriptor)
-        self._durations = duration_walk(descriptor)
+        self._enums = ENUMS.of(descriptor)
+        self._durations = DURATIONS.of(descriptor)
         self._rules = has_rules(descriptor)
         if self._rules:
             # Compiles the rules of the type now instead of in the first call.
@@ -251,7 +221,7 @@ class RequestCheck:
             self._refuse_violations(message)
 
     def _refuse_durations(self, message: Message) -> None:
-        found = list(self._durations.find(message)) if self._durations else []
+        found = [path for path, _ in self._durations.find(message)] if self._durations else []
         if found:
             text = "is no duration: seconds and nanos have one sign, and nanos are less than a second"
             raise FieldOutOfRange(f"`{found[0]}` {text}", field=found[0], violations=[(path, text) for path in found])

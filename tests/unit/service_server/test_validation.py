@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet_service import errors
-from virtfleet_service.validation import RequestCheck, descriptor_of, enum_walk, has_rules, unknown_fields
+from virtfleet_service.validation import ENUMS, RequestCheck, descriptor_of, has_rules, unknown_fields
 
 CREATE = RequestCheck(domain_pb2.CreateDomainRequest, mutation=True)
 ATTACH = RequestCheck(attachment_pb2.AttachVolumeRequest, mutation=True)
@@ -92,8 +92,8 @@ def test_a_value_out_of_range_names_its_path_through_a_map() -> None:
 def test_types_without_rules_are_known() -> None:
     assert has_rules(descriptor_of(domain_pb2.CreateDomainRequest))
     assert not has_rules(descriptor_of(attachment_pb2.ReleaseVolumeResponse))
-    assert not enum_walk(descriptor_of(attachment_pb2.ReleaseVolumeRequest))
-    assert enum_walk(descriptor_of(attachment_pb2.AttachVolumeRequest))
+    assert not ENUMS.of(descriptor_of(attachment_pb2.ReleaseVolumeRequest))
+    assert ENUMS.of(descriptor_of(attachment_pb2.AttachVolumeRequest))
 
 
 def _varint(value: int) -> bytes:

@@ -51,6 +51,7 @@ _VALUE = re.compile(r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\
 _SEGMENT = re.compile(r"""\.?(?:"((?:[^"\\]|\\.)*)"|`([^`]*)`|([\w/-]+))""", re.ASCII)
 _DURATION = re.compile(r"(-?)(\d+)(?:\.(\d{1,9}))?s")
 _INTEGER = re.compile(r"-?\d{1,20}")
+_FRACTION = re.compile(r"(?<=\d\d:\d\d:\d\d)[.,](\d+)")
 
 _ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "=": operator.eq,
@@ -379,14 +380,18 @@ class _Comparison:
             raise self._bad_value("a number") from error
 
     def _timestamp(self) -> int:
+        # Times of resources have nanoseconds, and Python would cut what is behind the microseconds.
+        fraction = _FRACTION.search(self._value)
+        whole = self._value if fraction is None else self._value[: fraction.start()] + self._value[fraction.end() :]
         try:
-            parsed = datetime.fromisoformat(self._value)
+            parsed = datetime.fromisoformat(whole)
         except ValueError as error:
             raise self._bad_value('a time like "2026-01-31T12:00:00Z"') from error
         if parsed.tzinfo is None:
             raise self._bad_value('a time with its zone, like "2026-01-31T12:00:00Z"')
         since = parsed - datetime(1970, 1, 1, tzinfo=UTC)
-        return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
+        nanoseconds = since.microseconds * 1000 if fraction is None else int(fraction[1][:9].ljust(9, "0"))
+        return (since.days * 86_400 + since.seconds) * 1_000_000_000 + nanoseconds
 
     def _duration(self) -> int:
         found = _DURATION.fullmatch(self._value)

@@ -111,6 +111,16 @@ def test_does_not_hold(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("relation", "holds"), [("=", True), ("<=", True), (">=", True), ("!=", False), ("<", False), (">", False)]
+)
+def test_a_time_as_clients_read_it_is_that_very_time(relation: str, *, holds: bool) -> None:
+    made = domain_pb2.Domain()
+    made.create_time.FromNanoseconds(1_772_366_400_123_456_789)
+    text = f'create_time {relation} "{made.create_time.ToJsonString()}"'
+    assert compile_filter(text, domain_pb2.Domain)(made) is holds
+
+
+@pytest.mark.parametrize(
     ("text", "position"),
     [
         ("state = RUNNING", 0),

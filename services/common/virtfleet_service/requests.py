@@ -78,9 +78,9 @@ def method_name(call: Call) -> str:
 
 
 def key_of(call: Call, request: Message) -> RequestKey | None:
-    """Return the key of a request; None if it carries no request_id."""
+    """Return the key of a request; None if it carries no request_id, or asks for a plan: none is ever remembered."""
     request_id: str = getattr(request, "request_id", "")
-    if not request_id:
+    if not request_id or getattr(request, "validate_only", False):
         return None
     return RequestKey(call.caller.subject, method_name(call), request_id, digest_of(request))
 

@@ -354,6 +354,23 @@ async def test_once_does_a_record_mutation_once(store: Store) -> None:
         await requests.once(store, call(), start("id", etag="e"), work)
 
 
+async def test_once_remembers_no_plan(store: Store) -> None:
+    plan = start("id")
+    plan.validate_only = True
+    looked = 0
+
+    def work(tx: Transaction) -> domain_pb2.Domain:
+        nonlocal looked
+        looked += 1
+        return domain_pb2.Domain.FromString(tx.need(TARGET).body)
+
+    for _ in range(2):
+        await requests.once(store, call(), plan, work)
+    assert looked == 2, "a plan is of its moment"
+    await requests.once(store, call(), start("id"), work)
+    assert looked == 3, "the id is still free for what was planned"
+
+
 # After a crash, and at the end.
 
 

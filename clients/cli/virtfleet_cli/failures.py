@@ -121,9 +121,12 @@ def exit_code(error: VirtfleetError) -> int:
 
     if isinstance(error, PartialList):
         return EXIT_PARTIAL
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    code = error.code()
+    # With a reason it is an answer: a guest did not comply in its time, or a step took too long.
+    unanswered = code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason
+    if code is grpc.StatusCode.UNAVAILABLE or unanswered:
         return EXIT_UNREACHABLE
-    return EXIT_ABSENT if error.code() is grpc.StatusCode.NOT_FOUND else EXIT_REFUSED
+    return EXIT_ABSENT if code is grpc.StatusCode.NOT_FOUND else EXIT_REFUSED
 
 
 def sentence(error: VirtfleetError) -> str:

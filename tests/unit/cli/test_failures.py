@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from virtfleet_cli.failures import sentence
+from virtfleet_cli.failures import EXIT_REFUSED, EXIT_UNREACHABLE, exit_code, sentence
 from virtfleet_client.errors import from_status
 
 
@@ -27,6 +27,17 @@ def told(reason: str, **metadata: str) -> str:
 )
 def test_a_wrong_state_is_told_the_verb_that_changes_it(resource: str, state: str, following: str) -> None:
     assert told("WRONG_STATE", resource=resource, state=state) == f"it is so (WRONG_STATE)\n  next: {following}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("GUEST_DID_NOT_COMPLY", EXIT_REFUSED), ("OPERATION_TIMED_OUT", EXIT_REFUSED), ("", EXIT_UNREACHABLE)],
+)
+def test_what_took_too_long_at_a_server_that_answers_is_a_failure(reason: str, code: int) -> None:
+    status = status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED)
+    if reason:
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="virtfleet.dev"))
+    assert exit_code(from_status(status)) == code
 
 
 def test_advice_that_lacks_a_variable_is_not_given() -> None:

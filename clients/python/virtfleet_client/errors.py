@@ -49,8 +49,9 @@ class VirtfleetError(grpc.RpcError):
             elif detail.Unpack(bad):
                 self.fields += tuple(violation.field for violation in bad.field_violations)
             elif detail.Unpack(failure):
-                # Some name the resource that is in the wrong state, which is no field.
-                self.fields += tuple(one.subject for one in failure.violations if "/" not in one.subject)
+                # Some name the resource that is in the wrong state, which is no field, and some nothing.
+                subjects = (one.subject for one in failure.violations)
+                self.fields += tuple(subject for subject in subjects if subject and "/" not in subject)
             elif detail.Unpack(retry):
                 self.retry_delay_seconds = retry.retry_delay.ToTimedelta().total_seconds()
 

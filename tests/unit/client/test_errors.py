@@ -57,5 +57,6 @@ def test_a_resource_in_the_wrong_state_is_no_field() -> None:
     failure = error_details_pb2.PreconditionFailure()
     failure.violations.add(type="WRONG_STATE", subject="nodes/n1/pools/p")
     failure.violations.add(type="WRONG_STATE", subject="domain.spec.memory.maximum_bytes")
+    failure.violations.add(type="WRONG_STATE")
     status.details.add().Pack(failure)
     assert client.from_status(status).fields == ("domain.spec.memory.maximum_bytes",)

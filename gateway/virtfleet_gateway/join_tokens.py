@@ -55,9 +55,10 @@ class JoinTokens:
         token_id = request.join_token_id or f"t-{secrets.token_hex(8)}"
         resources.create_head(token, f"joinTokens/{names.check_id(token_id, 'join_token_id')}")
         token.spec.node = f"{NODE_PREFIX}{node}"
-        lifetime = request.join_token.spec.lifetime
-        token.spec.lifetime.CopyFrom(lifetime)
-        ends = _now() + (lifetime.ToTimedelta() if request.join_token.spec.HasField("lifetime") else TOKEN_LIFETIME)
+        ends = _now() + TOKEN_LIFETIME
+        if request.join_token.spec.HasField("lifetime"):
+            token.spec.lifetime.CopyFrom(request.join_token.spec.lifetime)
+            ends = _now() + token.spec.lifetime.ToTimedelta()
         token.status.state = enrollment_pb2.JOIN_TOKEN_STATE_ACTIVE
         token.status.expire_time.FromDatetime(ends)
         token.status.ca_key_sha256 = self._key_hash

@@ -120,6 +120,17 @@ async def test_a_token_admits_its_node_once(desk: Desk) -> None:
     assert caught.value.reason == "JOIN_TOKEN_INVALID"
 
 
+async def test_a_token_without_a_lifetime_of_its_own_says_none(desk: Desk) -> None:
+    wanted = enrollment_pb2.CreateJoinTokenRequest()
+    wanted.join_token.spec.node = "nodes/n1"
+    made = await desk.tokens.create(wanted, CALL)
+    kept = enrollment_pb2.JoinToken.FromString(desk.store.need(made.name).body)
+    assert not made.spec.HasField("lifetime")
+    assert not kept.spec.HasField("lifetime")
+    left = made.status.expire_time.ToDatetime(dt.UTC) - dt.datetime.now(dt.UTC)
+    assert dt.timedelta(minutes=59) < left <= dt.timedelta(hours=1)
+
+
 async def test_a_lost_answer_costs_nothing(desk: Desk) -> None:
     request = enroll(await desk.token())
     first = await desk.enrollment.enroll_node(request)

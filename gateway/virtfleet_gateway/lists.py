@@ -17,6 +17,7 @@ from google.protobuf import message_factory
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
 from virtfleet_gateway.feed import TOKEN_LIMIT_CHARACTERS, encode_tokens
+from virtfleet_gateway.shapes import BASIC
 from virtfleet_gateway.source import LIVE, set_time
 from virtfleet_service import filters, tokens
 from virtfleet_service.changes import field_bytes, field_text
@@ -101,7 +102,7 @@ class FleetReads:
         if request.read_through:
             return await self.list_live(method, request, call, counted=kind)
         await self.index.settled(min(SETTLE_SECONDS, (call.remaining() or SETTLE_SECONDS * 2) / 2))
-        binding = tokens.binding_of(method.full_name, request.parent, request.filter, request.view)
+        binding = tokens.binding_of(method.full_name, request.parent, request.filter, request.view == BASIC)
         start_node, after, page = self._start(binding, request.page_token, method)
         matches = filters.compile_filter(request.filter, kind.message) if request.filter else None
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
@@ -146,9 +147,14 @@ class FleetReads:
 
         Raises:
             PageTokenInvalid: The token is of another list.
+            FilterSyntax: The filter does not parse.
         """
         names: Sequence[str] = getattr(request, "names", ())
-        binding = tokens.binding_of("live", method.full_name, request.parent, request.filter, tuple(names))
+        if request.filter:
+            # Refused here once, and not by each node as something that keeps it from answering.
+            filters.compile_filter(request.filter, counted.message if counted is not None else _listed(method))
+        basic = getattr(request, "view", 0) == BASIC
+        binding = tokens.binding_of("live", method.full_name, request.parent, request.filter, basic, tuple(names))
         node_after, node_token, page = self._start(binding, request.page_token, method)
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
         by_node = _by_node(names) if names else None
@@ -176,6 +182,10 @@ class FleetReads:
 
     def _take(self, answer: Answer, page: _Page, size: int, binding: bytes) -> None:
         """Add the answer of one node to a page, or end the page before it."""
+        if isinstance(answer.error, ResourceNotFound):
+            # It has no such pool or network: nothing is there, as in the index.
+            page.freshness.append(_now(answer.node))
+            return
         if answer.error is not None:
             source = self.index.sources.get(answer.node)
             page.unreachable.append(_failure(answer.node, answer.error, source))
@@ -284,9 +294,7 @@ class FleetReads:
         known = [node for node in by_node if node in self.index.sources]
         requests = {node: _for_node(request, node, 0, "", by_node) for node in known}
         results: dict[str, bytes] = {}
-        result: Any = message_factory.GetMessageClass(
-            cast("Descriptor", method.output_type.fields_by_number[1].message_type)
-        )
+        result: Any = _listed(method)
         page = _Page()
         for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
             if answer.error is not None:
@@ -408,6 +416,11 @@ class FleetReads:
         if not separator:
             raise PageTokenInvalid("page_token is not one of this list: begin without it", field="page_token")
         return node, name, _Page(place=place)
+
+
+def _listed(method: MethodDescriptor) -> type[Message]:
+    """Return the class of what a list holds."""
+    return message_factory.GetMessageClass(cast("Descriptor", method.output_type.fields_by_number[1].message_type))
 
 
 def _by_node(names: Sequence[str]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from google.longrunning import operations_pb2
+from google.protobuf import message_factory
 
 from tests.integration.gateway.nodes import Node
 from virtfleet.compute.v1 import domain_pb2, stats_pb2, watch_pb2
@@ -19,15 +20,18 @@ from virtfleet_gateway.fanout import FanOut
 from virtfleet_gateway.fleet_operations import FleetOperations
 from virtfleet_gateway.index import PackageIndex
 from virtfleet_gateway.lists import FleetReads
+from virtfleet_gateway.relay import abort
 from virtfleet_gateway.source import LIVE
 from virtfleet_gateway.watch import FleetWatch
 from virtfleet_service.authorization import Authorizer
 from virtfleet_service.call import Call, Caller
+from virtfleet_service.errors import FilterSyntax, PageTokenInvalid, ResourceNotFound
 from virtfleet_service.methods import facts_of
 
 WATCH = "virtfleet.compute.v1.WatchService.WatchResources"
 STATS = stats_pb2.DESCRIPTOR.services_by_name["StatsService"].methods_by_name["BatchGetDomainStats"]
 LIST = domain_pb2.DESCRIPTOR.services_by_name["DomainService"].methods_by_name["ListDomains"]
+EVENTS = watch_pb2.DESCRIPTOR.services_by_name["WatchService"].methods_by_name["ListEvents"]
 OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"].methods_by_name["ListOperations"]
 NAMES = {node: f"nodes/{node}/domains/web" for node in ("n1", "n2")}
 UIDS = {
@@ -213,6 +217,40 @@ async def test_an_answer_that_is_none_is_missing_and_named(fleet: Fleet, answer:
     assert [one.name for one in found.stats] == [NAMES["n1"]]
     assert [one.node for one in found.unreachable] == ["nodes/n2"]
     assert "no answer" in found.unreachable[0].status.message
+
+
+@pytest.mark.parametrize("method", [LIST, STATS, EVENTS], ids=lambda method: method.name)
+async def test_a_filter_that_is_wrong_is_refused_once_and_not_by_each_node(fleet: Fleet, method: Any) -> None:
+    kind = fleet.index.shape.kind_by_name["domain"] if method is not EVENTS else None
+    request = message_factory.GetMessageClass(method.input_type)(parent="nodes/-", filter="nothing = 1")
+    with pytest.raises(FilterSyntax):
+        await fleet.reads.list_live(method, request, call(), counted=kind)
+
+
+async def test_a_list_asked_of_the_nodes_goes_on_in_its_own_view_only(fleet: Fleet) -> None:
+    def answer(node: str) -> bytes:
+        return domain_pb2.ListDomainsResponse(domains=[domain(node)], next_page_token="more").SerializeToString()
+
+    fleet.unary(LIST.full_name, answer)
+    first = await fleet.list_domains(read_through=True, page_size=1)
+    going = {"read_through": True, "page_size": 1, "page_token": first.next_page_token}
+    # The node that is in the midst of its part would refuse it, and be left out of the rest of the list.
+    with pytest.raises(PageTokenInvalid):
+        await fleet.list_domains(**going, view=resource_pb2.RESOURCE_VIEW_BASIC)
+    assert (await fleet.list_domains(**going, view=resource_pb2.RESOURCE_VIEW_FULL)).domains
+
+
+async def test_a_node_without_what_a_list_is_below_is_empty_and_not_away(fleet: Fleet) -> None:
+    fleet.unary(LIST.full_name, lambda node: domain_pb2.ListDomainsResponse(domains=[domain(node)]).SerializeToString())
+
+    async def without(_request: bytes, context: Any) -> bytes:
+        await abort(context, ResourceNotFound("nodes/n2/pools/p1 does not exist", resource="nodes/n2/pools/p1"))
+
+    fleet.nodes["n2"].unary[LIST.full_name] = without
+    answer = await fleet.list_domains(read_through=True)
+    assert [one.name for one in answer.domains] == [NAMES["n1"]]
+    assert not answer.unreachable
+    assert [one.node for one in answer.freshness] == ["nodes/n1", "nodes/n2"]
 
 
 async def test_a_node_answers_a_batch_for_itself_alone(fleet: Fleet) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.service.rig import call
 from virtfleet.compute.v1 import domain_pb2, watch_pb2
+from virtfleet.type.v1 import resource_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch
 from virtfleet_gateway import lists, watch
 from virtfleet_gateway.channels import Channels
@@ -255,6 +256,8 @@ async def test_a_page_token_tells_no_names_and_serves_its_own_list() -> None:
     token = (await fleet.list(page_size=2)).next_page_token
     # Whoever has the token of another caller is shown what he may see himself, and no more.
     assert [one.name for one in (await fleet.list(limited, page_token=token)).domains] == ["nodes/n1/domains/d00003"]
+    # What is asked for in another way is the same list.
+    assert (await fleet.list(page_token=token, view=resource_pb2.RESOURCE_VIEW_FULL)).domains
     for other in ({"filter": "labels:x"}, {"view": 1}):
         with pytest.raises(PageTokenInvalid):
             await fleet.list(page_token=token, **other)

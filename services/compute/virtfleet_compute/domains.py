@@ -23,7 +23,7 @@ from virtfleet_service.errors import (
     ResourceNotFound,
     VirtfleetError,
 )
-from virtfleet_service.operations import Commit, Job
+from virtfleet_service.operations import Commit, Intent, Job
 from virtfleet_service.store import Transaction
 
 if TYPE_CHECKING:
@@ -84,12 +84,16 @@ class Domains:
         if request.validate_only:
             await self._context.store.rehearse(lambda tx: self._creation.accept(tx, draft))
             return self._context.operations.plan(draft.domain)
-        return await self.create_draft(draft, request, call)
+        return await self.create_draft(draft, request, call, lambda tx: self._creation.accept(tx, draft))
 
     async def create_draft(
-        self, draft: Draft, request: domain_pb2.CreateDomainRequest | domain_pb2.UpdateDomainRequest, call: Call
+        self,
+        draft: Draft,
+        request: domain_pb2.CreateDomainRequest | domain_pb2.UpdateDomainRequest,
+        call: Call,
+        accept: Intent,
     ) -> operations_pb2.Operation:
-        """Make a domain that has been decided on."""
+        """Make a domain that has been decided on, if it is accepted."""
         context, creation = self._context, self._creation
         method = requests.method_name(call)
 
@@ -114,7 +118,7 @@ class Domains:
             target=draft.domain.name,
             target_uid=draft.domain.uid,
             work=work,
-            intent=lambda tx: creation.accept(tx, draft),
+            intent=accept,
         )
 
     # Deletion.

@@ -89,14 +89,16 @@ class Updates:
         repeated = await self._context.operations.repeated(call, request)
         if repeated is not None:
             return repeated
-        try:
-            self._context.store.need(request.domain.name)
-        except ResourceNotFound:
-            if not request.allow_missing:
-                raise
-            return await self._create(request, call)
         for _ in range(_ATTEMPTS):
-            domain = self._context.domain(request.domain.name)
+            try:
+                domain = self._context.domain(request.domain.name)
+            except ResourceNotFound:
+                if not request.allow_missing:
+                    raise
+                try:
+                    return await self._create(request, call)
+                except _Stale:
+                    continue
             resources.check_preconditions(domain, request.domain.etag, request.domain.uid)
             change = await self.decide(domain, request, call)
             if request.validate_only:
@@ -113,7 +115,11 @@ class Updates:
         )
 
     async def _create(self, request: domain_pb2.UpdateDomainRequest, call: Call) -> operations_pb2.Operation:
-        """Apply to a domain that does not exist: create it."""
+        """Apply to a domain that does not exist: create it.
+
+        Raises:
+            _Stale: Somebody has made it meanwhile.
+        """
         name = request.domain.name
         call.authorize(name, "domains.create")
         resources.check_absent(request.domain)
@@ -121,10 +127,16 @@ class Updates:
             parent=names.parent_of(name), domain=request.domain, domain_id=names.id_of(name)
         )
         draft = await self._creation.draft(create, call)
+
+        def accept(tx: Transaction) -> str:
+            if tx.get(name) is not None:
+                raise _Stale
+            return self._creation.accept(tx, draft)
+
         if request.validate_only:
-            await self._context.store.rehearse(lambda tx: self._creation.accept(tx, draft))
+            await self._context.store.rehearse(accept)
             return self._context.operations.plan(draft.domain)
-        return await self._domains.create_draft(draft, request, call)
+        return await self._domains.create_draft(draft, request, call, accept)
 
     # Decisions.
 
@@ -248,6 +260,8 @@ class Updates:
         name, generation = change.before.name, change.before.generation
 
         def intent(tx: Transaction) -> str:
+            if request.allow_missing and tx.get(name) is None:
+                raise _Stale
             domain = read_checked(tx, context, name, request.domain.etag, request.domain.uid)
             _refuse_stale(domain, change)
             # Taken before anything changes, so that a running guest is not changed for a definition that cannot be.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -231,6 +232,31 @@ async def test_apply_creates_what_is_not_there(node: Service) -> None:
     with pytest.raises(Refused) as refused:
         await node.update(domain_pb2.Domain(name=name("other"), spec=sized()))
     assert refused.value.reason == "RESOURCE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("plan", [False, True])
+async def test_apply_changes_what_somebody_has_made_in_the_meantime(node: Service, *, plan: bool) -> None:
+    node.faults({"method": "resolve", "count": 1, "latency_seconds": 0.5})
+    # It has found none, and takes its time to decide on one.
+    applied = domain_pb2.Domain(name=name("web"), labels={"mine": "yes"}, spec=sized())
+    late = asyncio.create_task(node.update(applied, allow_missing=True, validate_only=plan, request_id="once"))
+    await asyncio.sleep(0.1)
+    made = await node.update(domain_pb2.Domain(name=name("web"), labels={"theirs": "yes"}), allow_missing=True)
+    domain = await late
+    assert (domain.uid, domain.generation, dict(domain.labels)) == (made.uid, 2, {"mine": "yes", "theirs": "yes"})
+    assert ((await node.get("web")).generation == 2) is not plan
+
+
+async def test_apply_creates_what_somebody_deletes_in_the_meantime(node: Service) -> None:
+    before = await node.create("web")
+    node.faults({"method": "resolve", "count": 1, "latency_seconds": 0.5})
+    applied = domain_pb2.Domain(name=name("web"), spec=sized())
+    late = asyncio.create_task(node.update(applied, allow_missing=True, request_id="once"))
+    await asyncio.sleep(0.1)
+    await node.delete("web")
+    domain = await late
+    assert domain.uid != before.uid
+    assert (domain.generation, domain.spec.memory.current_bytes) == (1, GIB)
 
 
 async def test_apply_does_not_bring_back_what_was_read_and_deleted_since(node: Service) -> None:

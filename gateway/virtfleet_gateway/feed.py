@@ -181,16 +181,39 @@ _VERSION: Final = b"\x01"
 _RAW = 1
 _TEXT = 2
 _NODE = 3
+_IN_SNAPSHOT = 4
+"""Stands before the nodes; who does not know it takes it for nothing."""
 
 
 class Place:
-    """Is a place in the watch of a fleet: the nodes' own tokens. As text it is what clients resume with."""
+    """Is a place in the watch of a fleet: the nodes' own tokens. As text it is what clients resume with.
 
-    __slots__ = ("_text", "_tokens")
+    Args:
+        tokens: The tokens by node.
+        in_snapshot: Whether the snapshot with which the watch began has not been told to its end.
+    """
 
-    def __init__(self, tokens: Mapping[str, str] = {}) -> None:
+    __slots__ = ("_in_snapshot", "_text", "_tokens")
+
+    def __init__(self, tokens: Mapping[str, str] = {}, *, in_snapshot: bool = False) -> None:
         self._tokens = dict(tokens)
+        self._in_snapshot = in_snapshot
         self._text: str | None = None
+
+    @property
+    def tokens(self) -> Mapping[str, str]:
+        """The nodes' own tokens."""
+        return self._tokens
+
+    @property
+    def in_snapshot(self) -> bool:
+        """Whether the snapshot with which the watch began has not been told to its end."""
+        return self._in_snapshot
+
+    def end_snapshot(self) -> None:
+        """Note that the snapshot has been told to its end."""
+        self._in_snapshot = False
+        self._text = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tokens)
@@ -210,13 +233,14 @@ class Place:
     def text(self) -> str:
         """The place as clients hold it; made once for each place."""
         if self._text is None:
-            self._text = encode_tokens(self._tokens)
+            self._text = encode_tokens(self._tokens, in_snapshot=self._in_snapshot)
         return self._text
 
 
-def encode_tokens(tokens: Mapping[str, str]) -> str:
+def encode_tokens(tokens: Mapping[str, str], *, in_snapshot: bool = False) -> str:
     """Return the resume token of a fleet: an opaque text that holds the nodes' own."""
-    parts = [_VERSION, *map(_piece, tokens.keys(), tokens.values())]
+    head = _VERSION + wire.delimited(_IN_SNAPSHOT, b"") if in_snapshot else _VERSION
+    parts = [head, *map(_piece, tokens.keys(), tokens.values())]
     return base64.urlsafe_b64encode(b"".join(parts)).rstrip(b"=").decode()
 
 
@@ -237,8 +261,8 @@ def _raw(token: str) -> bytes | None:
     return raw if base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == token else None
 
 
-def decode_tokens(text: str) -> dict[str, str]:
-    """Return the nodes' own tokens in the resume token of a fleet.
+def decode_place(text: str) -> Place:
+    """Return the place that the resume token of a fleet stands for.
 
     Raises:
         PageTokenInvalid: It is none.
@@ -250,7 +274,7 @@ def decode_tokens(text: str) -> dict[str, str]:
         if data[:1] != _VERSION:
             raise ValueError("another version")
         tokens: dict[str, str] = {}
-        node = ""
+        node, in_snapshot = "", False
         for number, kind, start, end in wire.fields(data[1:]):
             if kind != wire.BYTES:
                 raise ValueError("not made here")
@@ -259,11 +283,13 @@ def decode_tokens(text: str) -> dict[str, str]:
                 node = value.decode()
                 if not is_id(node):
                     raise ValueError("not of a node")
+            elif number == _IN_SNAPSHOT:
+                in_snapshot = True
             elif node:
                 tokens[node] = (
                     base64.urlsafe_b64encode(value).rstrip(b"=").decode() if number == _RAW else value.decode()
                 )
-        return tokens
+        return Place(tokens, in_snapshot=in_snapshot)
     except (binascii.Error, ValueError) as error:
         raise PageTokenInvalid(
             "The resume token is not one of a watch over all nodes; begin with a snapshot", field="resume_token"

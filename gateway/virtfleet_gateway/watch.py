@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from virtfleet.type.v1 import watch_pb2
 from virtfleet_gateway.catch_up import MET, PART, TOO_OLD, CatchUp, CatchUps
-from virtfleet_gateway.feed import Place, decode_tokens
+from virtfleet_gateway.feed import Place, decode_place
 from virtfleet_gateway.selection import Selection
 from virtfleet_gateway.shapes import BASIC, Change, Entry, Sort
 from virtfleet_gateway.source import LIVE, LOST, RESYNCING
@@ -82,15 +82,15 @@ class FleetWatch:
             SlowReader: The reader has fallen behind what is held; it may resume with its last token.
         """
         selection = Selection(self.index.shape, request, call, self.index.subject)
-        tokens = decode_tokens(request.resume_token) if request.WhichOneof("start") == "resume_token" else None
-        if tokens is None:
+        place = decode_place(request.resume_token) if request.WhichOneof("start") == "resume_token" else None
+        if place is None:
             self.fresh_count += 1
         else:
             self.resumed_count += 1
         await self.index.settled(SETTLE_SECONDS)
         reader = _Reader(self, selection, _bookmark_seconds(request))
         try:
-            first = reader.snapshot() if tokens is None else reader.resume(tokens)
+            first = reader.snapshot() if place is None else reader.resume(place)
             for message in first:
                 if message:
                     yield message
@@ -214,6 +214,7 @@ class _Reader:
 
     def snapshot(self) -> Iterator[bytes]:
         """Tell all that exists, as it is at this moment. Until it is complete, its tokens begin it anew."""
+        self._place = Place(in_snapshot=True)
         sources = [self._index.sources[node] for node in self._index.nodes]
         entries = [entry for source in sources for entry in source.entries()]
         whole = Place(self._index.tokens())
@@ -224,15 +225,12 @@ class _Reader:
         self._place = whole
         yield self._shape.codec.snapshot_end(self._place.text)
 
-    def resume(self, tokens: dict[str, str]) -> Iterator[bytes]:
-        """Go on from a token: per node from the feed, from the node's own log, or by a new snapshot of it."""
-        head = self._position
-        gone = sorted(set(tokens) - set(self._index.sources))
-        self._place = Place({node: token for node, token in tokens.items() if node in self._index.sources})
-        for node in gone:
-            status = watch_pb2.WatchSourceStatus(node=f"nodes/{node}", state=LOST)
-            status.status.CopyFrom(NodeUnknown(f"The fleet has no node {node}", node=node).to_status())
-            yield self._shape.status(self._place.text, status)
+    def resume(self, place: Place) -> Iterator[bytes]:
+        """Go on from a place: per node from the feed, from the node's own log, or by a new snapshot of it."""
+        head, tokens = self._position, place.tokens
+        known = {node: token for node, token in tokens.items() if node in self._index.sources}
+        self._place = Place(known, in_snapshot=place.in_snapshot)
+        yield from self._removed(sorted(set(tokens) - set(known)))
         for node in self._index.nodes:
             source = self._index.sources.get(node)
             if source is None:
@@ -241,6 +239,8 @@ class _Reader:
             if token is None:
                 if source.synced:
                     yield from self._resync(source)
+                elif place.in_snapshot:
+                    yield self._status(source, source.shown_state)
                 continue
             number = self._feed.locate(node, token)
             if number is None:
@@ -250,9 +250,19 @@ class _Reader:
             yield from self._replay(items)
             if source.state != LIVE and not any(item.status is not None for item in items):
                 yield self._status(source, source.state)
-        if not self._behind:
+        if place.in_snapshot:
+            self._place.end_snapshot()
+            yield self._shape.codec.snapshot_end(self._place.text)
+        elif not self._behind:
             # Tell at once that the watch stands, so that a client need not wait for the first bookmark.
             yield self._shape.codec.bookmark(time.time_ns(), self._place.text)
+
+    def _removed(self, nodes: Iterable[str]) -> Iterator[bytes]:
+        """Tell of nodes that the fleet has no more."""
+        for node in nodes:
+            status = watch_pb2.WatchSourceStatus(node=f"nodes/{node}", state=LOST)
+            status.status.CopyFrom(NodeUnknown(f"The fleet has no node {node}", node=node).to_status())
+            yield self._shape.status(self._place.text, status)
 
     # What a reader is told later
 

@@ -124,6 +124,7 @@ async def test_a_snapshot_that_was_cut_begins_anew(fleet: RealFleet) -> None:
     resumed = Watcher(fleet, resume_token=token)
     await resumed.until(lambda watch: len(watch.known) == 2)
     await resumed.until(lambda watch: ("nodes/n2", watch_pb2.SOURCE_STATE_LIVE) in watch.statuses)
+    await resumed.until(lambda watch: watch.snapshot_ended)
     await resumed.stop()
 
 

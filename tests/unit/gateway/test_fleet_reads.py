@@ -16,7 +16,7 @@ from virtfleet.type.v1 import watch_pb2 as type_watch
 from virtfleet_gateway import lists, watch
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.fanout import FanOut
-from virtfleet_gateway.feed import PLACES_LIMIT, Feed, Place, decode_tokens, encode_tokens
+from virtfleet_gateway.feed import PLACES_LIMIT, Feed, Place, decode_place, encode_tokens
 from virtfleet_gateway.index import PackageIndex
 from virtfleet_gateway.lists import FleetReads
 from virtfleet_gateway.source import LIVE, Source
@@ -98,6 +98,45 @@ async def until_end(stream: AsyncIterator[bytes]) -> list[watch_pb2.Change]:
 
 
 # Watches
+
+
+async def test_a_snapshot_that_was_cut_is_ended_by_the_stream_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MESSAGE_CHANGES", 1)
+    fleet = Fleet(n1=2, n2=2)
+    first = fleet.stream()
+    cut = await read(first)
+    assert not cut.HasField("snapshot_end")
+    fleet.say("n1", delete(domain("n1", 0)))
+    # Cut once more, when a node has been told whole.
+    again = fleet.stream(resume_token=cut.resume_token)
+    told: list[watch_pb2.WatchResourcesResponse] = []
+    while not told or told[-1].source_status.state != type_watch.SOURCE_STATE_LIVE:
+        told.append(await read(again))
+    assert list(decode_place(told[-1].resume_token)) == ["n1"]
+    assert not any(answer.HasField("snapshot_end") for answer in told)
+    last = fleet.stream(resume_token=told[-1].resume_token)
+    changes = [change for answer in told for change in answer.changes] + await until_end(last)
+    assert [change.put.domain.name for change in changes] == [
+        "nodes/n1/domains/d00001",
+        "nodes/n2/domains/d00000",
+        "nodes/n2/domains/d00001",
+    ]
+    # What goes on from behind the end has none.
+    fleet.say("n2", put(domain("n2", 9)))
+    answer = await read(last)
+    resumed = fleet.stream(resume_token=answer.resume_token)
+    assert (await read(resumed)).HasField("bookmark")
+    for stream in (first, again, last, resumed):
+        await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+async def test_a_fleet_without_nodes_has_been_told_whole() -> None:
+    fleet = Fleet()
+    stream = fleet.stream()
+    end = await read(stream)
+    assert end.HasField("snapshot_end")
+    answer = await read(fleet.stream(resume_token=end.resume_token))
+    assert answer.HasField("bookmark"), "no second snapshot"
 
 
 @pytest.mark.parametrize("last", ["a change", "its end"])
@@ -212,9 +251,9 @@ def test_the_text_of_a_place_follows_it() -> None:
     place.set("n1", "a")
     assert place.text is before
     place.set("n2", "b")
-    assert decode_tokens(place.text) == {"n1": "a", "n2": "b"}
+    assert decode_place(place.text).tokens == {"n1": "a", "n2": "b"}
     place.drop("n1")
-    assert (decode_tokens(place.text), list(place)) == ({"n2": "b"}, ["n2"])
+    assert (decode_place(place.text).tokens, list(place)) == ({"n2": "b"}, ["n2"])
 
 
 # Lists

@@ -12,7 +12,7 @@ from virtfleet.network.v1 import network_pb2
 from virtfleet.type.v1 import resource_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch
 from virtfleet_gateway import wire
-from virtfleet_gateway.feed import Feed, decode_tokens, encode_tokens
+from virtfleet_gateway.feed import Feed, decode_place, encode_tokens
 from virtfleet_gateway.shapes import BASIC, MARKER_BOOKMARK, Change, Entry, Shape, Sort
 from virtfleet_gateway.source import Gathering, Source
 from virtfleet_gateway.wire import WireError
@@ -195,17 +195,17 @@ node_names = st.from_regex(r"[a-z]([a-z0-9-]{0,7}[a-z0-9])?", fullmatch=True)
 
 @given(st.dictionaries(node_names, st.text(min_size=1, max_size=80).filter(lambda text: "\0" not in text), max_size=8))
 def test_tokens_of_a_fleet_hold_those_of_its_nodes(tokens: dict[str, str]) -> None:
-    assert decode_tokens(encode_tokens(tokens)) == tokens
+    assert decode_place(encode_tokens(tokens)).tokens == tokens
 
 
 @given(st.text(max_size=40))
 def test_what_is_no_token_is_refused(text: str) -> None:
     try:
-        decode_tokens(text)
+        decode_place(text)
     except PageTokenInvalid:
         return
     # A text that parses is one that could have been made.
-    assert encode_tokens(decode_tokens(text))
+    assert encode_tokens(decode_place(text).tokens)
 
 
 def test_the_ring_forgets_the_oldest_and_knows_its_places() -> None:

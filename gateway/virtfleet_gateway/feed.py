@@ -182,7 +182,8 @@ _RAW = 1
 _TEXT = 2
 _NODE = 3
 _IN_SNAPSHOT = 4
-"""Stands before the nodes; who does not know it takes it for nothing."""
+_BINDING = 5
+# These two stand before the nodes: a gateway that does not know them passes them over.
 
 
 class Place:
@@ -190,12 +191,14 @@ class Place:
 
     Args:
         tokens: The tokens by node.
+        binding: Stands for the parameters of the watch; empty: it fits any.
         in_snapshot: Whether the snapshot with which the watch began has not been told to its end.
     """
 
-    __slots__ = ("_in_snapshot", "_text", "_tokens")
+    __slots__ = ("_in_snapshot", "_text", "_tokens", "binding")
 
-    def __init__(self, tokens: Mapping[str, str] = {}, *, in_snapshot: bool = False) -> None:
+    def __init__(self, tokens: Mapping[str, str] = {}, *, binding: bytes = b"", in_snapshot: bool = False) -> None:
+        self.binding: Final = binding
         self._tokens = dict(tokens)
         self._in_snapshot = in_snapshot
         self._text: str | None = None
@@ -233,14 +236,16 @@ class Place:
     def text(self) -> str:
         """The place as clients hold it; made once for each place."""
         if self._text is None:
-            self._text = encode_tokens(self._tokens, in_snapshot=self._in_snapshot)
+            self._text = encode_tokens(self._tokens, binding=self.binding, in_snapshot=self._in_snapshot)
         return self._text
 
 
-def encode_tokens(tokens: Mapping[str, str], *, in_snapshot: bool = False) -> str:
+def encode_tokens(tokens: Mapping[str, str], *, binding: bytes = b"", in_snapshot: bool = False) -> str:
     """Return the resume token of a fleet: an opaque text that holds the nodes' own."""
-    head = _VERSION + wire.delimited(_IN_SNAPSHOT, b"") if in_snapshot else _VERSION
-    parts = [head, *map(_piece, tokens.keys(), tokens.values())]
+    head = [wire.delimited(_IN_SNAPSHOT, b"")] if in_snapshot else []
+    if binding:
+        head.append(wire.delimited(_BINDING, binding))
+    parts = [_VERSION, *head, *map(_piece, tokens.keys(), tokens.values())]
     return base64.urlsafe_b64encode(b"".join(parts)).rstrip(b"=").decode()
 
 
@@ -274,7 +279,8 @@ def decode_place(text: str) -> Place:
         if data[:1] != _VERSION:
             raise ValueError("another version")
         tokens: dict[str, str] = {}
-        node, in_snapshot = "", False
+        head: dict[int, bytes] = {}
+        node = ""
         for number, kind, start, end in wire.fields(data[1:]):
             if kind != wire.BYTES:
                 raise ValueError("not made here")
@@ -283,13 +289,13 @@ def decode_place(text: str) -> Place:
                 node = value.decode()
                 if not is_id(node):
                     raise ValueError("not of a node")
-            elif number == _IN_SNAPSHOT:
-                in_snapshot = True
             elif node:
                 tokens[node] = (
                     base64.urlsafe_b64encode(value).rstrip(b"=").decode() if number == _RAW else value.decode()
                 )
-        return Place(tokens, in_snapshot=in_snapshot)
+            else:
+                head[number] = value
+        return Place(tokens, binding=head.get(_BINDING, b""), in_snapshot=_IN_SNAPSHOT in head)
     except (binascii.Error, ValueError) as error:
         raise PageTokenInvalid(
             "The resume token is not one of a watch over all nodes; begin with a snapshot", field="resume_token"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from virtfleet_gateway.shapes import Change, Entry, Sort
-from virtfleet_service import filters
+from virtfleet_gateway.shapes import BASIC, Change, Entry, Sort
+from virtfleet_service import filters, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,10 @@ class Selection:
         self.events = frozenset(request.event_types)
         self.view: int = request.view
         self.text: str = request.filter
+        self.binding = tokens.binding_of(
+            "fleet watch", sorted(numbers), sorted(self.events), self.text, self.view == BASIC
+        )
+        """Stands for what is wanted, in resume tokens."""
         self._tests: dict[str, Callable[[Message], bool]] = {}
         if self.text:
             self._tests = {

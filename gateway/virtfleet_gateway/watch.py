@@ -19,7 +19,7 @@ from virtfleet_gateway.selection import Selection
 from virtfleet_gateway.shapes import BASIC, Change, Entry, Sort
 from virtfleet_gateway.source import LIVE, LOST, RESYNCING
 from virtfleet_service.changes import field_bytes
-from virtfleet_service.errors import NodeUnknown, ServiceDraining, SlowReader
+from virtfleet_service.errors import NodeUnknown, PageTokenInvalid, ServiceDraining, SlowReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -83,6 +83,10 @@ class FleetWatch:
         """
         selection = Selection(self.index.shape, request, call, self.index.subject)
         place = decode_place(request.resume_token) if request.WhichOneof("start") == "resume_token" else None
+        if place is not None and place.binding not in (selection.binding, b""):
+            raise PageTokenInvalid(
+                "the resume token is of a watch with other parameters: begin with a snapshot", field="resume_token"
+            )
         if place is None:
             self.fresh_count += 1
         else:
@@ -195,7 +199,7 @@ class _Reader:
         self._bookmark_seconds = bookmark_seconds
         self._position = self._feed.head
         self._overtaken = Overtaken()
-        self._place = Place()
+        self._place = Place(binding=selection.binding)
         # Items of a node up to this number have been told by other means.
         self._skip: dict[str, int] = {}
         # Nodes that are told from their own logs, and from which token on.
@@ -214,10 +218,10 @@ class _Reader:
 
     def snapshot(self) -> Iterator[bytes]:
         """Tell all that exists, as it is at this moment. Until it is complete, its tokens begin it anew."""
-        self._place = Place(in_snapshot=True)
+        self._place = Place(binding=self._selection.binding, in_snapshot=True)
         sources = [self._index.sources[node] for node in self._index.nodes]
         entries = [entry for source in sources for entry in source.entries()]
-        whole = Place(self._index.tokens())
+        whole = Place(self._index.tokens(), binding=self._selection.binding)
         statuses = [source.status(source.shown_state) for source in sources if source.shown_state != LIVE]
         yield from self._puts(entries)
         for status in statuses:
@@ -229,7 +233,7 @@ class _Reader:
         """Go on from a place: per node from the feed, from the node's own log, or by a new snapshot of it."""
         head, tokens = self._position, place.tokens
         known = {node: token for node, token in tokens.items() if node in self._index.sources}
-        self._place = Place(known, in_snapshot=place.in_snapshot)
+        self._place = Place(known, binding=self._selection.binding, in_snapshot=place.in_snapshot)
         yield from self._removed(sorted(set(tokens) - set(known)))
         for node in self._index.nodes:
             source = self._index.sources.get(node)

@@ -130,6 +130,34 @@ async def test_a_snapshot_that_was_cut_is_ended_by_the_stream_that_goes_on(monke
         await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"filter": 'labels.tier="silver"'},
+        {"event_types": [watch_pb2.EVENT_TYPE_DOMAIN_REBOOTED]},
+        {"view": resource_pb2.RESOURCE_VIEW_BASIC},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+async def test_a_token_is_good_for_its_own_watch_only(other: dict[str, Any]) -> None:
+    fleet = Fleet(n1=2)
+    fleet.say("n1", put(domain("n1", 0, tier="silver")))
+    first = fleet.stream(filter='labels.tier="gold"')
+    token = (await read(first)).resume_token
+    # It would be told what changes from here on, and never of what matched before.
+    with pytest.raises(PageTokenInvalid) as caught:
+        await read(fleet.stream(**{"filter": 'labels.tier="gold"', "resume_token": token, **other}))
+    assert caught.value.field == "resume_token"
+    again = fleet.stream(filter='labels.tier="gold"', view=resource_pb2.RESOURCE_VIEW_FULL, resume_token=token)
+    bookmark = await read(again)
+    assert bookmark.HasField("bookmark")
+    third = fleet.stream(filter='labels.tier="gold"', resume_token=bookmark.resume_token)
+    assert (await read(third)).HasField("bookmark")
+    # That of a list, and that of an older gateway, are good for any.
+    answer = await read(fleet.stream(resume_token=encode_tokens(fleet.index.tokens()), **other))
+    assert answer.HasField("bookmark")
+
+
 async def test_a_fleet_without_nodes_has_been_told_whole() -> None:
     fleet = Fleet()
     stream = fleet.stream()

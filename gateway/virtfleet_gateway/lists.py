@@ -149,27 +149,25 @@ class FleetReads:
             PageTokenInvalid: The token is of another list.
             FilterSyntax: The filter does not parse.
         """
-        names: Sequence[str] = getattr(request, "names", ())
         if request.filter:
             # Refused here once, and not by each node as something that keeps it from answering.
             filters.compile_filter(request.filter, counted.message if counted is not None else _listed(method))
+        if getattr(request, "names", ()):
+            return await self._list_named(method, request, call)
         basic = getattr(request, "view", 0) == BASIC
-        binding = tokens.binding_of("live", method.full_name, request.parent, request.filter, basic, tuple(names))
+        binding = tokens.binding_of("live", method.full_name, request.parent, request.filter, basic)
         node_after, node_token, page = self._start(binding, request.page_token, method)
         size = min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)
-        by_node = _by_node(names) if names else None
-        waiting = [node for node in self._nodes_from(node_after) if by_node is None or node in by_node]
-        for node in sorted(set(by_node or ()) - set(self.index.sources)):
-            page.unreachable.append(_failure(node, NodeUnknown(f"The fleet has no node {node}", node=node)))
+        waiting = self._nodes_from(node_after)
         late = False
         while waiting and page.count < size and not late:
             # What has been waited for once has taken the others' time: they have their own with the next page.
-            asked = self._enough(waiting, size - page.count, counted, by_node)[:ASKED_AT_ONCE]
+            asked = self._enough(waiting, size - page.count, counted)[:ASKED_AT_ONCE]
             waiting = waiting[len(asked) :]
             requests: dict[str, bytes] = {}
             left = size - page.count
             for node in asked:
-                requests[node] = _for_node(request, node, left, node_token if node == node_after else "", by_node)
+                requests[node] = _for_node(request, node, left, node_token if node == node_after else "")
             for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
                 late = late or answer.late
                 if not page.following:
@@ -200,15 +198,53 @@ class FleetReads:
         if following:
             page.following = self._seal(binding, answer.node, following, page.place)
 
-    def _enough(
-        self, waiting: list[str], wanted: int, counted: Kind | None, by_node: dict[str, list[str]] | None
-    ) -> list[str]:
+    async def _list_named(self, method: MethodDescriptor, request: Any, call: Call) -> bytes:  # noqa: ANN401
+        """Answer a stats method for names, in their order: the nodes of some names at a time are asked side by side.
+
+        Raises:
+            NameMalformed: A name has no node.
+            PageTokenInvalid: The token is of another list.
+        """
+        _by_node(request.names)
+        binding = tokens.binding_of("named", method.full_name, request.parent, request.filter, *request.names)
+        begin, _, page = self._start(binding, request.page_token, method)
+        first = int(begin or "0")
+        names = request.names[first : first + min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)]
+        by_node = _by_node(names)
+        for node in sorted(set(by_node) - set(self.index.sources)):
+            page.unreachable.append(_failure(node, NodeUnknown(f"The fleet has no node {node}", node=node)))
+        requests = {
+            node: _for_node(request, node, len(own), "", by_node)
+            for node, own in sorted(by_node.items())
+            if node in self.index.sources
+        }
+        found: dict[int, bytes] = {}
+        end = len(names)
+        for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
+            if answer.error is not None:
+                page.unreachable.append(_failure(answer.node, answer.error, self.index.sources.get(answer.node)))
+                continue
+            page.freshness.append(_now(answer.node))
+            places = [place for place, name in enumerate(names) if name.split("/", 2)[1] == answer.node]
+            told = _told(_listed(method), names, places, answer.items)
+            found |= told
+            if answer.next_page_token and told:
+                # It has more to say than goes into one answer: the next page begins with that.
+                end = min([end, *(place for place in places if place > max(told))])
+        for place in sorted(place for place in found if place < end):
+            if page.count and page.used_bytes + len(found[place]) > PAGE_BYTES:
+                end = place
+                break
+            page.add(found[place])
+        if first + end < len(request.names):
+            page.following = self._seal(binding, str(first + end), "", page.place)
+        return self._reply(method, page)
+
+    def _enough(self, waiting: list[str], wanted: int, counted: Kind | None) -> list[str]:
         """Return the first nodes that together should fill a page."""
         total = 0
         for position, node in enumerate(waiting):
-            if by_node is not None:
-                total += len(by_node[node])
-            elif counted is not None:
+            if counted is not None:
                 total += len(self.index.sources[node].tables[counted.name])
             if total >= wanted:
                 return waiting[: position + 1]
@@ -440,7 +476,20 @@ def _by_node(names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _for_node(request: Message, node: str, size: int, token: str, by_node: dict[str, list[str]] | None) -> bytes:
+def _told(of: Any, names: Sequence[str], places: Sequence[int], items: Sequence[bytes]) -> dict[int, bytes]:  # noqa: ANN401  # one class a method
+    """Return the items of a node by the places of their names: in the order of these, of which some are left out."""
+    found: dict[int, bytes] = {}
+    left = iter(places)
+    for body in items:
+        item = of.FromString(body)
+        for place in left:
+            if names[place] == item.name or (item.uid and names[place].endswith(f"/{item.uid}")):
+                found[place] = body
+                break
+    return found
+
+
+def _for_node(request: Message, node: str, size: int, token: str, by_node: dict[str, list[str]] | None = None) -> bytes:
     """Return the request for one node in the place of one for all."""
     own: Any = type(request)()
     own.CopyFrom(request)

@@ -253,6 +253,59 @@ async def test_a_node_without_what_a_list_is_below_is_empty_and_not_away(fleet: 
     assert [one.node for one in answer.freshness] == ["nodes/n1", "nodes/n2"]
 
 
+def counting(fleet: Fleet, page_limit: int = 1000) -> None:
+    """Have nodes answer with the counters of what they are asked for, some at a time; `left-out` matches no filter."""
+    for node, server in fleet.nodes.items():
+
+        async def behaviour(encoded: bytes, _context: object, node: str = node) -> bytes:
+            request = stats_pb2.BatchGetDomainStatsRequest.FromString(encoded)
+            assert request.parent == f"nodes/{node}"
+            answer = stats_pb2.BatchGetDomainStatsResponse()
+            for name in request.names:
+                if len(answer.stats) == page_limit:
+                    answer.next_page_token = "more"
+                    break
+                if name == f"nodes/{node}/domains/{UIDS[node]}":
+                    answer.stats.add(name=NAMES[node], uid=UIDS[node])
+                elif not name.endswith("/left-out"):
+                    answer.stats.add(name=name)
+            return answer.SerializeToString()
+
+        server.unary[STATS.full_name] = behaviour
+
+
+WANTED = [
+    "nodes/n2/domains/a",
+    "nodes/n1/domains/b",
+    "nodes/n1/domains/left-out",
+    "nodes/n2/domains/a",
+    f"nodes/n1/domains/{UIDS['n1']}",
+    "nodes/n9/domains/x",
+    "nodes/n2/domains/c",
+]
+COUNTED = [WANTED[0], WANTED[1], WANTED[3], NAMES["n1"], WANTED[6]]
+
+
+@pytest.mark.parametrize(("page_size", "page_limit"), [(0, 1000), (1, 1000), (2, 1000), (0, 2), (3, 1)])
+async def test_counters_of_names_come_in_the_order_of_the_names(fleet: Fleet, page_size: int, page_limit: int) -> None:
+    counting(fleet, page_limit)
+    request = stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-", names=WANTED, page_size=page_size)
+    kind = fleet.index.shape.kind_by_name["domain"]
+    found: list[str] = []
+    missing: set[str] = set()
+    for _ in WANTED:
+        body = await fleet.reads.list_live(STATS, request, call(), counted=kind)
+        page = stats_pb2.BatchGetDomainStatsResponse.FromString(body)
+        assert len(page.stats) <= (page_size or len(WANTED))
+        found += [one.name for one in page.stats]
+        missing |= {one.node for one in page.unreachable}
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert found == COUNTED
+    assert missing == {"nodes/n9"}
+
+
 async def test_a_node_answers_a_batch_for_itself_alone(fleet: Fleet) -> None:
     batch = domain_pb2.DESCRIPTOR.services_by_name["DomainService"].methods_by_name["BatchGetDomains"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from virtfleet_gateway.nodes import Registry
     from virtfleet_service.call import Call
-    from virtfleet_service.operations import Job, Operations
+    from virtfleet_service.operations import Commit, Job, Operations
     from virtfleet_service.store import Store
     from virtfleet_service.transaction import Transaction
 
@@ -96,27 +96,32 @@ class NodeServicer:
         repeated = await self._operations.repeated(call, request)
         if repeated is not None:
             return repeated
-        row = self._store.get(request.name)
-        if row is None and request.allow_missing:
-            return plan(node_pb2.Node(name=request.name))
-        node = node_pb2.Node.FromString(_found(row.body if row is not None else None, request.name))
         if request.validate_only:
+            row = self._store.get(request.name)
+            if row is None and request.allow_missing:
+                return plan(node_pb2.Node(name=request.name))
+            node = node_pb2.Node.FromString(_found(row.body if row is not None else None, request.name))
             resources.check_preconditions(node, etag=request.etag, expected_uid=request.expected_uid)
             return plan(self._registry.describe(node))
 
+        missing = False
+
         def intent(tx: Transaction) -> str:
+            nonlocal missing
+            missing = request.allow_missing and tx.get(request.name) is None
+            if missing:
+                return ""
             stored = node_pb2.Node.FromString(_body(tx, request.name))
             resources.check_preconditions(stored, etag=request.etag, expected_uid=request.expected_uid)
             return stored.uid
 
+        async def work(job: Job) -> Commit:
+            if missing:
+                return lambda _tx: node_pb2.Node(name=request.name)
+            return await self._remove(job, request.name, call.caller.subject)
+
         return await self._operations.run(
-            call,
-            request,
-            target=request.name,
-            target_uid=node.uid,
-            intent=intent,
-            work=lambda job: self._remove(job, request.name, call.caller.subject),
-            cancellable=False,
+            call, request, target=request.name, intent=intent, work=work, cancellable=False
         )
 
     async def _remove(self, job: Job, name: str, principal: str) -> Callable[[Transaction], node_pb2.Node]:

@@ -188,8 +188,20 @@ async def test_a_deleted_node_is_gone_and_its_certificates_too(fleet: RealFleet)
                 break
     own.cancel()
     assert await nodes.DeleteNode(request) == operation, "a repetition has the same answer"
-    again = await nodes.DeleteNode(node_pb2.DeleteNodeRequest(name="nodes/n1", allow_missing=True))
+    absent = node_pb2.DeleteNodeRequest(name="nodes/n1", allow_missing=True, request_id="absent")
+    again = await nodes.DeleteNode(absent)
     assert again.done
+    assert again.response.Unpack(last)
+    assert last == node_pb2.Node(name="nodes/n1")
+    assert await get(operations_pb2.GetOperationRequest(name=again.name)) == again, "an operation like any other"
+    await fleet.enroll("n3")
+    for name in ("nodes/n1", "nodes/n3"):
+        absent.name = name
+        absent.request_id = f"absent {name}"
+        absent.validate_only = True
+        planned = await nodes.DeleteNode(absent)
+        assert (planned.name, planned.done) == ("", True)
+    assert (await fleet.node("n3")).name == "nodes/n3"
     await watcher.stop()
 
 

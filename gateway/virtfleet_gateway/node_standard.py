@@ -35,6 +35,7 @@ _RECHECK_SECONDS: Final = 1.0
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class NodeStandard(grpc.GenericRpcHandler):
@@ -174,7 +175,13 @@ class NodeStandard(grpc.GenericRpcHandler):
             return bytes(answer.SerializeToString())
         told = -1
         while True:
-            status = await self._health_of(node, service)
+            if self._channels.node(node) is None:
+                raise NodeUnknown(f"The fleet has no node {node}", node=node)
+            try:
+                status = await self._health_of(node, service)
+            except NodeUnknown:
+                # It may come to be known: the protocol of health has a watch wait for it.
+                status = int(SERVICE_UNKNOWN)
             if status != told:
                 told = status
                 await context.write(health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString())

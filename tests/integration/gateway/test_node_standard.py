@@ -30,13 +30,16 @@ class Services(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.reflected: list[bytes] = []
+        self.knows = True
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         if details.method == f"{HEALTH}/Check":
             return grpc.unary_unary_rpc_method_handler(self._check)
         return grpc.stream_stream_rpc_method_handler(self._reflect) if details.method == REFLECTION else None
 
-    async def _check(self, _request: bytes, _context: object) -> bytes:
+    async def _check(self, _request: bytes, context: Any) -> bytes:
+        if not self.knows:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "none of that name")
         return SERVING
 
     async def _reflect(self, _requests: object, context: Any) -> None:
@@ -80,6 +83,25 @@ async def ended(call: Any) -> grpc.aio.AioRpcError:
 
     async with asyncio.timeout(5):
         return await failure(read())
+
+
+async def test_a_health_watch_waits_for_a_service_that_the_node_does_not_know_yet(rig: Rig) -> None:
+    rig.services.knows = False
+    call = rig.client.unary_stream(f"{HEALTH}/Watch")(b"", metadata=N1)
+    told = [health_pb2.HealthCheckResponse.FromString(await call.read()).status]
+    rig.services.knows = True
+    async with asyncio.timeout(5):
+        told.append(health_pb2.HealthCheckResponse.FromString(await call.read()).status)
+    # As the protocol of health says, and as one process of a node does it.
+    assert told == [health_pb2.HealthCheckResponse.SERVICE_UNKNOWN, health_pb2.HealthCheckResponse.SERVING]
+    call.cancel()
+
+
+async def test_the_health_watch_of_a_node_ends_with_the_node(rig: Rig) -> None:
+    call = rig.client.unary_stream(f"{HEALTH}/Watch")(b"", metadata=N1)
+    assert await call.read() == SERVING
+    rig.channels.remove("n1")
+    assert details_of(await ended(call))["reason"] == "NODE_UNKNOWN"
 
 
 async def test_a_denied_caller_loses_the_health_watch_of_a_node(rig: Rig) -> None:

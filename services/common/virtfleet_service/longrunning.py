@@ -129,6 +129,9 @@ class OperationsService:
         return response
 
     def _authorized(self, name: str, call: Call) -> operations_pb2.Operation:
+        if not name:
+            # The answer of a plan has none.
+            raise errors.FieldRequired("`name` is required: what was only planned has no operation", field="name")
         operation = self._operations.get(name)
         call.authorize(metadata_of(operation).target or name)
         return operation

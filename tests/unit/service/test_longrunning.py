@@ -81,6 +81,20 @@ async def test_the_service_of_operations(operations: Operations) -> None:
     assert reason_of(await service.wait_operation(waiting, wait_call)) == "OPERATION_CANCELLED"
 
 
+async def test_an_operation_without_a_name_is_that_of_a_plan_and_nowhere(operations: Operations) -> None:
+    service = OperationsService(operations)
+    asked = call("google.longrunning.Operations.GetOperation")
+    for ask in (
+        lambda: service.get_operation(operations_pb2.GetOperationRequest(), asked),
+        lambda: service.wait_operation(operations_pb2.WaitOperationRequest(), asked),
+        lambda: service.cancel_operation(operations_pb2.CancelOperationRequest(), asked),
+        lambda: service.delete_operation(operations_pb2.DeleteOperationRequest(), asked),
+    ):
+        with pytest.raises(errors.FieldRequired) as refused:
+            await ask()
+        assert refused.value.field == "name"
+
+
 async def test_operations_of_others_are_hidden(operations: Operations) -> None:
     service = OperationsService(operations)
     done = await operations.run(call(), start(), target=TARGET, work=quick)

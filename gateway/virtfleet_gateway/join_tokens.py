@@ -63,6 +63,8 @@ class JoinTokens:
         token.status.expire_time.FromDatetime(ends)
         token.status.ca_key_sha256 = self._key_hash
         if request.validate_only:
+            if self._store.get(token.name) is not None:
+                raise ResourceExists(f"{token.name} exists", resource=token.name)
             return token
 
         made = False

@@ -30,6 +30,7 @@ from virtfleet_service.errors import (
     JoinTokenInvalid,
     NameMalformed,
     PermissionMissing,
+    ResourceExists,
 )
 from virtfleet_service.methods import FOREIGN_RULES, facts_of
 from virtfleet_service.store import Store
@@ -129,6 +130,16 @@ async def test_a_token_without_a_lifetime_of_its_own_says_none(desk: Desk) -> No
     assert not kept.spec.HasField("lifetime")
     left = made.status.expire_time.ToDatetime(dt.UTC) - dt.datetime.now(dt.UTC)
     assert dt.timedelta(minutes=59) < left <= dt.timedelta(hours=1)
+
+
+async def test_a_plan_of_a_token_looks_at_what_is_taken(desk: Desk) -> None:
+    wanted = enrollment_pb2.CreateJoinTokenRequest(join_token_id="t1")
+    wanted.join_token.spec.node = "nodes/n1"
+    await desk.tokens.create(wanted, CALL)
+    for plan in (True, False):
+        wanted.validate_only = plan
+        with pytest.raises(ResourceExists):
+            await desk.tokens.create(wanted, CALL)
 
 
 async def test_a_lost_answer_costs_nothing(desk: Desk) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from google.longrunning import operations_pb2
@@ -20,6 +20,7 @@ from virtfleet_service.errors import (
     FieldConflict,
     FieldOutOfRange,
     IdentityInUse,
+    OperationConflict,
     ResourceExists,
     ResourceInUse,
     VirtfleetError,
@@ -38,8 +39,14 @@ SERVICE = "virtfleet.storage.v1.PoolService"
 IMMUTABLE = ("spec.dir", "spec.target_path")
 
 _NamedRequest = pool_pb2.StopPoolRequest | pool_pb2.DeletePoolRequest
+_ATTEMPTS = 5
+
 _NONE = pool_pb2.POOL_BUILD_MODE_NONE
 _UNSPECIFIED = pool_pb2.POOL_BUILD_MODE_UNSPECIFIED
+
+
+class _Stale(Exception):  # no error: the call is decided anew
+    """A pool that is applied has been made or deleted since it was looked for."""
 
 
 class Pools:
@@ -94,6 +101,9 @@ class Pools:
             request: What to make.
             call: The call.
             sent: The request as the client sent it, by which its repetition is known; None: it is this one.
+
+        Raises:
+            _Stale: What was sent is an update, and the pool is there.
         """
         pool = pool_pb2.Pool()
         pool.CopyFrom(request.pool)
@@ -113,6 +123,8 @@ class Pools:
         pool.status.state = lifecycle.INACTIVE
 
         def check(tx: Transaction) -> None:
+            if sent is not None and tx.get(name) is not None:
+                raise _Stale
             self._refuse_taken(tx, pool)
 
         if request.validate_only:
@@ -222,17 +234,33 @@ class Pools:
         if repeated is not None:
             return repeated
         name = request.pool.name
-        if self._store.get(name) is None and request.allow_missing:
-            call.authorize(name, "pools.create")
-            resources.check_absent(request.pool)
-            parent, id_ = names.parent_of(name), names.id_of(name)
-            create = pool_pb2.CreatePoolRequest(
-                parent=parent, pool=request.pool, pool_id=id_, validate_only=request.validate_only
-            )
-            return await self.create(create, call, sent=request)
+        for _ in range(_ATTEMPTS):
+            absent = request.allow_missing and self._store.get(name) is None
+            with suppress(_Stale):
+                return await (self._apply_new(request, call) if absent else self._change(request, call))
+        raise OperationConflict(
+            f"{name} is made and deleted all the time; read it again and retry", resource=name, retry_delay_seconds=0.5
+        )
+
+    async def _apply_new(self, request: pool_pb2.UpdatePoolRequest, call: Call) -> operations_pb2.Operation:
+        name = request.pool.name
+        call.authorize(name, "pools.create")
+        resources.check_absent(request.pool)
+        create = pool_pb2.CreatePoolRequest(
+            parent=names.parent_of(name),
+            pool=request.pool,
+            pool_id=names.id_of(name),
+            validate_only=request.validate_only,
+        )
+        return await self.create(create, call, sent=request)
+
+    async def _change(self, request: pool_pb2.UpdatePoolRequest, call: Call) -> operations_pb2.Operation:
+        name = request.pool.name
         changed = pool_pb2.Pool()
 
         def change(tx: Transaction) -> str:
+            if request.allow_missing and tx.get(name) is None:
+                raise _Stale
             pool = catalog.need_pool(tx, name)
             resources.check_preconditions(pool, request.pool.etag, request.pool.uid)
             lifecycle.check_pool(pool, "update")

@@ -224,6 +224,28 @@ async def test_a_pool_that_is_applied_is_made_once_for_a_request_id(node: Rig) -
     assert await client.call(client.pools.UpdatePool, request) == first, "also when it is gone again"
 
 
+async def test_appliers_of_one_pool_are_never_told_that_it_exists(node: Rig) -> None:
+    client, pool = node.client, f"{PARENT}/pools/one"
+
+    async def attempt(round_: int, number: int) -> str:
+        # All through the time that the first of them takes.
+        await asyncio.sleep(number * 0.0025)
+        applied = pool_pb2.Pool(name=pool, labels={f"by{number}": "yes"})
+        request = pool_pb2.UpdatePoolRequest(pool=applied, allow_missing=True, request_id=f"{round_}-{number}")
+        try:
+            await client.do(client.pools.UpdatePool, request, pool_pb2.Pool)
+        except Refused as refused:
+            return refused.reason
+        return f"by{number}"
+
+    for round_ in range(12):
+        outcomes = await asyncio.gather(*(attempt(round_, number) for number in range(12)))
+        done = {outcome for outcome in outcomes if outcome.startswith("by")}
+        assert set(outcomes) - done <= {"OPERATION_CONFLICT"}
+        assert set((await get(client, "one")).labels) == done
+        await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=pool), empty_pb2.Empty)
+
+
 async def test_validate_only_answers_the_plan_and_does_nothing(node: Rig) -> None:
     client = node.client
     request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="plan", pool=pool_pb2.Pool(), validate_only=True)

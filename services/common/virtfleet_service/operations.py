@@ -53,9 +53,17 @@ class Job:
     """Is an operation as its own work sees it."""
 
     def __init__(
-        self, operations: Operations, operation: operations_pb2.Operation, *, cancellable: bool, deadline: float | None
+        self,
+        operations: Operations,
+        operation: operations_pb2.Operation,
+        *,
+        cancellable: bool,
+        exclusive: bool,
+        deadline: float | None,
     ) -> None:
         self.operation_name = operation.name
+        self.exclusive = exclusive
+        """Whether it works on one thing; else on many, of which some may have ended before the others."""
         self.deadline = deadline
         """When the work must have ended, in the time of the event loop; None: it may take what it takes."""
         self.cancel_requested = False
@@ -306,7 +314,7 @@ class Operations:
             return self.get(existing)
         failpoints.reach("operations.accepted")
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        job = Job(self, operation, cancellable=metadata.cancellable, deadline=deadline)
+        job = Job(self, operation, cancellable=metadata.cancellable, exclusive=exclusive, deadline=deadline)
         self._jobs[operation.name] = job
         job.task = asyncio.create_task(self._drive(job, work), name=operation.name)
         return job.snapshot()
@@ -334,8 +342,9 @@ class Operations:
                 # The service ends; the record and the journal tell the next start what there is to settle.
                 self._forget(job)
                 raise
+            undone = "its effects are undone" if job.exclusive else "what had ended before stays, the rest is undone"
             outcome = errors.OperationCancelled(
-                f"{job.operation_name} was cancelled; its effects are undone", operation=job.operation_name
+                f"{job.operation_name} was cancelled; {undone}", operation=job.operation_name
             )
         except errors.VirtfleetError as error:
             outcome = error

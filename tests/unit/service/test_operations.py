@@ -223,6 +223,20 @@ async def test_past_the_point_of_no_return_cancel_says_so(operations: Operations
         operations.cancel("nodes/n1/services/compute/operations/none")
 
 
+@pytest.mark.parametrize(
+    ("exclusive", "says"), [(True, "its effects are undone"), (False, "what had ended before stays")]
+)
+async def test_a_cancelled_batch_does_not_say_that_all_is_undone(
+    operations: Operations, *, exclusive: bool, says: str
+) -> None:
+    request = start(inline_seconds=0)
+    running = await operations.run(call(), request, target=TARGET, work=gated(asyncio.Event()), exclusive=exclusive)
+    operations.cancel(running.name)
+    operation = await ended(operations, running.name)
+    assert reason_of(operation) == "OPERATION_CANCELLED"
+    assert says in operation.error.message
+
+
 # request_id.
 
 

@@ -97,7 +97,9 @@ class OperationsService:
         operations = self._operations
         owner = operations.owner
         if request.name.rstrip("/") not in ("", owner, operations.prefix.rstrip("/")):
-            raise errors.NameMalformed(f"the operations of this service are those of {owner}", field="name", name=owner)
+            raise errors.NameMalformed(
+                f"the operations of this service are those of {owner or 'the gateway'}", field="name", name=request.name
+            )
         size = paging.page_size_of(request)
         matches = (
             filters.compile_roots(

@@ -95,6 +95,18 @@ async def test_an_operation_without_a_name_is_that_of_a_plan_and_nowhere(operati
         assert refused.value.field == "name"
 
 
+@pytest.mark.parametrize(("prefix", "whose"), [(None, "nodes/n1/services/compute"), ("operations/", "the gateway")])
+async def test_a_list_of_another_process_is_refused_by_the_name_that_was_asked_for(
+    store: Store, prefix: str | None, whose: str
+) -> None:
+    service = OperationsService(Operations(store, service="compute", node="n1", prefix=prefix))
+    request = operations_pb2.ListOperationsRequest(name="gateways/other")
+    with pytest.raises(errors.NameMalformed) as refused:
+        await service.list_operations(request, call("google.longrunning.Operations.ListOperations"))
+    assert refused.value.metadata["name"] == "gateways/other"
+    assert refused.value.message.endswith(f"those of {whose}")
+
+
 async def test_operations_of_others_are_hidden(operations: Operations) -> None:
     service = OperationsService(operations)
     done = await operations.run(call(), start(), target=TARGET, work=quick)

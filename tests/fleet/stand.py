@@ -7,7 +7,8 @@ import os
 import re
 import sqlite3
 import subprocess
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,23 @@ def everything(fleet: Fleet, node: str) -> dict[str, object]:
         for method, request in lists
         for resource in fleet.pages(method, request(parent=node))
     ]
+    return {"told": told, **outside(node)}
+
+
+def outside(node: str) -> dict[str, object]:
+    """Return what a node and the gateway have, without asking either: what `everything` does beside the API."""
     known = json.loads((Path(os.environ["VIRTFLEET_RUN"]) / "fleet.json").read_text())
-    return {"told": told, **on_the_host(Path(known["folder"]), node.removeprefix("nodes/"), known)}
+    return on_the_host(Path(known["folder"]), node.removeprefix("nodes/"), known)
 
 
 STORES = {"gateway": "gateway/gateway.db", **{name: f"{{node}}/state/{name}.db" for name in SERVICES}}
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LASTING = ("domain", "pool", "volume", "network", "port", "node", "join_token", "certificate")
 """What nobody but a caller makes or ends; hosts, drivers and leases come and go by themselves."""
 
 
 def on_the_host(folder: Path, node: str, known: Any) -> dict[str, object]:
-    """Return what is in the files and in the kernel: rows of the stores, files of pools and guests, links, rules."""
+    """Return what is in the files and in the kernel: rows of the stores, files, who may read them, guests, links, rules."""
     found: dict[str, object] = {}
     for name, place in STORES.items():
         file = folder / place.format(node=node)
@@ -80,12 +87,37 @@ def on_the_host(folder: Path, node: str, known: Any) -> dict[str, object]:
     found["files"] = sorted(
         str(path.relative_to(base)) for place in ("pools", "run/launcher/guests") for path in (base / place).rglob("*")
     )
+    found["access"] = sorted(access for path in (base / "pools").rglob("*") for access in _access(path, base))
     namespace = f"virtfleet-{known['tag']}-{node}"
+    found["guests and daemons"] = sorted(_guests_and_daemons(namespace))
     links = json.loads(_output("ip", "-n", namespace, "-j", "link"))
     found["links"] = sorted(link["ifname"] for link in links)
     rules = _output("ip", "netns", "exec", namespace, "nft", "-j", "list", "ruleset")
     found["rules"] = re.sub(r'"(handle|packets|bytes)": \d+', "", rules)
     return found
+
+
+def _access(path: Path, base: Path) -> Iterator[tuple[object, ...]]:
+    """Yield whose a file is and who else may read it: guests are given theirs by owner and access list."""
+    with suppress(FileNotFoundError):  # gone since it was listed
+        status = path.lstat()
+        lists = [(name, os.getxattr(path, name, follow_symlinks=False)) for name in _names_of_lists(path)]
+        yield str(path.relative_to(base)), status.st_uid, status.st_gid, status.st_mode, lists
+
+
+def _names_of_lists(path: Path) -> list[str]:
+    return sorted(os.listxattr(path, follow_symlinks=False))
+
+
+def _guests_and_daemons(namespace: str) -> Iterator[str]:
+    """Yield program and uid of each guest and each dnsmasq in a namespace."""
+    for process in _output("ip", "netns", "pids", namespace).split():
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended since it was listed
+            command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+            program = Path(command.partition("\0")[0]).name
+            uid = _UID.search(command)
+            if uid and program.startswith(("qemu-system", "dnsmasq")):
+                yield f"{program} {uid[0]}"
 
 
 def _output(*command: str) -> str:

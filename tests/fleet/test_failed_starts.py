@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from google.protobuf import empty_pb2
 
-from tests.fleet.rig import MIB, State, create, delete, get, refused, unique
-from tests.fleet.test_storage_network import links
+from tests.fleet.rig import MIB, Refusal, State, create, delete, get, refusal_of, refused, unique
+from tests.fleet.stand import outside
 from virtfleet.compute.v1 import domain_pb2, domain_spec_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
 from virtfleet_client import Fleet
@@ -98,13 +98,15 @@ def on_a_link(bench: Bench) -> domain_spec_pb2.DomainSpec:
     return spec
 
 
-ROWS: list[tuple[str, Callable[[Bench], Any], set[tuple[str, str]]]] = [
-    ("no kernel", without_kernel, {("NOT_FOUND", "RESOURCE_NOT_FOUND")}),
-    ("too much memory", with_too_much_memory, {("RESOURCE_EXHAUSTED", "NODE_MEMORY_SHORT")}),
-    ("a broken image", on_a_broken_image, {("DATA_LOSS", "IMAGE_CORRUPT")}),
-    ("an image that leads out of its pool", on_an_image_that_leads_out, {("PERMISSION_DENIED", "PATH_OUTSIDE_POOL")}),
-    ("a link that leads out of its pool", on_a_link, {("PERMISSION_DENIED", "PATH_OUTSIDE_POOL")}),
+OUTSIDE = Refusal("PERMISSION_DENIED", "PATH_OUTSIDE_POOL")
+ROWS: list[tuple[str, Callable[[Bench], Any], Refusal, str]] = [
+    ("no kernel", without_kernel, Refusal("NOT_FOUND", "RESOURCE_NOT_FOUND"), "vmlinuz"),
+    ("too much memory", with_too_much_memory, Refusal("RESOURCE_EXHAUSTED", "NODE_MEMORY_SHORT"), ""),
+    ("a broken image", on_a_broken_image, Refusal("DATA_LOSS", "IMAGE_CORRUPT"), "disk"),
+    ("an image that leads out of its pool", on_an_image_that_leads_out, OUTSIDE, "disk"),
+    ("a link that leads out of its pool", on_a_link, OUTSIDE, "disk"),
 ]
+"""What is tried, how it is refused, and the volume that is named."""
 
 
 def processes_of(uid: str) -> list[str]:
@@ -120,24 +122,25 @@ def processes_of(uid: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("spec_of", "wanted"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("spec_of", "wanted", "volume_id"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_a_start_that_fails_leaves_nothing(
-    bench: Bench, run_folder: Path, spec_of: Callable[[Bench], Any], wanted: set[tuple[str, str]]
+    bench: Bench, spec_of: Callable[[Bench], Any], wanted: Refusal, volume_id: str
 ) -> None:
     fleet = bench.fleet
     shadow = Path("/etc/shadow").stat()
     made = create(fleet, bench.node, spec=spec_of(bench))
     try:
-        before = set(links(run_folder, bench.node))
+        before = outside(bench.node)
         request = domain_pb2.StartDomainRequest(name=made.name)
         error = refused(lambda: fleet.wait(fleet.domains.StartDomain(request, timeout=30), domain_pb2.Domain))
-        assert (error.code().name, error.reason) in wanted, error
-        assert not error.fields or error.code().name == "FAILED_PRECONDITION", "no field of a start is at fault"
+        assert refusal_of(error) == wanted, error
+        named = f"{bench.node}/pools/{bench.pool}/volumes/{volume_id}" if volume_id else made.name
+        assert error.metadata["resource"] == named, error.metadata
         after = get(fleet, made.name)
         assert after.status.state == State.DOMAIN_STATE_SHUT_OFF
         assert after.spec == made.spec
         assert processes_of(made.uid) == []
-        assert set(links(run_folder, bench.node)) == before
+        assert outside(bench.node) == before
         volume = fleet.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=bench.disk.name))
         assert not volume.status.attachments
         now = Path("/etc/shadow").stat()

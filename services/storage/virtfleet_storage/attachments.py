@@ -63,7 +63,8 @@ class Attachments:
         place = self._places.need(catalog.pool_of(volume.name))
         facts = await chains.look(place, volume)
         chains.refuse(facts, volume.name)
-        links = await chains.below(self._store, self._places, place, facts)
+        with chains.about(volume.name):
+            links = await chains.below(self._store, self._places, place, facts)
         for link in links:
             call.authorize(link.volume.name, USE)
         attachment = Attachment(

@@ -7,7 +7,8 @@ be a volume; its format is the one recorded for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from virtfleet.storage.v1 import volume_pb2
@@ -41,6 +42,16 @@ class Link:
             path=self.volume.status.path,
             format=self.facts.format,
         )
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Name the volume in refusals that name none: its file alone says nothing to somebody who starts a domain."""
+    try:
+        yield
+    except errors.VirtfleetError as error:
+        error.resource = error.resource or name
+        raise
 
 
 def target_of(place: Place, name: str) -> tuple[str, str]:
@@ -106,7 +117,8 @@ async def look(place: Place, volume: volume_pb2.Volume) -> Facts:
         BackendUnreachable: The place of its pool is gone, or is another one.
     """
     try:
-        return await place.open.inspect(catalog.key_of(volume), volume.spec.format)
+        with about(volume.name):
+            return await place.open.inspect(catalog.key_of(volume), volume.spec.format)
     except errors.ResourceNotFound as error:
         raise errors.BackingMissing(
             f"the file of {volume.name} is missing", resource=volume.name, path=volume.status.path

@@ -152,7 +152,8 @@ class Volumes:
         place = self._places.need(catalog.pool_of(name))
         facts = await chains.look(place, volume)
         chains.refuse(facts, name)
-        links = await chains.below(self._store, self._places, place, facts)
+        with chains.about(volume.name):
+            links = await chains.below(self._store, self._places, place, facts)
         for link in links:
             call.authorize(link.volume.name, USE)
         volume.status.capacity_bytes = facts.capacity_bytes
@@ -329,7 +330,8 @@ class Volumes:
         key, format = catalog.key_of(volume), volume.spec.format
         facts = await chains.look(place, volume)
         chains.refuse(facts, volume.name)
-        links = await chains.below(self._store, self._places, place, facts)
+        with chains.about(volume.name):
+            links = await chains.below(self._store, self._places, place, facts)
         wanted = specs.rounded(format, request.capacity_bytes)
         if request.allocate and wanted > facts.capacity_bytes:
             await self._refuse_full(place, wanted - facts.capacity_bytes)
@@ -413,7 +415,8 @@ class Volumes:
         facts = await chains.look(place, volume)
         if not _half_wiped(volume):
             chains.refuse(facts, name)
-        links = await chains.below(self._store, self._places, place, facts)
+        with chains.about(volume.name):
+            links = await chains.below(self._store, self._places, place, facts)
         if links:
             volume.spec.backing.format = links[0].facts.format
         volume.status.capacity_bytes = facts.capacity_bytes

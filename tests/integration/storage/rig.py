@@ -55,6 +55,11 @@ class Refused(Exception):
         self.reason = info.reason
         self.metadata = dict(info.metadata)
 
+    @property
+    def short(self) -> tuple[str, str]:
+        """Code and reason."""
+        return next(code.name for code in grpc.StatusCode if code.value[0] == self.code), self.reason
+
 
 def refusal(error: grpc.aio.AioRpcError) -> Refused:
     for key, value in error.trailing_metadata() or ():

@@ -149,8 +149,9 @@ async def test_an_image_that_points_elsewhere_is_refused(node: Rig, pool: Path, 
     assert volume.status.state == volume_pb2.VOLUME_STATE_REFUSED
     assert volume.status.state_reason == "PATH_OUTSIDE_POOL"
     assert [one.type for one in volume.status.conditions] == ["Refused"]
-    with pytest.raises(errors.PathOutsidePool):
+    with pytest.raises(errors.PathOutsidePool) as outside:
         await node.attach("pools/images/volumes/evil")
+    assert outside.value.resource == volume.name
     with pytest.raises(Refused) as refused:
         await client.volume("images", "copy", source="pools/images/volumes/evil")
     assert refused.value.reason == "PATH_OUTSIDE_POOL"
@@ -282,9 +283,10 @@ async def test_a_file_that_becomes_a_link_leads_nowhere(node: Rig, pool: Path, t
         ):
             with pytest.raises(Refused) as refused:
                 await attempt
-            assert refused.value.reason == "PATH_OUTSIDE_POOL"
-        with pytest.raises(errors.PathOutsidePool):
+            assert refused.value.short == ("PERMISSION_DENIED", "PATH_OUTSIDE_POOL")
+        with pytest.raises(errors.PathOutsidePool) as outside:
             await node.attach("pools/images/volumes/disk", uid=23456)
+        assert outside.value.resource == name
         assert secret.read_bytes() == b"secret"
         assert secret.stat().st_uid == os.getuid()
         await client.refresh("images")

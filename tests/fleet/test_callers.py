@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.fleet.rig import (
     Wire,
     caller,
     creation,
+    credentials_of,
     domain,
     get,
     issue,
@@ -115,11 +118,13 @@ def test_a_caller_cannot_name_another(
     call: Callable[[Fleet, Stand, Metadata], object],
 ) -> None:
     with caller(environment, people["admin"]) as admin:
+        before = everything(stand.fleet, stand.node)
         error = refused(lambda: call(admin, stand, FORGED))
         assert (error.code().name, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID"), error
         error = refused(lambda: call(admin, stand, FORGED + FORGED))
         assert (error.code().name, error.reason) == ("UNAUTHENTICATED", "CREDENTIALS_INVALID"), error
     assert get(stand.fleet, stand.domain.name) == stand.domain
+    assert everything(stand.fleet, stand.node) == before
 
 
 def test_a_node_is_told_of_the_caller_by_its_certificate(
@@ -230,6 +235,7 @@ def test_a_node_is_no_client(environment: dict[str, str], run_folder: Path, node
 
 
 def test_a_foreign_certificate_is_not_let_in(environment: dict[str, str], tmp_path: Path, nodes: list[str]) -> None:
+    own = credentials_of(environment)
     other = Pki(tmp_path / "other").issue("user/admin", file="admin")
     stranger = Wire(environment, str(other.certificate_file), str(other.key_file))
     try:
@@ -237,6 +243,26 @@ def test_a_foreign_certificate_is_not_let_in(environment: dict[str, str], tmp_pa
     finally:
         stranger.close()
     assert isinstance(error, Unavailable), "the handshake fails"
+    # A server is there, and says not a byte of HTTP/2 to whom it does not know.
+    assert heard(environment, other.certificate_file, other.key_file) == b""
+    assert heard(environment, None, None) == b""
+    assert heard(environment, own.certificate_file, own.key_file)[3:4] == b"\4", "settings"
+
+
+def heard(environment: dict[str, str], certificate: Path | None, key: Path | None) -> bytes:
+    """Return the first that the gateway says on a connection with a certificate; nothing if it hangs up."""
+    host, _, port = environment["VIRTFLEET_ADDRESS"].rpartition(":")
+    context = ssl.create_default_context(cafile=environment["VIRTFLEET_CA_FILE"])
+    context.check_hostname = False
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(socket.create_connection((host, int(port)), timeout=5)) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            return connection.recv(4096)
+    except (ConnectionError, ssl.SSLError):
+        return b""
 
 
 def test_a_revoked_certificate_is_refused_within_5_seconds(

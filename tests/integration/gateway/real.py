@@ -85,12 +85,12 @@ class RealFleet:
         Authority.create(folder / "authority")
         self.credentials = self.issue("admin", "admin")
 
-    def issue(self, name: str, *roles: str) -> grpc.ChannelCredentials:
+    def issue(self, name: str, *roles: str, seconds: float = 3600) -> grpc.ChannelCredentials:
         authority = Authority.load(self.folder / "authority")
         key, request = new_request(name)
         import datetime as dt
 
-        certificate = authority.issue_user(request, name, roles, dt.timedelta(hours=1))
+        certificate = authority.issue_user(request, name, roles, dt.timedelta(seconds=seconds))
         return grpc.ssl_channel_credentials(authority.certificate_pem, key, certificate.pem)
 
     def connect(self, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:

@@ -19,6 +19,8 @@ from tests.integration.gateway.nodes import details_of
 from tests.integration.gateway.real import RealFleet, eventually
 from virtfleet.common.v1 import admin_pb2, admin_pb2_grpc
 from virtfleet.compute.v1 import console_pb2, console_pb2_grpc, domain_pb2, domain_pb2_grpc, stats_pb2, stats_pb2_grpc
+from virtfleet.compute.v1 import watch_pb2 as compute_watch
+from virtfleet.compute.v1 import watch_pb2_grpc as compute_watch_grpc
 from virtfleet.fleet.v1 import enrollment_pb2, enrollment_pb2_grpc, node_pb2, node_pb2_grpc
 from virtfleet.fleet.v1 import watch_pb2 as fleet_watch
 from virtfleet.fleet.v1 import watch_pb2_grpc as fleet_watch_grpc
@@ -362,6 +364,49 @@ async def test_a_revoked_user_loses_the_streams_that_pass_through(fleet: RealFle
         domains = domain_pb2_grpc.DomainServiceStub(channel)
         error = await failure(domains.GetDomain(domain_pb2.GetDomainRequest(name="nodes/n1/domains/a")))
         assert details_of(error)["reason"] == "CERTIFICATE_REVOKED"
+
+
+async def test_a_user_whose_certificate_ends_loses_calls_and_streams(fleet: RealFleet) -> None:
+    """Those that pass through to a node and those that the gateway answers itself; nobody else notices."""
+    await create(fleet, "n1", "a")
+    lasting = Watcher(fleet)
+    await lasting.until(lambda watch: watch.snapshot_ended)
+    brief = fleet.issue("brief", "operator", seconds=6)
+    get, everything = (
+        domain_pb2.GetDomainRequest(name="nodes/n1/domains/a"),
+        domain_pb2.ListDomainsRequest(parent="nodes/-"),
+    )
+    async with fleet.connect(brief) as channel:
+        domains = domain_pb2_grpc.DomainServiceStub(channel)
+        console: Any = console_pb2_grpc.ConsoleServiceStub(channel).OpenConsole()
+        await console.write(console_pb2.OpenConsoleRequest(name="nodes/n1/domains/a", data=b"one"))
+        assert (await console.read()).data.data == b"one"
+        following = compute_watch_grpc.WatchServiceStub(channel).WatchResources(
+            compute_watch.WatchResourcesRequest(parent="nodes/-")
+        )
+        await following.read()
+        assert (await domains.GetDomain(get)).name == get.name
+
+        async def cut_off() -> None:
+            while await following.read() is not grpc.aio.EOF:
+                pass
+
+        for call in (
+            lambda: asyncio.wait_for(console.read(), 15),
+            lambda: asyncio.wait_for(cut_off(), 5),
+            lambda: domains.GetDomain(get),
+            lambda: domains.ListDomains(everything),
+        ):
+            error = await failure(call())
+            told = details_of(error)
+            assert (error.code(), told["reason"]) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
+            assert "expire_time" in told["metadata"]
+    async with fleet.connect(brief) as channel:
+        error = await failure(domain_pb2_grpc.DomainServiceStub(channel).GetDomain(get, timeout=5))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE, "no connection is made"
+    await create(fleet, "n1", "b")
+    await lasting.until(lambda watch: "nodes/n1/domains/b" in watch.known)
+    await lasting.stop()
 
 
 # Lists over all nodes

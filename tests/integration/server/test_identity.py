@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
+import ssl
 from pathlib import Path
 
 import grpc
@@ -97,6 +99,19 @@ async def test_no_foreign_or_missing_certificate_gets_a_connection(tmp_path: Pat
         for issued in (stranger, None):
             error = await refused(ask(rig.channel(issued), rigs.WHO_AM_I, WHO, timeout=5))
             assert error.code is grpc.StatusCode.UNAVAILABLE
+            # It is there, for those whom it knows.
+            await ask(rig.channel(rig.pki.user("alice", "admin")), rigs.WHO_AM_I, WHO, timeout=5)
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionResetError, ssl.SSLError):
+                reader, _ = await asyncio.open_connection("localhost", rig.server.port, ssl=_trusting(rig))
+                assert await reader.read() == b"", "not a byte of HTTP/2"
+
+
+def _trusting(rig: rigs.Rig) -> ssl.SSLContext:
+    """Return what a client needs that knows the server and has no certificate of its own."""
+    context = ssl.create_default_context(cadata=rig.pki.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 async def test_a_node_is_no_client_of_a_service(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.fleet.stand import (
     Stand,
     everything,
     made,
+    outside,
     update,
     with_disk,
 )
@@ -104,34 +105,42 @@ def test_a_start_without_its_volume(stand: Stand) -> None:
             held = stand.fleet.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=disk.name))
             assert [(one.domain, one.device_id) for one in held.status.attachments] == [(stopped.name, "root")]
             with domain(stand.fleet, stand.node, spec=with_disk(disk.name)) as second:
+                before = outside(stand.node)
                 error = refused(lambda: start(stand, second.name))
                 assert (error.code().name, error.reason) == ("FAILED_PRECONDITION", "RESOURCE_IN_USE"), error
                 assert stopped.name in error.metadata["holder"], error.metadata
                 assert get(stand.fleet, second.name).status.state == State.DOMAIN_STATE_SHUT_OFF
+                assert outside(stand.node) == before, "the file is as the first one has it"
+            before = outside(stand.node)
             for call in (
                 lambda: stand.fleet.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=disk.name)),
                 lambda: stand.fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name)),
             ):
                 error = refused(call)
                 assert (error.code().name, error.reason) == ("FAILED_PRECONDITION", "RESOURCE_IN_USE"), error
+                assert outside(stand.node) == before
             verb(stand.fleet, "StopDomain", stopped.name, mode=domain_pb2.STOP_MODE_FORCE)
             held = stand.fleet.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=disk.name))
             assert not held.status.attachments
 
             stand.fleet.wait(stand.fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name)), pool_pb2.Pool)
+            before = outside(stand.node)
             error = refused(lambda: start(stand, stopped.name))
             assert (error.code().name, error.reason) == ("FAILED_PRECONDITION", "WRONG_STATE"), error
             assert error.metadata["resource"] == made_pool.name, error.metadata
             assert get(stand.fleet, stopped.name).status.state == State.DOMAIN_STATE_SHUT_OFF
+            assert outside(stand.node) == before
 
             stand.fleet.wait(stand.fleet.pools.StartPool(pool_pb2.StartPoolRequest(name=made_pool.name)), pool_pb2.Pool)
             stand.fleet.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=disk.name))
+            before = outside(stand.node)
             error = refused(lambda: start(stand, stopped.name))
             assert (error.code().name, error.reason) == ("NOT_FOUND", "RESOURCE_NOT_FOUND"), error
             assert error.metadata["resource"] == disk.name, error.metadata
             after = get(stand.fleet, stopped.name)
             assert after.status.state == State.DOMAIN_STATE_SHUT_OFF
             assert after.status.last_failure.message
+            assert outside(stand.node) == before
     finally:
         stand.fleet.pools.StopPool(pool_pb2.StopPoolRequest(name=made_pool.name), timeout=20)
         stand.fleet.pools.DeletePool(pool_pb2.DeletePoolRequest(name=made_pool.name), timeout=20)
@@ -155,9 +164,11 @@ def test_a_network_that_does_not_run(stand: Stand) -> None:
     wanted.interfaces["lan"].network = lan.name
     try:
         with domain(stand.fleet, stand.node, spec=wanted) as stopped:
+            before = outside(stand.node)
             error = refused(lambda: start(stand, stopped.name))
             assert (error.code().name, error.reason) == ("FAILED_PRECONDITION", "WRONG_STATE"), error
             assert error.metadata["resource"] == lan.name, error.metadata
             assert get(stand.fleet, stopped.name).status.state == State.DOMAIN_STATE_SHUT_OFF
+            assert outside(stand.node) == before
     finally:
         stand.fleet.networks.DeleteNetwork(network_pb2.DeleteNetworkRequest(name=lan.name), timeout=10)

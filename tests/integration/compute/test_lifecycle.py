@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import grpc
 import pytest
 from google.longrunning import operations_pb2
 
@@ -196,23 +198,42 @@ async def test_ids_uids_and_macs_are_taken_once(node: Service) -> None:
     domain = await node.create("one", spec=spec)
     with pytest.raises(Refused) as refused:
         await node.create("one")
-    assert refused.value.reason == "RESOURCE_EXISTS"
-    with pytest.raises(Refused) as refused:
-        await node.create("two", spec=spec)
-    assert refused.value.reason == "IDENTITY_IN_USE"
-    assert refused.value.metadata["holder"] == name("one")
-    with pytest.raises(Refused) as refused:
-        await node.create("two", uid=domain.uid)
-    assert refused.value.reason == "IDENTITY_IN_USE"
+    taken = grpc.StatusCode.ALREADY_EXISTS.value[0]
+    assert (refused.value.code, refused.value.reason) == (taken, "RESOURCE_EXISTS")
+    claims: list[tuple[dict[str, Any], str]] = [
+        ({"spec": spec}, "domain.spec.interfaces.net0.mac_address"),
+        ({"uid": domain.uid}, "domain.uid"),
+    ]
+    for fields, field in claims:
+        with pytest.raises(Refused) as refused:
+            await node.create("two", **fields)
+        assert (refused.value.code, refused.value.reason) == (taken, "IDENTITY_IN_USE")
+        assert refused.value.metadata["holder"] == name("one")
+        assert refused.value.metadata["field"] == field
+    assert [row.name for row in node.app.store.list("domain")] == [name("one")]
     await node.delete("one")
     await node.create("two", spec=spec, uid=domain.uid)
 
 
-@pytest.mark.parametrize("id_", ["Web", "-a", "a" * 64, "wéb", "0a", "deadbeef-0000-4000-8000-000000000000", ""])
-async def test_bad_ids(node: Service, id_: str) -> None:
+@pytest.mark.parametrize(
+    ("id_", "reason"),
+    [
+        *(
+            (id_, "NAME_MALFORMED")
+            for id_ in ("Web", "-a", "a" * 64, "wéb", "0a", "deadbeef-0000-4000-8000-000000000000")
+        ),
+        ("", "FIELD_REQUIRED"),
+    ],
+)
+async def test_bad_ids(node: Service, id_: str, reason: str) -> None:
     with pytest.raises(Refused) as refused:
         await node.create(id_)
-    assert refused.value.reason in ("NAME_MALFORMED", "FIELD_REQUIRED")
+    assert (refused.value.code, refused.value.reason, refused.value.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT.value[0],
+        reason,
+        ["domain_id"],
+    )
+    assert not node.app.store.list("domain")
 
 
 async def test_get_by_uid_and_basic_view(node: Service) -> None:
@@ -233,8 +254,15 @@ async def test_memory_that_the_node_does_not_have(node: Service) -> None:
     await node.create("big", spec=spec)
     with pytest.raises(Refused) as refused:
         await node.start("big")
-    assert refused.value.reason == "NODE_MEMORY_SHORT"
-    assert (await node.get("big")).status.state == State.DOMAIN_STATE_SHUT_OFF
+    assert (refused.value.code, refused.value.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+        "NODE_MEMORY_SHORT",
+    )
+    domain = await node.get("big")
+    assert domain.status.state == State.DOMAIN_STATE_SHUT_OFF
+    assert not (await node.driver.inspect(ref(domain))).active
+    assert node.app.context.admission.active_count == 0
+    assert not node.app.store.list_records(records.START)
 
 
 async def test_lists_have_pages_filters_and_tokens(node: Service) -> None:

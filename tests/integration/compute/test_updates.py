@@ -89,19 +89,25 @@ async def test_what_cannot_go_live_waits(node: Service, scope: int) -> None:
 
 
 @pytest.mark.parametrize("scope", [LIVE, BOTH])
-async def test_what_cannot_go_live_is_refused_as_a_whole(node: Service, scope: int) -> None:
-    await node.create("web", spec=sized(), start=True)
-    before = await node.get("web")
-    with pytest.raises(Refused) as refused:
-        await node.update(
-            wanted(maximum_bytes=4 * GIB, current_bytes=GIB // 2),
-            "spec.memory.maximum_bytes",
-            "spec.memory.current_bytes",
-            scope=scope,
+async def test_what_cannot_go_live_is_refused_as_a_whole(place: Path, scope: int) -> None:
+    file = place / "guests"
+    async with service(place, drivers={"test": {"state_file": str(file)}}) as node:
+        before = await node.create("web", spec=sized(), start=True)
+        lines = file.read_bytes()
+        with pytest.raises(Refused) as refused:
+            await node.update(
+                wanted(maximum_bytes=4 * GIB, current_bytes=GIB // 2),
+                "spec.memory.maximum_bytes",
+                "spec.memory.current_bytes",
+                scope=scope,
+            )
+        assert (refused.value.code, refused.value.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION.value[0],
+            "NOT_LIVE_UPDATABLE",
         )
-    assert refused.value.reason == "NOT_LIVE_UPDATABLE"
-    assert refused.value.subjects == ["domain.spec.memory.maximum_bytes"]
-    assert await node.get("web") == before
+        assert refused.value.subjects == ["domain.spec.memory.maximum_bytes"]
+        assert file.read_bytes() == lines, "what could go live was not done either"
+        assert await node.get("web") == before
 
 
 async def test_a_running_guest_does_not_change_for_a_definition_that_cannot_be(place: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import duration_pb2
@@ -28,12 +29,14 @@ from virtfleet.compute.v1 import device_pb2, domain_pb2, domain_spec_pb2
 from virtfleet.node.v1 import attachment_pb2
 from virtfleet.storage.v1 import pool_pb2, pool_pb2_grpc, volume_pb2, volume_pb2_grpc
 from virtfleet_compute import records
+from virtfleet_compute.context import ref
 from virtfleet_compute.creation import OWNER_LABEL
 from virtfleet_service.peers import Peer
 from virtfleet_storage import app as storage_app
 from virtfleet_storage.settings import StorageSettings
 
 MIB = 1 << 20
+FAILED = grpc.StatusCode.FAILED_PRECONDITION.value[0]
 
 
 class Storage(Client):
@@ -339,10 +342,16 @@ async def test_a_disk_in_use(both: tuple[Service, Storage]) -> None:
     spec = domain_spec_pb2.DomainSpec()
     spec.disks["root"].volume = "pools/p/volumes/root"
     await node.create("two", spec=spec)
+    file = (provider.place / "s/pools/p/root").stat()
     with pytest.raises(Refused) as refused:
         await node.start("two")
-    assert refused.value.reason == "RESOURCE_IN_USE"
-    assert (await node.get("two")).status.state == State.DOMAIN_STATE_SHUT_OFF
+    assert (refused.value.code, refused.value.reason) == (FAILED, "RESOURCE_IN_USE")
+    assert refused.value.metadata["holder"] == name("one")
+    two = await node.get("two")
+    assert two.status.state == State.DOMAIN_STATE_SHUT_OFF
+    assert not (await node.driver.inspect(ref(two))).active
+    after = (provider.place / "s/pools/p/root").stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (file.st_uid, file.st_gid, file.st_mode)
     await node.stop("one")
     await node.start("two")
     assert await provider.held() == {"root"}
@@ -355,12 +364,18 @@ async def test_a_missing_kernel_and_a_stopped_pool(both: tuple[Service, Storage]
     await node.create("web", spec=spec)
     with pytest.raises(Refused) as refused:
         await node.start("web")
-    assert refused.value.reason == "RESOURCE_NOT_FOUND"
+    assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.NOT_FOUND.value[0], "RESOURCE_NOT_FOUND")
+    assert refused.value.metadata["resource"] == f"{PARENT}/pools/p/volumes/vmlinuz"
     await node.do(node.domains.CreateDomain, request("db", "root", start=False), domain_pb2.Domain)
     await provider.do(provider.pools.StopPool, pool_pb2.StopPoolRequest(name=f"{PARENT}/pools/p"), pool_pb2.Pool)
     with pytest.raises(Refused) as refused:
         await node.start("db")
-    assert refused.value.reason == "WRONG_STATE"
+    assert (refused.value.code, refused.value.reason) == (FAILED, "WRONG_STATE")
+    assert refused.value.metadata["resource"] == f"{PARENT}/pools/p"
+    for domain in (await node.list()).domains:
+        assert domain.status.state == State.DOMAIN_STATE_SHUT_OFF
+        assert not (await node.driver.inspect(ref(domain))).active
+    assert await provider.held() == set()
 
 
 async def test_storage_away(place: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from tests.integration.network.rig import NODE, Node, Refusal, add_subnet, nat
+from tests.integration.network.rig import NODE, Node, Refusal, add_subnet, nat, translated
 from virtfleet.network.v1 import network_pb2, port_pb2
 from virtfleet.type.v1 import resource_pb2
 
@@ -42,7 +42,7 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("bridge name of a link of the node", bridge("wan0"), EXISTS, "IDENTITY_IN_USE", "network.spec.bridge_name"),
     ("bridge name of another network", bridge("taken0"), EXISTS, "IDENTITY_IN_USE", "network.spec.bridge_name"),
     ("host bits in the prefix", prefix("192.168.9.1/24"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
-    ("no prefix at all", prefix("lan"), INVALID, "FIELD_OUT_OF_RANGE", ""),
+    ("no prefix at all", prefix("lan"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("loopback", prefix("127.0.0.0/16"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("too small", prefix("192.168.9.0/31"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("overlap with an address of the node", prefix("198.51.0.0/16"), FAILED, "SUBNET_OVERLAP", ""),
@@ -53,15 +53,15 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("range backwards", a_range("192.168.9.9", "192.168.9.8"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.ranges[0]"),
     ("host without MAC", host(address="192.168.9.5"), INVALID, "FIELD_REQUIRED", f"{LAN}.dhcp.hosts.h.mac_address"),
     ("group MAC", host(mac_address="01:00:5e:00:00:01"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.mac_address"),
-    ("MAC in capitals", host(mac_address="52:54:00:AA:BB:CC"), INVALID, "FIELD_OUT_OF_RANGE", ""),
+    ("MAC in capitals", host(mac_address="52:54:00:AA:BB:CC"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.mac_address"),
     ("small MTU", lambda s: setattr(s, "mtu_bytes", 100), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.mtu_bytes"),
     ("existing bridge", lambda s: s.bridge.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
     ("macvtap", lambda s: s.macvtap.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
     ("host device", lambda s: s.host_device.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
-    ("unknown enum number", lambda s: setattr(s, "lifetime", 77), INVALID, "UNKNOWN_FIELD", ""),
+    ("unknown enum number", lambda s: setattr(s, "lifetime", 77), INVALID, "UNKNOWN_FIELD", "network.spec.lifetime"),
     ("quote in a text record", lambda s: s.dns.texts["t"].CopyFrom(network_pb2.DnsText(record_name="a", text='"')),
-    INVALID, "FIELD_OUT_OF_RANGE", ""), ("new line in a host name", host(mac_address="52:54:00:aa:bb:cc",
-    hostname="a\nb"), INVALID, "FIELD_OUT_OF_RANGE", ""),
+    INVALID, "FIELD_OUT_OF_RANGE", "network.spec.dns.texts.t.text"), ("new line in a host name", host(mac_address="52:54:00:aa:bb:cc",
+    hostname="a\nb"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.hostname"),
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_specs_that_cannot_be(node: Node) -> None:
             wrong.append(f"{what}: was accepted")
             node.delete("demo", force=True)
         except Refusal as refusal:
-            got = (refusal.code, refusal.reason, refusal.field if field else "")
+            got = (refusal.code, refusal.reason, refusal.field)
             if got != (code, reason, field):
                 wrong.append(f"{what}: {got} {refusal.message}")
     assert not wrong, "\n".join(wrong)
@@ -96,12 +96,17 @@ def test_specs_that_cannot_be(node: Node) -> None:
 def test_holders_of_an_overlap_are_named(node: Node) -> None:
     node.outside()
     node.create("there", nat(), start=False)
+    links = set(node.namespace.links())
     with pytest.raises(Refusal) as network:
         node.create("demo", nat("192.168.176.0/22", None))
-    assert network.value.metadata["holder"] == f"{NODE}/networks/there"
     with pytest.raises(Refusal) as link:
         node.create("demo", nat("198.51.100.0/28", None))
-    assert link.value.metadata["holder"] == "wan0"
+    for refused, holder in ((network.value, f"{NODE}/networks/there"), (link.value, "wan0")):
+        assert (refused.code, refused.reason) == (FAILED, "SUBNET_OVERLAP")
+        assert refused.metadata["holder"] == holder
+    assert set(node.namespace.links()) == links
+    assert node.namespace.tables() == set()
+    assert node.all_dnsmasq() == []
 
 
 @pytest.mark.parametrize(
@@ -119,11 +124,16 @@ def test_a_second_one_of_the_same_name_or_uid(node: Node) -> None:
     with pytest.raises(Refusal) as name:
         node.create("demo", nat("10.1.0.0/24", None))
     assert (name.value.code, name.value.reason) == (EXISTS, "RESOURCE_EXISTS")
-    request = network_pb2.CreateNetworkRequest(
-        parent=NODE, network_id="two", network=network_pb2.Network(uid=network.uid)
-    )
-    with pytest.raises(grpc.RpcError, match="has the uid"):
-        node.networks.CreateNetwork(request)
+    with pytest.raises(Refusal) as uid, translated():
+        node.networks.CreateNetwork(
+            network_pb2.CreateNetworkRequest(
+                parent=NODE, network_id="two", network=network_pb2.Network(uid=network.uid)
+            )
+        )
+    assert (uid.value.code, uid.value.reason, uid.value.field) == (EXISTS, "IDENTITY_IN_USE", "network.uid")
+    assert uid.value.metadata["holder"] == network.name
+    listed = node.networks.ListNetworks(network_pb2.ListNetworksRequest(parent=NODE)).networks
+    assert list(listed) == [network]
 
 
 def test_missing_programs_are_named_and_the_network_stays_inactive(bare_node: Node) -> None:
@@ -145,7 +155,12 @@ def test_missing_programs_are_named_and_the_network_stays_inactive(bare_node: No
     node.start_service()
     with pytest.raises(Refusal) as dnsmasq:
         node.start("demo")
+    assert (dnsmasq.value.code, dnsmasq.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DRIVER_BROKEN")
     assert dnsmasq.value.metadata["cause"] == "DNSMASQ_MISSING"
+    status = node.get("demo").status
+    assert status.state == network_pb2.NETWORK_STATE_INACTIVE
+    assert "dnsmasq" in status.state_message
+    assert node.all_dnsmasq() == []
     assert set(node.namespace.links()) == {"lo"}
     assert node.namespace.tables() == set()
 

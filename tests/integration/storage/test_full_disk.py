@@ -15,6 +15,7 @@ from tests.integration.storage.rig import MIB, PARENT, Refused, Rig
 from virtfleet.storage.v1 import pool_pb2, volume_pb2, watch_pb2
 
 SIZE = 16 * MIB
+FULL = ("RESOURCE_EXHAUSTED", "POOL_FULL")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ async def test_a_full_disk(node: Rig, small: Path) -> None:
     # Uploads.
     with pytest.raises(Refused) as refused:
         await client.upload("pools/small/volumes/disk", os.urandom(20 * MIB))
-    assert refused.value.reason == "POOL_FULL"
+    assert refused.value.short == FULL
     assert (place / "disk").read_bytes() == old
     clean("disk")
     # Volumes made in advance, of either kind.
@@ -53,7 +54,7 @@ async def test_a_full_disk(node: Rig, small: Path) -> None:
     for spec in specs:
         with pytest.raises(Refused) as refused:
             await client.volume("small", "large", capacity_bytes=20 * MIB, **spec)
-        assert refused.value.reason == "POOL_FULL"
+        assert refused.value.short == FULL
         clean("disk")
     # A copy that does not fit, found out only while it is made.
     await client.pool("images")
@@ -62,7 +63,7 @@ async def test_a_full_disk(node: Rig, small: Path) -> None:
     for format in (volume_pb2.VOLUME_FORMAT_RAW, volume_pb2.VOLUME_FORMAT_QCOW2):
         with pytest.raises(Refused) as refused:
             await client.volume("small", "copy", source="pools/images/volumes/source", format=format)
-        assert refused.value.reason == "POOL_FULL"
+        assert refused.value.short == FULL
         clean("disk")
     # Growth with room taken at once.
     with pytest.raises(Refused) as refused:
@@ -73,7 +74,7 @@ async def test_a_full_disk(node: Rig, small: Path) -> None:
             ),
             volume_pb2.Volume,
         )
-    assert refused.value.reason == "POOL_FULL"
+    assert refused.value.short == FULL
     assert (place / "disk").stat().st_size == MIB
     # Nearly full is told.
     (place / "filler").write_bytes(bytes(SIZE - MIB // 2))
@@ -97,7 +98,7 @@ async def test_an_upload_that_did_not_fit_goes_on_when_there_is_room(node: Rig, 
     data = os.urandom(12 * MIB)
     with pytest.raises(Refused) as refused:
         await client.upload("pools/small/volumes/disk", data, upload_id="u1")
-    assert refused.value.reason == "POOL_FULL"
+    assert refused.value.short == FULL
     (upload,) = (await client.get("pools/small/volumes/disk")).status.uploads
     assert 0 < upload.received_bytes < len(data)
     (place / "filler").unlink()

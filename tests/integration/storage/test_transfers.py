@@ -77,7 +77,7 @@ async def test_a_wrong_digest_leaves_the_old_content(node: Rig, pool: Path) -> N
     for upload_id in ("", "again"):
         with pytest.raises(Refused) as refused:
             await node.client.upload(DISK, data, digest=sha256(b"other"), upload_id=upload_id)
-        assert refused.value.reason == "CHECKSUM_MISMATCH"
+        assert refused.value.short == ("DATA_LOSS", "CHECKSUM_MISMATCH")
         assert refused.value.metadata["digest"] == sha256(data)
         assert (pool / "disk").read_bytes() == bytes(3 * MIB)
         assert staged(pool) == []
@@ -100,25 +100,32 @@ async def test_a_chunk_with_a_wrong_checksum_is_refused(node: Rig, pool: Path) -
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("fields", "code", "reason", "field"),
     [
-        ({"stop": MIB}, "FIELD_OUT_OF_RANGE"),
-        ({"length": MIB}, "FIELD_OUT_OF_RANGE"),
-        ({"offset": MIB}, "RANGE_BEYOND_END"),
-        ({"etag": "old"}, "ETAG_MISMATCH"),
-        ({"expected_uid": "00000000-0000-0000-0000-000000000000"}, "UID_MISMATCH"),
-        ({"length": 1 << 60, "stop": 0}, "FIELD_OUT_OF_RANGE"),
-        ({"digest": "md5:1", "stop": 0}, "FIELD_OUT_OF_RANGE"),
-        ({"upload_id": "../../etc/passwd", "stop": 0}, "NAME_MALFORMED"),
-        ({"chunk": 2 * MIB}, "FIELD_OUT_OF_RANGE"),
+        ({"stop": MIB}, "INVALID_ARGUMENT", "FIELD_OUT_OF_RANGE", "start.length_bytes"),
+        ({"length": MIB}, "INVALID_ARGUMENT", "FIELD_OUT_OF_RANGE", "chunk.offset"),
+        ({"offset": MIB}, "OUT_OF_RANGE", "RANGE_BEYOND_END", "chunk.offset"),
+        ({"etag": "old"}, "ABORTED", "ETAG_MISMATCH", ""),
+        ({"expected_uid": "00000000-0000-4000-8000-000000000000"}, "FAILED_PRECONDITION", "UID_MISMATCH", ""),
+        ({"length": 1 << 60, "stop": 0}, "INVALID_ARGUMENT", "FIELD_OUT_OF_RANGE", "start.length_bytes"),
+        ({"digest": "md5:1", "stop": 0}, "INVALID_ARGUMENT", "FIELD_OUT_OF_RANGE", "start.digest"),
+        ({"upload_id": "../../etc/passwd", "stop": 0}, "INVALID_ARGUMENT", "NAME_MALFORMED", "start.upload_id"),
+        ({"chunk": 2 * MIB}, "INVALID_ARGUMENT", "FIELD_OUT_OF_RANGE", "chunk.data"),
     ],
 )
-async def test_what_does_not_fit_is_refused(node: Rig, pool: Path, fields: dict[str, Any], reason: str) -> None:
+async def test_what_does_not_fit_is_refused(
+    node: Rig, pool: Path, fields: dict[str, Any], code: str, reason: str, field: str
+) -> None:
+    before, file = await node.client.get(DISK), (pool / "disk").stat()
     with pytest.raises(Refused) as refused:
         await node.client.upload(DISK, os.urandom(2 * MIB), **fields)
-    assert refused.value.reason in (reason, "FIELD_OUT_OF_RANGE")
+    assert refused.value.short == (code, reason)
+    assert refused.value.metadata.get("field", "") == field
     assert (pool / "disk").read_bytes() == bytes(3 * MIB)
+    after = (pool / "disk").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (file.st_ino, file.st_mtime_ns)
     assert staged(pool) == []
+    assert await node.client.get(DISK) == before
 
 
 async def test_a_cut_stream_without_an_id_leaves_nothing(node: Rig, pool: Path) -> None:

@@ -24,6 +24,7 @@ class Census:
     """Is what a fleet has at one moment.
 
     Attributes:
+        programs: Its own processes, with their ids: one that was started again in the meantime has forgotten nothing.
         processes: Command lines below its folder or in its namespaces, guests and daemons too, and how often.
         links: The links in each node's namespace, with the bridge that they are on.
         rules: The nft rules in each node's namespace, without their counters.
@@ -33,6 +34,7 @@ class Census:
         private_bytes: What each of its own processes has for itself, of memory that no file backs.
     """
 
+    programs: frozenset[tuple[str, int]]
     processes: Counter[str]
     links: frozenset[tuple[str, str, str]]
     rules: tuple[str, ...]
@@ -44,7 +46,7 @@ class Census:
     def differences(self, later: Census) -> list[str]:
         """Say what a later census has more or less of, memory aside; empty: the same."""
         found = []
-        for what in ("processes", "links", "rules", "files", "cgroups", "descriptors"):
+        for what in ("programs", "processes", "links", "rules", "files", "cgroups", "descriptors"):
             before, after = getattr(self, what), getattr(later, what)
             if before != after:
                 found.append(f"{what}: {_difference(before, after)}")
@@ -55,6 +57,7 @@ def take(fleet: development.Fleet) -> Census:
     """Count what a fleet has now."""
     programs = {name: pid_of(fleet, name) for name in fleet.supervisor.programs}
     return Census(
+        programs=frozenset(programs.items()),
         processes=Counter(_processes(fleet)),
         links=frozenset(_links(fleet)),
         rules=tuple(_rules(fleet)),

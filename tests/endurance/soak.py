@@ -38,6 +38,7 @@ class Samples:
 
     memory_mib: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     descriptors: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    processes: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     lives: int = 0
     changes: int = 0
 
@@ -45,16 +46,21 @@ class Samples:
         """Read the processes of a fleet."""
         for name in fleet.supervisor.programs:
             pid = pid_of(fleet, name)
+            self.processes[name].add(pid)
             self.memory_mib[name].append((minutes, census.private_bytes(pid) / census.MIB))
             self.descriptors[name].append((minutes, float(sum(1 for _ in census.descriptors(pid)))))
 
     def faults(self) -> list[str]:
-        """Return what has grown: the last quarter against the third one.
+        """Return what has grown, the last quarter against the third one, and who has begun anew in between.
 
         Of descriptors the fewest count: more are in use while more guests live, which chance decides at each look; what
         is leaked is never fewer again.
         """
-        found = []
+        found = [
+            f"{name}: {len(pids)} processes one after the other"
+            for name, pids in self.processes.items()
+            if len(pids) > 1
+        ]
         for what, values, typical in (
             ("memory", self.memory_mib, statistics.median),
             ("descriptors", self.descriptors, min),

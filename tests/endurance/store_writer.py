@@ -20,10 +20,12 @@ from virtfleet_service.transaction import Transaction
 
 WRITERS = 4
 CHANGES = 60
+GOING, GONE = "going", "gone"
+"""Stand for the generation of what is about to be deleted, and of what is."""
 
 
 async def write(folder: Path, mode: str) -> None:
-    """Make domains and change them, several at once, while old entries of the log are dropped."""
+    """Make domains, change them and delete some, several at once, while old entries of the log are dropped."""
     told = Acknowledgements(Path(os.environ["POWERCUT_LOG"]))
     async with open_store(folder / "compute.db", Limits(log_entries=80)) as store:
         if mode != "FULL":
@@ -53,6 +55,17 @@ async def _writer(store: Store, domain_id: str, told: Acknowledgements) -> None:
         told.add(f"{made.name} {generation}")
         if number % 20 == 7:
             await store.compact()
+        if number % 6 == 5:
+            brief = domain(f"{domain_id}-{number}")
+            await put(store, brief)
+            told.add(f"{brief.name} {brief.generation}")
+            told.add(f"{brief.name} {GOING}")
+
+            def drop(tx: Transaction, name: str = brief.name) -> bool:
+                return tx.delete(name, cause=TEST_CAUSE)
+
+            await store.write(drop)
+            told.add(f"{brief.name} {GONE}")
 
 
 if __name__ == "__main__":

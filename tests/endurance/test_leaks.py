@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -112,6 +114,13 @@ async def test_the_census_sees_what_is_forgotten(fleet: development.Fleet) -> No
     seen = [line.partition(":")[0] for line in found]
     assert seen == ["processes", "links", "rules", "files", "descriptors"], found
     assert not before.differences(await settled(fleet, before))
+
+
+async def test_the_census_tells_a_process_that_was_started_again() -> None:
+    """Its memory is new, and whatever the one before it had leaked is gone."""
+    before = Census(frozenset({("n1/storage", 7)}), Counter(), frozenset(), (), frozenset(), frozenset(), {}, {})
+    after = replace(before, programs=frozenset({("n1/storage", 8)}))
+    assert [line.partition(":")[0] for line in before.differences(after)] == ["programs"]
 
 
 async def run(*command: str) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from tests.endurance import powercut
 from tests.endurance.powercut import Acknowledgements, Record
-from tests.fleet.rig import create, creation, get, small_spec, until, verb
+from tests.endurance.store_writer import GOING, GONE
+from tests.fleet.rig import create, creation, delete, get, small_spec, until, verb
 from tests.unit.service.rig import open_store
 from tools.paths import ROOT
 from virtfleet.compute.v1 import domain_pb2
@@ -35,12 +36,21 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def newest(told: Sequence[str]) -> dict[str, int]:
-    """Return the newest generation that was acknowledged of each resource."""
+    """Return the newest generation that was acknowledged of each resource that must be there."""
     found: dict[str, int] = {}
     for line in told:
         name, _, generation = line.partition(" ")
-        found[name] = max(found.get(name, 0), int(generation))
+        if generation == GOING:
+            # Whether its end is on the disk nobody has been told.
+            del found[name]
+        elif generation != GONE:
+            found[name] = max(found.get(name, 0), int(generation))
     return found
+
+
+def gone(told: Sequence[str]) -> set[str]:
+    """Return the resources whose deletion was acknowledged; none of them is made again."""
+    return {line.partition(" ")[0] for line in told if line.endswith(f" {GONE}")}
 
 
 async def verdict(image: Path, told: Sequence[str]) -> str:
@@ -59,7 +69,7 @@ async def verdict(image: Path, told: Sequence[str]) -> str:
     if intact != "ok":
         return "damaged"
     kept = all(generations.get(name, 0) >= generation for name, generation in newest(told).items())
-    return "whole" if kept else "lost"
+    return "whole" if kept and not gone(told) & generations.keys() else "lost"
 
 
 async def verdicts(records: Sequence[Record], folder: Path, count: int = CUTS) -> Counter[str]:
@@ -95,6 +105,7 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut(library: Path, tmp_pa
     kinds = Counter(record.kind for record in records)
     assert kinds[b"a"] > 200
     assert kinds[b"s"] > 50
+    assert len(gone([record.data.decode() for record in records if record.kind == b"a"])) == 40
     # What the log file held has been folded into the store while it was written.
     assert {record.path for record in records if record.kind == b"w"} >= {"compute.db", "compute.db-wal"}
     found = await verdicts(records, tmp_path / "images")
@@ -139,9 +150,15 @@ async def test_the_compute_service_keeps_what_it_has_answered(library: Path, tmp
             changed.update_mask.paths.append("labels")
             made = fleet.wait(fleet.domains.UpdateDomain(changed), domain_pb2.Domain)
             told.add(f"{made.name} {made.generation}")
+            if number % 3 == 2:
+                told.add(f"{made.name} {GOING}")
+                delete(fleet, made.name)
+                told.add(f"{made.name} {GONE}")
         told.close()
     records = powercut.read(log)
-    assert sum(record.kind == powercut.ACKNOWLEDGED for record in records) == 24
+    acknowledged = [record.data.decode() for record in records if record.kind == powercut.ACKNOWLEDGED]
+    assert len(gone(acknowledged)) == 4
+    assert len(acknowledged) == 32
     found = await verdicts(records, tmp_path / "images", CUTS // 4)
     assert found == Counter(whole=CUTS // 4 * 2), (SEED, found)
     # The last of all cuts: the service comes up on what is left, and answers with all of it.
@@ -151,9 +168,11 @@ async def test_the_compute_service_keeps_what_it_has_answered(library: Path, tmp
         last = disk
     last.image(image, None)
     with compute(image, tmp_path / "again", dict(os.environ)) as fleet:
-        for name, generation in newest([record.data.decode() for record in records if record.kind == b"a"]).items():
+        for name, generation in newest(acknowledged).items():
             assert get(fleet, name).generation == generation
             assert get(fleet, name).labels == {"a": "b"}
+        listed = fleet.domains.ListDomains(domain_pb2.ListDomainsRequest(parent="nodes/n1")).domains
+        assert {one.name for one in listed} == newest(acknowledged).keys()
         with pytest.raises(VirtfleetError) as refused:
             fleet.domains.CreateDomain(creation("nodes/n1", "d0", spec=small_spec()))
         assert refused.value.reason == "RESOURCE_EXISTS"

@@ -25,6 +25,12 @@ def test_what_comes_and_goes_is_no_growth() -> None:
     assert samples().faults() == []
 
 
+def test_a_process_that_was_started_again_is_found() -> None:
+    made = samples()
+    made.processes["n1/compute"] |= {7, 8}
+    assert made.faults() == ["n1/compute: 2 processes one after the other"]
+
+
 def test_one_descriptor_that_stays_is_found() -> None:
     assert samples(leak=1).faults() == ["n1/compute: descriptors 20.00, then 21.00"]
 

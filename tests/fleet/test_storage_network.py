@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 from google.protobuf import empty_pb2
 
-from tests.fleet.rig import MIB, State, domain, get, mac, refused, small_spec, unique, until, verb
+from tests.fleet.rig import (
+    MIB,
+    Refusal,
+    State,
+    domain,
+    get,
+    mac,
+    refusal_of,
+    refused,
+    small_spec,
+    unique,
+    until,
+    verb,
+)
 from virtfleet.compute.v1 import domain_pb2
 from virtfleet.network.v1 import network_pb2, port_pb2
 from virtfleet.storage.v1 import pool_pb2, volume_pb2
@@ -152,7 +165,7 @@ def test_sizes_formats_and_content_of_volumes(fleet: Fleet, pool: pool_pb2.Pool)
     assert fleet.wait(fleet.volumes.ResizeVolume(grow), volume_pb2.Volume).status.capacity_bytes == 128 * MIB
     shrink = volume_pb2.ResizeVolumeRequest(name=made.name, capacity_bytes=64 * MIB)
     error = refused(lambda: fleet.wait(fleet.volumes.ResizeVolume(shrink), volume_pb2.Volume))
-    assert error.code().name in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), error
+    assert refusal_of(error) == Refusal("INVALID_ARGUMENT", "FIELD_CONFLICT", ("capacity_bytes",)), error
     assert read(fleet, made.name).status.capacity_bytes == 128 * MIB
     info = subprocess.run(["qemu-img", "info", "--output=json", made.status.path], capture_output=True, check=True)
     assert json.loads(info.stdout)["virtual-size"] == 128 * MIB

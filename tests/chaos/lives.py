@@ -290,7 +290,7 @@ class Members(Caller):
 
 ALL: Final = (Guests, Guests, Bulk, Volumes, Networks)
 LIVES: Final[dict[str, tuple[type[Caller], ...]]] = {
-    "gateway": (*ALL, Members, Members),
+    "gateway": (*ALL, Members, Members, Uploads),
     "compute": (*ALL, Guests, Batches),
     "storage": (*ALL, Uploads, Pools),
     "network": (*ALL, Networks),

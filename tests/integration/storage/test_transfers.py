@@ -221,6 +221,20 @@ async def test_a_client_that_goes_while_its_upload_takes_its_place_leaves_nothin
     assert not [record for record in caplog.records if record.exc_info]
 
 
+async def test_a_client_that_goes_while_its_upload_is_begun_leaves_nothing(node: Rig, pool: Path) -> None:
+    for number in range(100):
+        stream = node.client.volumes.UploadVolume(timeout=60)
+        await stream.write(first_message(DISK, bytes(MIB)))
+        # At all moments of the beginning.
+        await asyncio.sleep(number / 20_000)
+        stream.cancel()
+        await asyncio.gather(stream, return_exceptions=True)
+    async with asyncio.timeout(5):
+        while staged(pool):
+            await asyncio.sleep(0.02)
+    assert (pool / "disk").read_bytes() == bytes(3 * MIB)
+
+
 async def test_two_uploads_of_a_volume_exclude_each_other(node: Rig, pool: Path) -> None:
     data = os.urandom(MIB)
     stream = node.client.volumes.UploadVolume(timeout=30)

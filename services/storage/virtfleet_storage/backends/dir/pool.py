@@ -304,11 +304,20 @@ class DirPool:
     async def begin_upload(self, *, token: str) -> StagedUpload:
         """Begin an upload or go on with one."""
 
-        def begin() -> DirUpload:
-            file = self.area.find_file(token) or self.area.make(token)
-            return DirUpload(file, self.run)
+        def begin() -> tuple[DirUpload, bool]:
+            found = self.area.find_file(token)
+            return DirUpload(found or self.area.make(token), self.run), found is None
 
-        return await self.obtain("opening an upload", begin, lambda upload: upload.file.close())
+        def leave(begun: tuple[DirUpload, bool]) -> None:
+            upload, is_new = begun
+            # What stood before is somebody's to go on with; a new file nobody has heard of.
+            if is_new:
+                _throw_away(upload.file)
+            else:
+                upload.file.close()
+
+        upload, _ = await self.obtain("opening an upload", begin, leave)
+        return upload
 
     async def replace(self, staged: StagedUpload, key: str, identity: str) -> None:
         """Put an upload in the place of a file."""

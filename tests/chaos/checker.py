@@ -9,7 +9,7 @@ from typing import Any, Final
 LOST: Final = "LOST"
 """What was acknowledged is not so."""
 TWICE: Final = "TWICE"
-"""One change was done more than once."""
+"""One change was done more than once, or its repetition was taken for another one."""
 GUEST: Final = "GUEST"
 """A guest or a daemon is lost, doubled, another one than was started, or runs for no resource."""
 GAP: Final = "GAP"
@@ -113,6 +113,7 @@ class Known:
         content: The last that was acknowledged.
         open_updates: Changes that may have been done without an acknowledgement.
         creations: How often it was to be made.
+        deletions: How often it was to be deleted, since it was made.
         start_seconds: When its start was first asked for, since it stood still.
         born: Between when its process must have begun, by the start that was acknowledged last; None: not certain.
         steps: What each watcher must have been told of it.
@@ -125,6 +126,7 @@ class Known:
     content: str = ""
     open_updates: int = 0
     creations: int = 0
+    deletions: int = 0
     start_seconds: float = 0.0
     born: tuple[float, float] | None = None
     steps: list[Step] = field(default_factory=list)
@@ -172,11 +174,25 @@ def model(record: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Known], list[F
             _intend(one, what, line["time"])
         elif say == "ack":
             findings += _acknowledge(one, what, line)
+        elif _is_its_own_repetition(one, what, line):
+            findings.append(Finding(TWICE, f"{what} {line['name']}: its own repetition is told {line['reason']}"))
         elif line["code"] not in _NO_FAULT and line["reason"] not in _REASONS:
             findings.append(
                 Finding(FAULT, f"{what} {line['name']}: {line['code']} {line['reason']}: {line['message']}")
             )
     return resources, findings
+
+
+def _is_its_own_repetition(one: Known, what: str, line: Mapping[str, Any]) -> bool:
+    """Tell whether a change is refused for what nobody but itself can have done.
+
+    A lost answer is asked for again with the same request_id: to a service that has forgotten it, that is a second change.
+    """
+    if what == "create":
+        # The secret of a token is told once: who has lost that is told so.
+        is_first = one.creations == 1 and not line["name"].startswith("joinTokens/")
+        return is_first and bool(line["reason"] == "RESOURCE_EXISTS")
+    return what == "delete" and one.deletions == 1 and bool(line["reason"] == "RESOURCE_NOT_FOUND")
 
 
 def _intend(one: Known, what: str, seconds: float) -> None:
@@ -186,6 +202,8 @@ def _intend(one: Known, what: str, seconds: float) -> None:
         one.active = None
     if what == "create":
         one.creations += 1
+    if what == "delete":
+        one.deletions += 1
     if what == "start":
         one.start_seconds = one.start_seconds or seconds
     elif what != "update":
@@ -198,6 +216,7 @@ def _acknowledge(one: Known, what: str, line: Mapping[str, Any]) -> list[Finding
     name, generation = line["name"], line["generation"]
     if what == "create":
         one.uid, one.generation, one.exists, one.content = line["uid"], generation, True, line.get("content", "")
+        one.deletions = 0
         one.steps.append(Step(what, one.uid, generation))
         return []
     if what == "delete":

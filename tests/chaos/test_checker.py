@@ -148,6 +148,20 @@ def test_what_is_wrong_is_named(record: list[Line], watch: list[Line], truth: Tr
     assert found(record, watch, truth) == kinds
 
 
+@pytest.mark.parametrize("what", ["create", "delete"])
+def test_a_change_is_known_again(what: str) -> None:
+    """A service that has forgotten a request takes its repetition for another change, and refuses it."""
+    before = said("create") if what == "delete" else []
+    watch = [SNAPSHOT, put(1, active=False), *([END] if what == "delete" else [])]
+    truth = Truth({} if what == "delete" else {NAME: Resource("U", 1, active=False)})
+    refusal = (
+        failed("NOT_FOUND", "RESOURCE_NOT_FOUND", what) if before else failed("ALREADY_EXISTS", "RESOURCE_EXISTS", what)
+    )
+    assert found([*before, *refusal], watch, truth) == {checker.TWICE}
+    # One that failed before may have had its effect all the same.
+    assert not found([*before, *failed("ABORTED", "CHANGE_ROLLED_BACK", what), *refusal], watch, truth)
+
+
 def test_a_watcher_that_was_away_may_miss_what_was_overtaken() -> None:
     assert not found(LIFE, [SNAPSHOT, put(2)], THERE, away=True)
     gone = [*LIFE, *said("stop", 2), *said("delete", 0)]

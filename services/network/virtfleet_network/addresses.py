@@ -68,7 +68,7 @@ def reserve_addresses(
     """Give addresses to a port: those asked for, and one of each other subnet that has DHCP ranges.
 
     Raises:
-        FieldOutOfRange: An address is in no subnet.
+        FieldOutOfRange: An address is in no subnet, or has a zone.
         FieldConflict: Two are in one subnet.
         IdentityInUse: Another port, a fixed entry, the node or a guest with a lease has it: metadata `holder`.
         AddressesExhausted: The ranges of a subnet are full.
@@ -76,7 +76,7 @@ def reserve_addresses(
     given: dict[str, Address] = {}
     for index, text in enumerate(wanted):
         field = f"port.spec.addresses[{index}]"
-        address = ipaddress.ip_address(text)
+        address = network_spec.check_address(text, field)
         key = next((key for key, prefix in _prefixes(spec) if network_spec.usable(address, prefix)), "")
         if not key:
             raise FieldOutOfRange(f"{address} is in no subnet of {network.name}", field=field, address=address)

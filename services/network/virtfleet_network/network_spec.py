@@ -101,10 +101,22 @@ def check_mac_address(mac_address: str, field: str) -> None:
         raise FieldOutOfRange(f"{mac_address} is not the MAC of a single host", field=field, mac_address=mac_address)
 
 
+def check_address(text: str, field: str) -> Address:
+    """Read an address that a caller gave.
+
+    Raises:
+        FieldOutOfRange: It has a zone (`fe80::1%eth0`).
+    """
+    # The rule in the proto lets any text pass behind the `%`, ends of lines too, and nft and dnsmasq read what they get.
+    if "%" in text:
+        raise _bad(field, f"`{field}` must be an address without a zone")
+    return ipaddress.ip_address(text)
+
+
 def _address(text: str, field: str) -> Address:
     if not text:
         raise FieldRequired(f"`{field}` is needed", field=field)
-    return ipaddress.ip_address(text)
+    return check_address(text, field)
 
 
 def _bad(field: str, message: str, **variables: object) -> FieldOutOfRange:

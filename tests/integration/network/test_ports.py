@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf import empty_pb2
 
-from tests.integration.network.rig import NODE, Node, Refusal, nat, new_uid
+from tests.integration.network.rig import NODE, Node, Refusal, add_subnet, nat, new_uid
 from virtfleet.network.v1 import network_pb2, port_pb2, watch_pb2
 from virtfleet.node.v1 import plug_pb2
 
@@ -145,6 +145,18 @@ def test_identities_are_unique(node: Node) -> None:
         node.create_port("demo", "two", addresses=["10.0.0.1"])
     assert (elsewhere.value.reason, elsewhere.value.field) == ("FIELD_OUT_OF_RANGE", "port.spec.addresses[0]")
     assert len(node.ports.ListPorts(port_pb2.ListPortsRequest(parent=f"{NODE}/networks/-")).ports) == 1
+
+
+def test_an_address_with_a_zone_is_none(node: Node) -> None:
+    spec = nat()
+    add_subnet(spec, "six", "fd00:177::/64", None)
+    network = node.create("demo", spec)
+    hosts = node.folder / "state" / "dnsmasq" / network.uid / "dhcp-hosts"
+    with pytest.raises(Refusal) as refused:
+        node.create_port("demo", "one", addresses=["fd00:177::5%x]\nset:known,52:54:00:00:00:09,192.168.177.77"])
+    assert (refused.value.reason, refused.value.field) == ("FIELD_OUT_OF_RANGE", "port.spec.addresses[0]")
+    assert not node.ports.ListPorts(port_pb2.ListPortsRequest(parent=network.name)).ports
+    assert hosts.read_text() == ""
 
 
 def test_addresses_end(node: Node) -> None:

@@ -62,6 +62,8 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("quote in a text record", lambda s: s.dns.texts["t"].CopyFrom(network_pb2.DnsText(record_name="a", text='"')),
     INVALID, "FIELD_OUT_OF_RANGE", "network.spec.dns.texts.t.text"), ("new line in a host name", host(mac_address="52:54:00:aa:bb:cc",
     hostname="a\nb"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.hostname"),
+    ("options of dnsmasq in a zone", lambda s: s.dns.forwarders.add(address="fe80::1%a\nenable-tftp"),
+    INVALID, "FIELD_OUT_OF_RANGE", "network.spec.dns.forwarders[0].address"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from virtfleet_service.errors import FieldConflict, FieldOutOfRange, FieldRequir
 
 UID = "0123abcd-0000-4000-8000-000000000000"
 MAC = "52:54:00:00:00:01"
+AddressRange = network_pb2.AddressRange
 
 
 def spec_with(prefix: str = "192.168.1.0/24") -> network_pb2.NetworkSpec:
@@ -55,6 +57,41 @@ def test_prefixes_that_hosts_cannot_have(prefix: str) -> None:
     with pytest.raises(FieldOutOfRange) as refused:
         network_spec.normalise(spec_with(prefix))
     assert refused.value.field == "network.spec.subnets.lan.prefix"
+
+
+ZONE = "fd00::5%x\nenable-tftp"
+
+
+def _everywhere(spec: network_pb2.NetworkSpec, address: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the field and what sets it, for every field of a spec that is an address."""
+    lan = spec.subnets["lan"]
+    yield "subnets.lan.host_address", lambda: setattr(lan, "host_address", address)
+    yield "subnets.lan.dhcp.ranges[0].first", lambda: lan.dhcp.ranges.add(first=address, last="fd00::9")
+    yield "subnets.lan.dhcp.ranges[0].last", lambda: lan.dhcp.ranges.add(first="fd00::2", last=address)
+    host = network_pb2.DhcpHost(mac_address=MAC, address=address)
+    yield "subnets.lan.dhcp.hosts.h.address", lambda: lan.dhcp.hosts["h"].CopyFrom(host)
+    yield "nat.addresses.first", lambda: spec.nat.addresses.MergeFrom(AddressRange(first=address, last="fd00::9"))
+    yield "nat.addresses.last", lambda: spec.nat.addresses.MergeFrom(AddressRange(first="fd00::2", last=address))
+    yield "routes[0].gateway_address", lambda: spec.routes.add(prefix="fd01::/64", gateway_address=address)
+    name = network_pb2.DnsHost(address=address, hostnames=["a"])
+    yield "dns.hosts.h.address", lambda: spec.dns.hosts["h"].CopyFrom(name)
+    yield "dns.forwarders[0].address", lambda: spec.dns.forwarders.add(address=address)
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_an_address_has_no_zone(number: int) -> None:
+    """A zone may be any text, and would stand in what nft and dnsmasq read."""
+    for address in ("fd00::5", ZONE):
+        spec = spec_with("fd00::/64")
+        field, change = list(_everywhere(spec, address))[number]
+        change()
+        if address != ZONE:
+            network_spec.normalise(spec)
+            continue
+        with pytest.raises(FieldOutOfRange, match="without a zone") as refused:
+            network_spec.normalise(spec)
+        assert refused.value.field == f"network.spec.{field}"
+        assert "tftp" not in refused.value.message
 
 
 def test_host_bits_are_answered_with_the_prefix_that_was_meant() -> None:

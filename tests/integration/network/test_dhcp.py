@@ -67,6 +67,16 @@ def test_a_port_gets_its_own_address_and_its_name_in_dns(node: Node) -> None:
     assert lease["ip"] in guest.lookup("d1.demo.test", "192.168.177.1")
 
 
+def test_names_that_dnsmasq_has_words_for_are_names(node: Node) -> None:
+    network = node.create("demo", nat())
+    for name in ("ignore", "infinite", "3600", "12h"):
+        port = node.create_port("demo", f"p-{name}", hostname=name)
+        guest = node.guest(network.status.bridge_name, port.status.mac_address)
+        lease = guest.dhcp()
+        assert ([lease["ip"]], lease["lease"]) == (list(port.status.addresses), "3600"), name
+        assert lease["ip"] in guest.lookup(f"{name}.demo.test", "192.168.177.1"), name
+
+
 def test_addresses_of_ports_are_not_given_to_others(node: Node) -> None:
     network = node.create("demo", nat(ranges=(10, 12)))
     node.create_port("demo", "one")

@@ -132,7 +132,7 @@ def test_files_of_dnsmasq() -> None:
     ):
         assert line in lines
     assert "dhcp-option=3" not in lines
-    assert files.dhcp_hosts == "52:54:00:00:00:02,192.168.1.10,web\n52:54:00:00:00:02,[fd00::10]\n"
+    assert files.dhcp_hosts == "52:54:00:00:00:02,192.168.1.10,web.\n52:54:00:00:00:02,[fd00::10]\n"
     assert files.dns_hosts == "192.168.1.5 a b.demo.test\n"
 
 

@@ -136,7 +136,9 @@ def _dhcp_subnet(prefix: IPv4Network | IPv6Network, subnet: network_pb2.Subnet) 
 def _dhcp_hosts(plan: NetworkPlan) -> Iterator[str]:
     for host in sorted(plan.hosts, key=lambda host: (host.mac_address, host.addresses)):
         addresses = [f"[{address}]" if ":" in address else address for address in host.addresses]
-        yield ",".join([host.mac_address, *addresses, *([host.hostname] if host.hostname else [])])
+        # By its final dot a name is a name: dnsmasq takes `ignore` for the wish to give that guest nothing, `infinite` and
+        # `12h` for the time of its lease.
+        yield ",".join([host.mac_address, *addresses, *([f"{host.hostname}."] if host.hostname else [])])
 
 
 def _dns_hosts(spec: network_pb2.NetworkSpec) -> Iterator[str]:

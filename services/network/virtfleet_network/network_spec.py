@@ -20,6 +20,9 @@ __all__ = ["differences", "new_mac_address", "normalise", "prefixes", "resolve",
 
 INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
 DEFAULT_MTU_BYTES = 1500
+_LARGEST_MTU_BYTES = 65521
+"""Of a tap; a bridge takes a little more."""
+
 DEFAULT_LEASE_SECONDS = 3600
 _SMALLEST_IPV4, _SMALLEST_IPV6, _LARGEST_IPV6_WITH_DHCP = 30, 126, 64
 
@@ -71,6 +74,10 @@ def normalise(spec: network_pb2.NetworkSpec, field: str = "network.spec") -> Non
         )
     if spec.HasField("mac_address"):
         check_mac_address(spec.mac_address, f"{field}.mac_address")
+    if spec.mtu_bytes > _LARGEST_MTU_BYTES:
+        raise _bad(
+            f"{field}.mtu_bytes", f"no guest can be joined by more than {_LARGEST_MTU_BYTES}", limit=_LARGEST_MTU_BYTES
+        )
     _normalise_forward(spec, field)
     _check_source_addresses(spec, field)
     known: dict[str, Prefix] = {}

@@ -147,6 +147,17 @@ def test_identities_are_unique(node: Node) -> None:
     assert len(node.ports.ListPorts(port_pb2.ListPortsRequest(parent=f"{NODE}/networks/-")).ports) == 1
 
 
+def test_a_port_of_the_largest_mtu_is_plugged(node: Node) -> None:
+    spec = nat()
+    spec.mtu_bytes = 65521
+    node.create("demo", spec)
+    owner = new_uid()
+    node.reserve("demo", "d1-lan", owner)
+    assert node.plug(PORT, owner).mtu_bytes == 65521
+    [tap] = taps(node).values()
+    assert tap["mtu"] == 65521
+
+
 def test_an_address_with_a_zone_is_none(node: Node) -> None:
     spec = nat()
     add_subnet(spec, "six", "fd00:177::/64", None)

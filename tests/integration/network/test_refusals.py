@@ -55,6 +55,7 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("group MAC", host(mac_address="01:00:5e:00:00:01"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.mac_address"),
     ("MAC in capitals", host(mac_address="52:54:00:AA:BB:CC"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.dhcp.hosts.h.mac_address"),
     ("small MTU", lambda s: setattr(s, "mtu_bytes", 100), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.mtu_bytes"),
+    ("MTU of no tap", lambda s: setattr(s, "mtu_bytes", 65522), INVALID, "FIELD_OUT_OF_RANGE", "network.spec.mtu_bytes"),
     ("existing bridge", lambda s: s.bridge.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
     ("macvtap", lambda s: s.macvtap.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),
     ("host device", lambda s: s.host_device.SetInParent(), UNIMPLEMENTED, "CAPABILITY_MISSING", ""),

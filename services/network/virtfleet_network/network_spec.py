@@ -114,7 +114,7 @@ def check_address(text: str, field: str) -> Address:
     Raises:
         FieldOutOfRange: It has a zone (`fe80::1%eth0`).
     """
-    # The rule in the proto lets any text pass behind the `%`, ends of lines too, and nft and dnsmasq read what they get.
+    # The rule in the proto lets any text pass behind the `%`, ends of lines too; nft and dnsmasq would read it.
     if "%" in text:
         raise _bad(field, f"`{field}` must be an address without a zone")
     return ipaddress.ip_address(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +14,9 @@ import pytest
 
 from tests.integration.qemu import running
 from tests.integration.qemu.running import QEMU, FileConnection, Node, alive, facts, serial_spec
-from virtfleet_compute.drivers.api import StartPlan, TapConnection
+from virtfleet.compute.v1 import stats_pb2
+from virtfleet_compute.drivers.api import DomainState, EventKind, StartPlan, TapConnection
+from virtfleet_compute.drivers.facets import Stats
 from virtfleet_service.errors import (
     BackendUnreachable,
     DriverBroken,
@@ -34,7 +37,22 @@ if mode == "exit":
 if mode == "crash":
     os.kill(os.getpid(), 11)
 number = next(re.search(r"id=qmp,fd=(\\d+)", word)[1] for word in sys.argv if "id=qmp,fd=" in word)
-peer, _ = socket.socket(fileno=int(number)).accept()
+listener = socket.socket(fileno=int(number))
+lies = {{"query-status": [], "query-block": 7, "query-cpus-fast": [{{"cpu-index": "x"}}], "query-blockstats": [[]]}}
+while mode == "lies":
+    peer, _ = listener.accept()
+    peer.sendall(json.dumps({{"QMP": {{"version": {{}}, "capabilities": []}}}}).encode() + b"\\n")
+    peer.recv(1000)
+    peer.sendall(b'{{"return": {{}}}}\\n')
+    while asked := peer.recv(1000):
+        asked = json.loads(asked)
+        if asked["execute"] == "cont":
+            peer.sendall(b'{{"event": "RESUME", "data": 7}}\\n')
+        answer = {{"return": lies.get(asked["execute"], {{}}), "id": asked["id"]}}
+        peer.sendall(json.dumps(answer).encode() + b"\\n")
+        if asked["execute"] == "stop":
+            peer.sendall(b'{{"return": {{}}, "id": []}}\\n')
+peer, _ = listener.accept()
 if mode == "garbage":
     peer.sendall(b"SSH-2.0-OpenSSH_9.2\\n")
 if mode == "greets":
@@ -112,6 +130,45 @@ async def test_broken_start_tells_why_and_leaves_nothing(faked: Node, how: str, 
     # And it is no obstacle.
     mode(faked, "real")
     assert facts(await faked.driver.start(plan)) == ("RUNNING", "BOOTED")
+
+
+async def test_a_qemu_that_lies_harms_nobody_else(faked: Node) -> None:
+    groups = frozenset({stats_pb2.STATS_GROUP_CPU, stats_pb2.STATS_GROUP_VCPU, stats_pb2.STATS_GROUP_DISK})
+    honest, liar = await faked.plan(serial_spec()), await faked.plan(serial_spec())
+    honest_pid = (await faked.driver.start(honest)).pid
+    mode(faked, "lies")
+    assert facts(await faked.driver.start(liar)) == ("RUNNING", "BOOTED")
+    mode(faked, "real")
+
+    async def counted() -> None:
+        stats = faked.driver.facet(Stats)  # type: ignore[type-abstract]  # a protocol is what names a facet
+        assert stats is not None
+        true, false = await stats.domain_stats([honest.domain, liar.domain], groups)
+        assert true.cpu.total_time.ToNanoseconds() > 0
+        assert not true.HasField("failure")
+        assert "gives no counters" in false.failure.message
+
+    await counted()
+    # Its monitor breaks in a way that no QEMU's does: it is tried again, and again it lies.
+    await faked.driver.suspend(liar.domain)
+    await faked.event(EventKind.CONTROL_CHANGED, liar.domain.uid)
+    assert (await faked.driver.inspect(liar.domain)).control_lost
+    # Another driver finds both.
+    await faked.leave()
+    await faked.enter()
+    found = {one.uid: one for one in await faked.driver.list()}
+    assert facts(found[honest.domain.uid]) == ("RUNNING", "BOOTED")
+    assert facts(found[liar.domain.uid]) == ("UNKNOWN", "HYPERVISOR_SILENT")
+    assert facts(await faked.driver.stop(liar.domain)) == ("SHUT_OFF", "DESTROYED")
+    # And hears of the others' ends.
+    os.kill(honest_pid, signal.SIGKILL)
+    off = DomainState.DOMAIN_STATE_SHUT_OFF
+    ended = await faked.event(EventKind.STATE_CHANGED, honest.domain.uid, state=off)
+    assert ended.observation is not None
+    assert facts(ended.observation) == ("SHUT_OFF", "HYPERVISOR_DIED")
+    for plan in (honest, liar):
+        await faked.driver.undefine(plan.domain)
+    await nothing_is_left(faked, honest)
 
 
 async def test_cancelled_start_leaves_nothing(faked: Node) -> None:

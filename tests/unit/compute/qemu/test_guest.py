@@ -66,6 +66,28 @@ def test_error_of_a_disk_stands_until_the_guest_goes_on() -> None:
     assert guest.observe().disk_errors == ()
 
 
+NAMES = ("STOP", "RESUME", "SHUTDOWN", "RESET", "WATCHDOG", "BLOCK_IO_ERROR", "GUEST_PANICKED", "NONE")
+LONG = "\ud800\x1b[2J" * (1 << 20)
+
+
+@pytest.mark.parametrize("name", [*NAMES, 7, None, ["STOP"]])
+@pytest.mark.parametrize(
+    "data", [None, 7, [], "x", {"reason": LONG, "operation": [LONG], "node-name": {}, "action": []}]
+)
+def test_events_that_no_qemu_tells_are_bounded(name: object, data: object) -> None:
+    guest = running(crash=PRESERVE, power_off=PRESERVE, reboot=PRESERVE)
+    reaction = guest.apply({"event": name, "data": data})
+    for text in (guest.killed_by, *(told.message for told in reaction.told)):
+        assert len(text) < 2000
+        assert text.isprintable()
+
+
+def test_errors_are_those_of_the_guests_disks() -> None:
+    guest = running()
+    guest.apply_blocks([{"qdev": f"disk.{LONG}", "io-status": "failed"}, {"qdev": "disk.data", "io-status": "nospace"}])
+    assert [(each.device_id, each.error) for each in guest.observe().disk_errors] == [("data", "enospc")]
+
+
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize(
     ("reason", "policy", "follow"),

@@ -22,6 +22,13 @@ def redacted(said: bytes) -> str:
     return text if len(text) <= TAIL_CHARACTERS else "…" + text[-TAIL_CHARACTERS:]
 
 
+def shown(said: object) -> str:
+    """Return the beginning of what a QEMU says over its monitor, without control characters: it may say anything."""
+    text = str(said)[: TAIL_CHARACTERS + 1]
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return text if len(text) <= TAIL_CHARACTERS else text[:TAIL_CHARACTERS] + "…"
+
+
 def how(ending: Exit | None) -> str:
     """Say how a process ended."""
     if ending is None or ending.outcome == "unknown":

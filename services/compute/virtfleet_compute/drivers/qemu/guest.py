@@ -18,6 +18,7 @@ from virtfleet_compute.drivers.api import (
     EventKind,
 )
 from virtfleet_compute.drivers.qemu import naming
+from virtfleet_compute.drivers.qemu.failures import shown
 from virtfleet_compute.drivers.qemu.monitor import Monitor
 from virtfleet_compute.drivers.qemu.records import Birth, End
 from virtfleet_service.launcher_model import Exit
@@ -187,7 +188,9 @@ class Guest:
     def apply(self, event: Mapping[str, Any]) -> Reaction:  # noqa: C901  # a table of events
         """Take over an event of QEMU."""
         reaction = Reaction()
-        data: Mapping[str, Any] = event.get("data", {})
+        told = event.get("data")
+        # A QEMU that its guest has taken over says what it likes.
+        data: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
         match event["event"]:
             case "STOP":
                 self._paused(reaction)
@@ -241,7 +244,7 @@ class Guest:
 
     def _shutdown(self, reaction: Reaction, data: Mapping[str, Any]) -> None:
         on_exit = self.spec.on_exit
-        why = str(data.get("reason", ""))
+        why = shown(data.get("reason", ""))
         if why == "guest-shutdown":
             self._ended_itself(reaction, on_exit.power_off, _R.DOMAIN_STATE_REASON_GUEST_SHUTDOWN)
         elif why in ("guest-reset", "subsystem-reset"):
@@ -328,7 +331,7 @@ class Guest:
             Told(
                 EventKind.IO_ERROR,
                 cause.upper(),
-                f"{data.get('operation', 'an access')} failed: {data.get('reason', 'unknown')}",
+                f"{shown(data.get('operation', 'an access'))} failed: {shown(data.get('reason', 'unknown'))}",
                 device_id,
                 cause,
                 paused=paused,
@@ -338,8 +341,9 @@ class Guest:
     def apply_blocks(self, blocks: list[Mapping[str, Any]]) -> None:
         """Take over the errors that `query-block` says still stand."""
         self.errors.clear()
+        known = set(self.spec.disks)
         for block in blocks:
             status = block.get("io-status", "ok")
             device_id = naming.disk_id(str(block.get("qdev", "")))
-            if status != "ok" and device_id:
+            if status != "ok" and device_id in known:
                 self.errors[device_id] = "enospc" if status == "nospace" else "other"

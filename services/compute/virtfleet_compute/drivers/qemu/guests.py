@@ -117,6 +117,8 @@ class Guests:
             await self._catch_up(guest)
         except (MonitorLost, VirtfleetError) as error:
             _log.warning("guest %s of %s does not answer: %s", guest.pid, birth.name, error)
+            # A QEMU serves one connection at a time: this one would be in the way of the next.
+            await self._hang_up(guest)
             guest.state, guest.reason = (
                 DomainState.DOMAIN_STATE_UNKNOWN,
                 DomainStateReason.DOMAIN_STATE_REASON_HYPERVISOR_SILENT,
@@ -159,8 +161,13 @@ class Guests:
         """Ask what nobody has listened to: events of the time without a connection are gone."""
         status = await self.ask(guest, "query-status", timeout_seconds=ADOPT_SECONDS)
         blocks = await self.ask(guest, "query-block", timeout_seconds=ADOPT_SECONDS)
-        guest.apply_blocks(blocks)
-        reaction = guest.apply_status(status["status"])
+        try:
+            guest.apply_blocks(blocks)
+            reaction = guest.apply_status(status["status"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise HypervisorFailed(
+                f"QEMU of {guest.birth.name} says of its state what no QEMU says", resource=guest.birth.name
+            ) from error
         if guest.end is None:
             # Of a stop that was not carried out.
             self._records.drop_end(guest.uid)
@@ -408,6 +415,7 @@ class Guests:
                 return
             except (MonitorLost, HypervisorFailed) as error:
                 _log.warning("guest %s of %s does not answer: %s", guest.pid, guest.birth.name, error)
+                await self._hang_up(guest)
                 self._set_control(guest, lost=True)
 
     async def _hang_up(self, guest: Guest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from virtfleet_compute.drivers.qemu import naming
 from virtfleet_compute.drivers.qemu.guest import Guest
 from virtfleet_compute.drivers.qemu.guests import Guests
 from virtfleet_service.errors import HypervisorFailed
+
+_log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.8
 """How long a guest's QEMU may take; less than the 2 s that all of them have."""
@@ -48,25 +51,39 @@ class Counters:
         if guest is None:
             return answer
         try:
-            if stats_pb2.STATS_GROUP_CPU in groups:
-                _process_times(answer.cpu, guest.pid)
-            if stats_pb2.STATS_GROUP_MEMORY in groups:
-                _process_memory(answer.memory, guest.pid)
-            if stats_pb2.STATS_GROUP_VCPU in groups:
-                await self._processors(answer, guest)
-            if stats_pb2.STATS_GROUP_BALLOON in groups:
-                await self._balloon(answer.balloon, guest)
-            if stats_pb2.STATS_GROUP_INTERFACE in groups:
-                _interfaces(answer, guest, links)
-            if stats_pb2.STATS_GROUP_DISK in groups:
-                await self._disks(answer, guest)
+            await self._count(answer, guest, groups, links)
         except HypervisorFailed as error:
             answer = stats_pb2.DomainStats()
             answer.failure.CopyFrom(error.to_status())
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _log.warning("the counters of %s cannot be read: %r", guest.birth.name, error)
+            failure = HypervisorFailed(f"QEMU of {guest.birth.name} gives no counters", resource=guest.birth.name)
+            answer = stats_pb2.DomainStats()
+            answer.failure.CopyFrom(failure.to_status())
         except (FileNotFoundError, ProcessLookupError):
             # It has ended while we read.
             return stats_pb2.DomainStats()
         return answer
+
+    async def _count(
+        self,
+        answer: stats_pb2.DomainStats,
+        guest: Guest,
+        groups: frozenset[_Group],
+        links: dict[int, Mapping[str, Sequence[int]]],
+    ) -> None:
+        if stats_pb2.STATS_GROUP_CPU in groups:
+            _process_times(answer.cpu, guest.pid)
+        if stats_pb2.STATS_GROUP_MEMORY in groups:
+            _process_memory(answer.memory, guest.pid)
+        if stats_pb2.STATS_GROUP_VCPU in groups:
+            await self._processors(answer, guest)
+        if stats_pb2.STATS_GROUP_BALLOON in groups:
+            await self._balloon(answer.balloon, guest)
+        if stats_pb2.STATS_GROUP_INTERFACE in groups:
+            _interfaces(answer, guest, links)
+        if stats_pb2.STATS_GROUP_DISK in groups:
+            await self._disks(answer, guest)
 
     async def _ask(self, guest: Guest, command: str, arguments: Mapping[str, object] | None = None) -> Any:  # noqa: ANN401  # JSON
         return await self._guests.ask(guest, command, arguments, timeout_seconds=ANSWER_SECONDS)
@@ -74,7 +91,9 @@ class Counters:
     async def _processors(self, answer: stats_pb2.DomainStats, guest: Guest) -> None:
         if not guest.threads:
             found = await self._ask(guest, "query-cpus-fast")
-            guest.threads = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in found}
+            threads = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in found}
+            known = range(guest.spec.cpu.maximum_vcpu_count)
+            guest.threads = {number: thread for number, thread in threads.items() if number in known}
         for number, thread in sorted(guest.threads.items()):
             vcpu = answer.vcpus.add(vcpu_number=number, online=True)
             ran, waited = _thread_times(guest.pid, thread)

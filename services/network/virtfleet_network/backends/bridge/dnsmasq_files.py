@@ -136,8 +136,8 @@ def _dhcp_subnet(prefix: IPv4Network | IPv6Network, subnet: network_pb2.Subnet) 
 def _dhcp_hosts(plan: NetworkPlan) -> Iterator[str]:
     for host in sorted(plan.hosts, key=lambda host: (host.mac_address, host.addresses)):
         addresses = [f"[{address}]" if ":" in address else address for address in host.addresses]
-        # By its final dot a name is a name: dnsmasq takes `ignore` for the wish to give that guest nothing, `infinite` and
-        # `12h` for the time of its lease.
+        # By its final dot a name is a name: dnsmasq takes `ignore` for the wish to give that guest nothing, `infinite`
+        # and `12h` for the time of its lease.
         yield ",".join([host.mac_address, *addresses, *([f"{host.hostname}."] if host.hostname else [])])
 
 

@@ -44,6 +44,19 @@ def image(node: Node, name: str, format_: str, *, backing: Path | None = None, s
     return path
 
 
+async def test_as_many_ports_as_a_spec_may_have(node: Node) -> None:
+    spec = serial_spec()
+    for number in range(1, 4):
+        spec.serials[f"tty{number}"].log_bytes = 4096
+    for number in range(16):
+        spec.consoles[f"hvc{number}"].log_bytes = 4096
+    plan = await node.plan(spec)
+    assert facts(await node.driver.start(plan)) == ("RUNNING", "BOOTED")
+    ports = {device["label"] for device in await ask(node, plan, "query-chardev")}
+    assert len([label for label in ports if label.startswith("c.")]) == 20
+    assert facts(await node.driver.stop(plan.domain)) == ("SHUT_OFF", "DESTROYED")
+
+
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 async def test_every_device_is_there(node: Node, machine: str) -> None:  # noqa: PLR0915  # a list of devices
     spec = serial_spec(64)

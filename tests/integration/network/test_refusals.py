@@ -96,6 +96,27 @@ def test_specs_that_cannot_be(node: Node) -> None:
     ] == [f"{NODE}/networks/there"]
 
 
+@pytest.mark.parametrize("prefix", ["0.0.0.0/0", "203.0.113.0/24", "203.0.113.128/25", "198.51.100.0/24", "::/0"])
+def test_routes_that_would_take_the_place_of_the_nodes_own(node: Node, prefix: str) -> None:
+    node.outside()
+    node.namespace("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2")
+    node.namespace("ip", "route", "replace", "default", "via", "198.51.100.2")
+    before = node.namespace("ip", "route"), node.namespace("ip", "-6", "route"), set(node.namespace.links())
+    spec = nat()
+    add_subnet(spec, "six", "fd00:177::/64", None)
+    spec.routes.add(prefix=prefix, gateway_address="fd00:177::5" if ":" in prefix else "192.168.177.5")
+    with pytest.raises(Refusal) as refused:
+        node.create("demo", spec)
+    assert (refused.value.code, refused.value.reason) == (FAILED, "SUBNET_OVERLAP")
+    assert refused.value.metadata["prefix"] == prefix
+    assert (node.namespace("ip", "route"), node.namespace("ip", "-6", "route"), set(node.namespace.links())) == before
+    spec.routes[0].prefix = "fd09::/48" if ":" in prefix else "10.99.0.0/16"
+    network = node.create("demo", spec)
+    assert spec.routes[0].prefix in node.namespace("ip", "-6" if ":" in prefix else "-4", "route")
+    node.delete("demo", force=True)
+    assert network.status.bridge_name not in node.namespace.links()
+
+
 def test_holders_of_an_overlap_are_named(node: Node) -> None:
     node.outside()
     node.create("there", nat(), start=False)

@@ -177,6 +177,9 @@ class BridgeBackend:
             )
         own = frozenset({settings.name} | {other.spec.bridge_name for other in self._plans.values()})
         found = links.overlaps([address.network for address in settings.addresses], snapshot, own)
+        if found is None:
+            # A route of ours would take the place of one of the node's, and nobody would put that back.
+            found = links.overlaps([route.prefix for route in settings.routes], snapshot, frozenset({settings.name}))
         if found is not None:
             prefix, other, name = found
             raise SubnetOverlap(

@@ -63,8 +63,9 @@ def target_of(place: Place, name: str) -> tuple[str, str]:
     directory, slash, key = name.rpartition("/")
     if not slash:
         directory = place.open.path
-    plain = key and key not in (".", "..") and not key.startswith(".") and ":" not in directory
-    if not plain or (slash and not directory.startswith("/")) or (not slash and ":" in name):
+    # What a tool takes for a protocol ends with a colon before the first slash.
+    plain = directory.startswith("/") if slash else ":" not in name
+    if not plain or not key or key.startswith(".") or not key.isprintable():
         raise _outside(name)
     return directory, key
 
@@ -162,8 +163,11 @@ def _outside(name: str) -> errors.PathOutsidePool:
 
 
 def backing_name(place: Place, below_place: Place, key: str) -> str:
-    """Return how an image names the one below: bare in the same pool, so that the pool can move."""
-    return key if below_place is place else f"{below_place.open.path}/{key}"
+    """Return how an image names the one below: bare in the same pool, so that the pool can move.
+
+    A name with a colon cannot stand bare: it would be taken for a protocol.
+    """
+    return key if below_place is place and ":" not in key else f"{below_place.open.path}/{key}"
 
 
 def layers(links: list[Link]) -> list[Layer]:

@@ -113,6 +113,37 @@ async def test_a_guest_cannot_make_its_raw_disk_an_image(node: Rig, pool: Path) 
     assert (pool / "flat").read_bytes() == (pool / "twin").read_bytes()
 
 
+async def test_colons_in_the_names_of_files_and_pools(node: Rig, pool: Path) -> None:
+    client = node.client
+    (pool / "nbd:a").write_bytes(bytes(MIB))
+    await client.refresh("images")
+    backing = volume_pb2.VolumeBacking(volume="pools/images/volumes/nbd-a")
+    await client.volume("images", "top", backing=backing)
+    await client.pool("odd", target_path=str(pool.parent / "o:dd"))
+    await client.volume("odd", "base", capacity_bytes=MIB)
+    await client.volume("odd", "top", backing=volume_pb2.VolumeBacking(volume="pools/odd/volumes/base"))
+    for name, below in (("images", pool / "nbd:a"), ("odd", pool.parent / "o:dd/base")):
+        await client.refresh(name)
+        volume = await client.get(f"pools/{name}/volumes/top")
+        assert volume.status.state == volume_pb2.VOLUME_STATE_READY, volume.status
+        assert [link.path for link in volume.status.backing_chain] == [str(below)]
+        attached = await node.attach(f"pools/{name}/volumes/top")
+        assert [(link.path, link.format) for link in attached.file.backing_chain] == [(str(below), "raw")]
+
+
+async def test_a_text_in_an_image_has_a_bound(node: Rig, pool: Path) -> None:
+    data = bytearray(header(backing_offset=60_000, backing_size=4))
+    data[104 : 104 + 8 + 50_000] = struct.pack(">II", 0xE2792ACA, 50_000) + b"q" * 50_000
+    data[60_000:60_004] = b"base"
+    (pool / "base").write_bytes(bytes(MIB))
+    (pool / "evil").write_bytes(data)
+    await node.client.refresh("images")
+    await node.client.refresh("images")
+    volume = await node.client.get("pools/images/volumes/evil")
+    assert (volume.status.state, volume.status.state_reason) == (volume_pb2.VOLUME_STATE_REFUSED, "IMAGE_CORRUPT")
+    assert volume.ByteSize() < 2000
+
+
 async def make(pool: Path, name: str, backing: str, format: str = "raw") -> None:
     await qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", format, pool / name, "1M")
 

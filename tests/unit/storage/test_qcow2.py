@@ -64,6 +64,13 @@ def test_a_name_that_is_no_text() -> None:
         parse_header(image(backing=b"\xff\xfe"), 0x40000)
 
 
+@pytest.mark.parametrize("length", [16, 60_000])
+def test_a_format_without_end(length: int) -> None:
+    with pytest.raises(HeaderError, match="no end"):
+        parse_header(image(backing=b"base", format=b"q" * length), 0x40000)
+    assert parse_header(image(backing=b"base", format=b"q" * 15), 0x40000).backing_format == "q" * 15
+
+
 @given(st.binary(max_size=4096))
 def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
     for candidate in (data, b"QFI\xfb" + data):

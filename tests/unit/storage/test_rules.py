@@ -160,7 +160,12 @@ class _Somewhere:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("base", ("/pools/p", "base")), ("/pools/q/base.img", ("/pools/q", "base.img")), ("/base", ("", "base"))],
+    [
+        ("base", ("/pools/p", "base")),
+        ("/pools/q/base.img", ("/pools/q", "base.img")),
+        ("/pools/q:1/a:b", ("/pools/q:1", "a:b")),
+        ("/base", ("", "base")),
+    ],
 )
 def test_names_inside_images(name: str, expected: tuple[str, str]) -> None:
     place = Place("nodes/n1/pools/p", _Somewhere())  # type: ignore[arg-type]  # of a place the path alone is read
@@ -187,6 +192,9 @@ def test_names_inside_images(name: str, expected: tuple[str, str]) -> None:
         "file:/a",
         "/pools/q/",
         "/pools/q/.x",
+        "/pools/q/\x1b[2J",
+        "/pools/q/a\nb",
+        "a\0b",
     ],
 )
 def test_names_inside_images_that_lead_out(name: str) -> None:

@@ -14,6 +14,7 @@ MAGIC = b"QFI\xfb"
 VIRTUAL_SIZE_LIMIT_BYTES = 1 << 46
 BACKING_NAME_LIMIT_BYTES = 1023
 HEADER_LIMIT_BYTES = 2 << 20
+_BACKING_FORMAT_LIMIT_BYTES = 16
 
 _FIXED = struct.Struct(">4sIQIIQIIQQIIQ")
 _VERSION_3 = struct.Struct(">QQQII")
@@ -112,7 +113,7 @@ def parse_header(data: bytes, physical_bytes: int) -> Qcow2Header:
     features, header_length = _features(data, version)
     extensions = _extensions(data, header_length, backing_offset or cluster, cluster)
     backing = _backing(data, backing_offset, backing_size, cluster)
-    backing_format = extensions.get(_EXTENSION_BACKING_FORMAT, b"").decode("utf-8", "replace")
+    backing_format = _backing_format(extensions.get(_EXTENSION_BACKING_FORMAT, b""))
     reason, message = _refusal(crypt, features, has_data_file=_EXTENSION_DATA_FILE in extensions)
     return Qcow2Header(version, size, cluster, backing, backing_format, reason, message)
 
@@ -153,6 +154,13 @@ def _backing(data: bytes, offset: int, size: int, cluster: int) -> str:
         return data[offset : offset + size].decode()
     except UnicodeDecodeError as error:
         raise HeaderError("the name of the image below is no text") from error
+
+
+def _backing_format(word: bytes) -> str:
+    # QEMU's own limit. Without one, an image brings its volume more text than an answer can hold.
+    if len(word) >= _BACKING_FORMAT_LIMIT_BYTES:
+        raise HeaderError("the format of the image below has no end")
+    return word.decode("utf-8", "replace")
 
 
 def _refusal(crypt: int, features: int, *, has_data_file: bool) -> tuple[str, str]:

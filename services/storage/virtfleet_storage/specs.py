@@ -8,6 +8,7 @@ from virtfleet_storage.backends.api import QCOW2, RAW, Format, Plan
 
 SECTOR_BYTES = 512
 _DEFAULT_CLUSTER_BYTES = 65536
+_FIRST_TABLE_BYTES, _ENTRY_BYTES = 32 << 20, 8
 _TABLES = (
     volume_pb2.PREALLOCATION_METADATA,
     volume_pb2.PREALLOCATION_FALLOC,
@@ -20,6 +21,23 @@ def rounded(format: Format, capacity_bytes: int) -> int:
     if format == QCOW2:
         return -(-capacity_bytes // SECTOR_BYTES) * SECTOR_BYTES
     return capacity_bytes
+
+
+def check_size(capacity_bytes: int, cluster_size_bytes: int, field: str) -> None:
+    """Accept a size that an image of such clusters can have.
+
+    Raises:
+        FieldOutOfRange: Its first table would be larger than QEMU takes.
+    """
+    limit = cluster_size_bytes * (cluster_size_bytes // _ENTRY_BYTES) * (_FIRST_TABLE_BYTES // _ENTRY_BYTES)
+    if capacity_bytes > limit:
+        raise FieldOutOfRange(
+            f"an image with clusters of {cluster_size_bytes} bytes has at most {limit} bytes",
+            field=field,
+            capacity_bytes=capacity_bytes,
+            limit_bytes=limit,
+            cluster_size_bytes=cluster_size_bytes,
+        )
 
 
 def format_of(spec: volume_pb2.VolumeSpec, source: volume_pb2.Volume | None) -> Format:
@@ -48,7 +66,7 @@ def plan_of(
 
     Raises:
         FieldConflict: Two fields exclude each other.
-        FieldOutOfRange: It would be smaller than what it is a copy of.
+        FieldOutOfRange: It would be smaller than what it is a copy of, or larger than its clusters allow.
     """
     if source is not None and spec.HasField("backing"):
         raise FieldConflict("a volume is a copy or lies on top of another, not both", field="source_volume")
@@ -65,6 +83,9 @@ def plan_of(
             least_bytes=least,
         )
     spec.capacity_bytes = capacity
+    if format == QCOW2:
+        cluster_size_bytes = spec.cluster_size_bytes or _DEFAULT_CLUSTER_BYTES
+        check_size(capacity, cluster_size_bytes, "volume.spec.capacity_bytes")
     if backing is not None and spec.backing.format not in (volume_pb2.VOLUME_FORMAT_UNSPECIFIED, backing.spec.format):
         raise FieldConflict(
             f"{backing.name} has another format", field="volume.spec.backing.format", resource=backing.name

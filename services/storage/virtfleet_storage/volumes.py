@@ -31,7 +31,7 @@ from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, 
 from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, chains, lifecycle, observation, specs
-from virtfleet_storage.backends.api import Facts, Plan, copying, resizing, wiping
+from virtfleet_storage.backends.api import QCOW2, Facts, Plan, copying, resizing, wiping
 from virtfleet_storage.chains import Link
 from virtfleet_storage.claims import Claims
 from virtfleet_storage.observation import Sighting
@@ -333,6 +333,8 @@ class Volumes:
         with chains.about(volume.name):
             links = await chains.below(self._store, self._places, place, facts)
         wanted = specs.rounded(format, request.capacity_bytes)
+        if format == QCOW2:
+            specs.check_size(wanted, facts.header.cluster_size_bytes, "capacity_bytes")
         if request.allocate and wanted > facts.capacity_bytes:
             await self._refuse_full(place, wanted - facts.capacity_bytes)
         if wanted != facts.capacity_bytes:

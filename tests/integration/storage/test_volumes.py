@@ -449,3 +449,24 @@ async def test_of_volumes_that_are_gone_nothing_is_kept_in_memory(node: Rig, poo
         while not await client.volumes_of("images"):
             await asyncio.sleep(0.05)
     assert not containers_naming("ephemeral-")
+
+
+async def test_an_image_is_no_larger_than_its_clusters_allow(node: Rig) -> None:
+    await node.client.pool("images")
+    limit = 128 << 30
+    with pytest.raises(Refused) as refused:
+        await node.client.volume("images", "small", format=QCOW2, cluster_size_bytes=512, capacity_bytes=limit + 512)
+    error = refused.value
+    assert (error.reason, error.metadata["field"]) == ("FIELD_OUT_OF_RANGE", "volume.spec.capacity_bytes")
+    assert error.metadata["limit_bytes"] == str(limit)
+    await node.client.volume("images", "small", format=QCOW2, cluster_size_bytes=512, capacity_bytes=MIB)
+    before = (node.root / "images" / "small").read_bytes()
+    request = volume_pb2.ResizeVolumeRequest(name=f"{PARENT}/pools/images/volumes/small", capacity_bytes=limit + 512)
+    with pytest.raises(Refused) as refused:
+        await node.client.do(node.client.volumes.ResizeVolume, request, volume_pb2.Volume)
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("FIELD_OUT_OF_RANGE", "capacity_bytes")
+    assert (node.root / "images" / "small").read_bytes() == before
+    request.capacity_bytes = limit
+    grown = await node.client.do(node.client.volumes.ResizeVolume, request, volume_pb2.Volume)
+    assert grown.status.capacity_bytes == limit
+    assert sorted(path.name for path in (node.root / "images").iterdir()) == [".virtfleet", "small"]

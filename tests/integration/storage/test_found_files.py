@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from google.protobuf import empty_pb2
 
 from tests.integration.storage.rig import MIB, PARENT, Refused, Rig, qemu_img
-from virtfleet.storage.v1 import volume_pb2, watch_pb2
+from virtfleet.storage.v1 import pool_pb2, volume_pb2, watch_pb2
 from virtfleet_service import errors
 
 RAW = volume_pb2.VOLUME_FORMAT_RAW
@@ -142,6 +143,27 @@ async def test_a_text_in_an_image_has_a_bound(node: Rig, pool: Path) -> None:
     volume = await node.client.get("pools/images/volumes/evil")
     assert (volume.status.state, volume.status.state_reason) == (volume_pb2.VOLUME_STATE_REFUSED, "IMAGE_CORRUPT")
     assert volume.ByteSize() < 2000
+
+
+async def test_a_disk_that_was_found_stays_raw_in_a_new_store(node: Rig, pool: Path) -> None:
+    client = node.client
+    (pool / "found").write_bytes(bytes(4 * MIB))
+    (pool / "victim").write_bytes(b"secret" * 1000)
+    await client.refresh("images")
+    assert (await client.get("pools/images/volumes/found")).spec.format == RAW
+    # A guest writes into its disk that it lies on top of another's.
+    evil = pool.parent / "evil.qcow2"
+    await qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", "victim", "-F", "raw", evil, "4M")
+    with (pool / "found").open("r+b") as file:
+        file.write(evil.read_bytes())
+    name = f"{PARENT}/pools/images"
+    await client.do(client.pools.StopPool, pool_pb2.StopPoolRequest(name=name), pool_pb2.Pool)
+    await client.do(client.pools.DeletePool, pool_pb2.DeletePoolRequest(name=name), empty_pb2.Empty)
+    await client.pool("images")
+    found = await until(node, lambda volumes: "found" in volumes)
+    assert found["found"].spec.format == RAW
+    attached = await node.attach("pools/images/volumes/found")
+    assert (attached.file.format, list(attached.file.backing_chain)) == ("raw", [])
 
 
 async def make(pool: Path, name: str, backing: str, format: str = "raw") -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import Final
 
 from virtfleet_service.errors import PathOutsidePool, ResourceNotFound, VirtfleetError
-from virtfleet_storage.backends.api import QCOW2, RAW, Facts, Format, Header
+from virtfleet_storage.backends.api import QCOW2, RAW, Facts, Format, Header, format_word
 from virtfleet_storage.backends.dir import paths, qcow2, staging
 
 ARRIVAL_SECONDS: Final = 10.0
@@ -19,7 +20,7 @@ def look(directory: int, name: str, format: Format | None) -> Facts | None:
 
     A folder, a hidden or unprintable name is passed over, and so is an unknown file that is empty and has just been
     made: taken for raw, it would stay raw whatever is copied into it. A known volume that has become a link or the
-    like is told as one that is refused.
+    like is told as one that is refused. What an unknown file is taken for is noted beside its data.
 
     Args:
         directory: The open directory.
@@ -35,7 +36,12 @@ def look(directory: int, name: str, format: Format | None) -> Facts | None:
     try:
         if format is None and _arriving(file):
             return None
-        return facts_of(file, name, detect(file) if format is None else format)
+        if format is None:
+            format = detect(file)
+            # Whoever is given the file may write what he likes into it: it is to be this also for a store that is new.
+            with suppress(OSError):
+                staging.mark_format(file, format_word(format))
+        return facts_of(file, name, format)
     finally:
         os.close(file)
 

@@ -145,3 +145,22 @@ def test_a_directory_that_somebody_removed_is_made_again_and_watched(node: Node)
         guest.dhcp()
     [found] = node.leases("demo")
     assert found.name.startswith(f"{NODE}/networks/demo/leases/")
+
+
+def test_what_a_dnsmasq_that_was_taken_over_leaves_is_told_and_mended_when_it_is_gone(node: Node) -> None:
+    network = node.create("demo", nat())
+    other = node.create("other", nat("192.168.178.0/24"))
+    pid = node.folder / "state" / "dnsmasq" / network.uid / "var" / "pid"
+    pid.unlink()
+    (pid / "in-the-way").mkdir(parents=True)
+    os.kill(node.dnsmasq(network.uid), signal.SIGKILL)
+    until(lambda: node.get("demo").status.state == network_pb2.NETWORK_STATE_DEGRADED, "nothing is told")
+    assert "cannot be made" in node.get("demo").status.state_message
+    # What else there is is looked after.
+    with node.expecting(RESTORED):
+        node.namespace("ip", "link", "del", other.status.bridge_name)
+    assert other.status.bridge_name in node.namespace.links()
+    assert "Traceback" not in node.log()
+    shutil.rmtree(pid)
+    until(lambda: node.get("demo").status.state == network_pb2.NETWORK_STATE_RUNNING, "it does not recover", 30)
+    node.guest(network.status.bridge_name).dhcp()

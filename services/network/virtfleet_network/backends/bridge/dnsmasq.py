@@ -203,12 +203,7 @@ class Daemons:
             if daemon.watch is None:
                 daemon.watch = self._inotify.add(directory / "var", daemon.plan.uid)
         except OSError as error:
-            raise BackendFailed(
-                f"the files of dnsmasq in {directory} cannot be made: {error.strerror or error}",
-                tool="dnsmasq",
-                path=directory,
-                cause=errno.errorcode.get(error.errno or 0, "UNKNOWN"),
-            ) from error
+            raise _unwritable(directory, error) from error
 
     def _spawn_request(self, plan: NetworkPlan, directory: Path, files: DaemonFiles, incarnation: str) -> Spawn:
         argv = (str(self._executable), "--keep-in-foreground", f"--conf-file={directory}/dnsmasq.conf")
@@ -272,7 +267,11 @@ class Daemons:
         return found
 
     async def _start(self, daemon: _Daemon, spawn: Spawn, directory: Path) -> None:
-        (directory / "var" / "pid").unlink(missing_ok=True)
+        try:
+            (directory / "var" / "pid").unlink(missing_ok=True)
+        except OSError as error:
+            # `var/` is dnsmasq's own: a folder may lie there, of whoever has taken it over.
+            raise _unwritable(directory, error) from error
         daemon.ready.clear()
         await self._launcher.spawn(spawn)
         ended = asyncio.create_task(self._launcher.wait(spawn.guest))
@@ -414,6 +413,15 @@ class Daemons:
             if error.reason in ("EXEC_FAILED", "EXECUTABLE_REFUSED", "UID_REFUSED", "CAPABILITY_REFUSED"):
                 raise DriverBroken(message, cause=error.reason) from error
             raise BackendFailed(message, cause=error.reason) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> BackendFailed:
+    return BackendFailed(
+        f"the files of dnsmasq in {directory} cannot be made: {error.strerror or error}",
+        tool="dnsmasq",
+        path=directory,
+        cause=errno.errorcode.get(error.errno or 0, "UNKNOWN"),
+    )
 
 
 def _guest(network_uid: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 from tests.integration.qemu import running, sectors
-from tests.integration.qemu.running import FileConnection, Node, console_text, facts, serial_spec
+from tests.integration.qemu.running import FileConnection, Node, console_text, consoles, facts, serial_spec
 from virtfleet.compute.v1 import device_pb2, domain_spec_pb2, stats_pb2
 from virtfleet_compute.drivers.api import StartPlan, TapConnection
-from virtfleet_compute.drivers.facets import LiveUpdate, Stats
+from virtfleet_compute.drivers.facets import ConsoleSession, LiveUpdate, Stats
 from virtfleet_compute.drivers.qemu import naming
+from virtfleet_service.errors import QuotaExceeded
 
 MIB = 1024 * 1024
 MAC = "52:54:00:12:34:56"
@@ -55,6 +57,32 @@ async def test_as_many_ports_as_a_spec_may_have(node: Node) -> None:
     ports = {device["label"] for device in await ask(node, plan, "query-chardev")}
     assert len([label for label in ports if label.startswith("c.")]) == 20
     assert facts(await node.driver.stop(plan.domain)) == ("SHUT_OFF", "DESTROYED")
+
+
+async def test_more_readers_than_a_port_has_are_told_so(node: Node) -> None:
+    plan = await node.plan(serial_spec())
+    await node.driver.start(plan)
+    found = consoles(node.driver)
+    readers: list[ConsoleSession] = []
+
+    async def fill() -> None:
+        while len(readers) < 100:
+            readers.append(await found.read_console_log(plan.domain, "tty", epoch="", offset=0, follow=True))
+
+    with pytest.raises(QuotaExceeded) as refused:
+        await fill()
+    # Whoever comes looks first where the end is, and is two readers for a moment.
+    assert len(readers) in (63, 64)
+    assert (refused.value.resource, refused.value.metadata["device_id"]) == (plan.domain.name, "tty")
+    for reader in readers:
+        await reader.close()
+    readers.clear()
+    async with asyncio.timeout(10):
+        while not readers:
+            # The launcher hears of those who left one by one.
+            with contextlib.suppress(QuotaExceeded):
+                readers.append(await found.read_console_log(plan.domain, "tty", epoch="", offset=0, follow=False))
+    await readers[0].close()
 
 
 @pytest.mark.parametrize("machine", ["pc", "q35"])

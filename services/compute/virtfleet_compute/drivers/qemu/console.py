@@ -19,7 +19,14 @@ from virtfleet_compute.drivers.facets import (
 from virtfleet_compute.drivers.qemu import failures, naming
 from virtfleet_compute.drivers.qemu.guests import Guests
 from virtfleet_service import launcher
-from virtfleet_service.errors import DeviceNotFound, RangeBeyondEnd, ResourceInUse, ResourceNotFound, WrongState
+from virtfleet_service.errors import (
+    DeviceNotFound,
+    QuotaExceeded,
+    RangeBeyondEnd,
+    ResourceInUse,
+    ResourceNotFound,
+    WrongState,
+)
 from virtfleet_service.launcher import LauncherError
 
 PIECE_BYTES = 64 * 1024
@@ -251,6 +258,12 @@ def _refused(error: LauncherError, domain: DomainRef, device_id: str) -> Excepti
             resource=domain.name,
             device_id=device_id,
             holder="another caller",
+        )
+    if error.reason == "TOO_MANY":
+        return QuotaExceeded(
+            f"{device_id} of {domain.name} has all the readers that it can have: {error.message}",
+            resource=domain.name,
+            device_id=device_id,
         )
     if error.reason == "NOT_RUNNING":
         return WrongState(f"{domain.name} has no guest", resource=domain.name, state="SHUT_OFF")

@@ -66,6 +66,9 @@ __all__ = [
 ]
 
 _MAX_LINE = 64 * 1024 * 1024
+_MAX_REQUEST = 2 * 1024 * 1024
+"""The longest line that a launcher takes. Of a longer one it does not know the number, so nobody would be answered."""
+
 _READ = 262144
 _MAX_FDS = 32
 _FIRST_RETRY_SECONDS = 0.02
@@ -160,9 +163,11 @@ class _Line:
         """
         self._number += 1
         number = self._number
+        line = json.dumps({"id": number, "verb": verb, **fields}).encode() + b"\n"
+        if len(line) > _MAX_REQUEST:
+            raise LauncherError("TOO_LARGE", f"the request has {len(line)} bytes; the limit is {_MAX_REQUEST}")
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
         self._waiting[number] = future
-        line = json.dumps({"id": number, "verb": verb, **fields}).encode() + b"\n"
         try:
             async with self._sending:
                 await self._send(line, fds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,14 @@ async def test_tap_is_opened_only_if_it_exists(compute: LauncherClient) -> None:
         await compute.spawn(Spawn("tap", "t", [SLEEP, "1000"], uid=UID, taps=[SpawnTap("n0", name)]))
     assert (refused.value.reason, refused.value.details["errno"]) == ("TAP_FAILED", "ENODEV")
     assert name not in [interface for _, interface in socket.if_nameindex()]
+
+
+async def test_a_request_that_is_too_long_is_refused_at_once(launcher: Launcher, compute: LauncherClient) -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(LauncherError) as refused:
+            await compute.spawn(replace(sleeper("g"), argv=(SLEEP, *("x" * 100_000,) * 30)))
+    assert refused.value.reason == "TOO_LARGE"
+    assert await compute.list_processes() == []
+    assert not list((launcher.run / "guests").iterdir())
+    # The line serves as ever.
+    await compute.spawn(sleeper("g"))

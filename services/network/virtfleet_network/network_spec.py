@@ -26,6 +26,9 @@ _LARGEST_MTU_BYTES = 65521
 DEFAULT_LEASE_SECONDS = 3600
 _SMALLEST_IPV4, _SMALLEST_IPV6, _LARGEST_IPV6_WITH_DHCP = 30, 126, 64
 
+_IPV4_IN_IPV6 = IPv6Network("::ffff:0:0/96")
+"""How sockets show IPv4 addresses: nobody can listen to one of these."""
+
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 
@@ -180,7 +183,8 @@ def _normalise_subnet(subnet: network_pb2.Subnet, field: str) -> Prefix:
     smallest = _SMALLEST_IPV4 if prefix.version == 4 else _SMALLEST_IPV6
     if prefix.prefixlen > smallest or prefix.prefixlen < 8:
         raise _bad(place, f"{prefix} must have a length of 8 to {smallest}", prefix=prefix)
-    if prefix.is_multicast or prefix.is_loopback or prefix.is_link_local or prefix.network_address.is_unspecified:
+    special = prefix.is_multicast or prefix.is_loopback or prefix.is_link_local or prefix.network_address.is_unspecified
+    if special or (prefix.version == 6 and prefix.overlaps(_IPV4_IN_IPV6)):
         raise _bad(place, f"{prefix} is not for hosts of a network", prefix=prefix)
     subnet.prefix = str(prefix)
     if subnet.HasField("host_address"):
@@ -194,13 +198,21 @@ def _normalise_subnet(subnet: network_pb2.Subnet, field: str) -> Prefix:
         )
     if subnet.HasField("dhcp"):
         _normalise_dhcp(subnet.dhcp, prefix, f"{field}.dhcp")
-    if (
-        prefix.version == 6
-        and prefix.prefixlen < _LARGEST_IPV6_WITH_DHCP
-        and (subnet.HasField("dhcp") or announced(subnet))
-    ):
-        raise _bad(place, f"{prefix} is too large for DHCP and router advertisements: at most a /64", prefix=prefix)
+    if prefix.version == 6:
+        _check_announced(subnet, prefix, place)
     return prefix
+
+
+def _check_announced(subnet: network_pb2.Subnet, prefix: Prefix, place: str) -> None:
+    served = subnet.HasField("dhcp")
+    if prefix.prefixlen < _LARGEST_IPV6_WITH_DHCP and (served or announced(subnet)):
+        raise _bad(place, f"{prefix} is too large for DHCP and router advertisements: at most a /64", prefix=prefix)
+    if prefix.prefixlen > _LARGEST_IPV6_WITH_DHCP and announced(subnet) and not served:
+        raise _bad(
+            place,
+            f"{prefix} is too small for router advertisements without DHCP: guests make addresses in a /64 only",
+            prefix=prefix,
+        )
 
 
 def announced(subnet: network_pb2.Subnet) -> bool:

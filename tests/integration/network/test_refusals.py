@@ -44,6 +44,8 @@ SPECS: list[tuple[str, Change, grpc.StatusCode, str, str]] = [
     ("host bits in the prefix", prefix("192.168.9.1/24"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("no prefix at all", prefix("lan"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("loopback", prefix("127.0.0.0/16"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
+    ("IPv4 in IPv6", prefix("::ffff:10.9.0.0/112"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
+    ("too small to be announced", prefix("fd00:9::/80"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("too small", prefix("192.168.9.0/31"), INVALID, "FIELD_OUT_OF_RANGE", f"{LAN}.prefix"),
     ("overlap with an address of the node", prefix("198.51.0.0/16"), FAILED, "SUBNET_OVERLAP", ""),
     ("overlap with a route of the node", prefix("203.0.113.0/25"), FAILED, "SUBNET_OVERLAP", ""),

@@ -51,7 +51,17 @@ def test_addresses_become_canonical() -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["224.0.0.0/8", "169.254.0.0/16", "fe80::/64", "0.0.0.0/8", "::/64", "10.0.0.0/31", "10.0.0.0/7"]
+    "prefix",
+    [
+        "224.0.0.0/8",
+        "169.254.0.0/16",
+        "fe80::/64",
+        "0.0.0.0/8",
+        "::/64",
+        "::ffff:10.0.0.0/112",
+        "10.0.0.0/31",
+        "10.0.0.0/7",
+    ],
 )
 def test_prefixes_that_hosts_cannot_have(prefix: str) -> None:
     with pytest.raises(FieldOutOfRange) as refused:
@@ -92,6 +102,18 @@ def test_an_address_has_no_zone(number: int) -> None:
             network_spec.normalise(spec)
         assert refused.value.field == f"network.spec.{field}"
         assert "tftp" not in refused.value.message
+
+
+def test_a_small_ipv6_subnet_is_announced_with_dhcp_only() -> None:
+    spec = spec_with("fd00::/80")
+    with pytest.raises(FieldOutOfRange, match="without DHCP") as refused:
+        network_spec.normalise(spec)
+    assert refused.value.field == "network.spec.subnets.lan.prefix"
+    spec.subnets["lan"].dhcp.SetInParent()
+    network_spec.normalise(spec)
+    spec.subnets["lan"].ClearField("dhcp")
+    spec.subnets["lan"].router_advertisement.enabled = False
+    network_spec.normalise(spec)
 
 
 def test_host_bits_are_answered_with_the_prefix_that_was_meant() -> None:

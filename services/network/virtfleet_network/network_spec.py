@@ -280,15 +280,28 @@ def _check_hosts(spec: network_pb2.NetworkSpec, field: str) -> None:
                 seen[value] = f"hosts.{host_key}"
 
 
+def _lies_in(inner: Prefix, outer: Prefix) -> bool:
+    return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.overlaps(outer)
+
+
 def _normalise_routes(spec: network_pb2.NetworkSpec, known: Sequence[Prefix], field: str) -> None:
     for index, route in enumerate(spec.routes):
         place = f"{field}.routes[{index}]"
         if not route.prefix:
             raise FieldRequired(f"`{place}.prefix` is needed", field=f"{place}.prefix")
         try:
-            route.prefix = str(ipaddress.ip_network(route.prefix))
+            target = ipaddress.ip_network(route.prefix)
         except ValueError:
             raise _bad(f"{place}.prefix", f"{route.prefix} has host bits", prefix=route.prefix) from None
+        route.prefix = str(target)
+        direct = next((prefix for prefix in known if _lies_in(target, prefix)), None)
+        if direct is not None:
+            raise FieldConflict(
+                f"{target} lies in {direct}, which is reached directly",
+                field=f"{place}.prefix",
+                prefix=target,
+                other_prefix=direct,
+            )
         gateway = _address(route.gateway_address, f"{place}.gateway_address")
         if not any(usable(gateway, prefix) for prefix in known if prefix.version == gateway.version):
             raise _bad(f"{place}.gateway_address", f"{gateway} is in no subnet of the network", address=gateway)

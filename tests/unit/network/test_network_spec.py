@@ -211,3 +211,15 @@ def test_new_macs_are_of_virtual_machines() -> None:
     macs = {network_spec.new_mac_address() for _ in range(50)}
     assert len(macs) > 45
     assert all(mac.startswith("52:54:00:") and len(mac) == 17 for mac in macs)
+
+
+@pytest.mark.parametrize("prefix", ["192.168.1.0/24", "192.168.1.128/25"])
+def test_what_is_reached_directly_has_no_route(prefix: str) -> None:
+    """In the kernel it would take the place of the bridge's own."""
+    spec = spec_with()
+    spec.routes.add(prefix=prefix, gateway_address="192.168.1.9")
+    with pytest.raises(FieldConflict, match="directly") as refused:
+        network_spec.normalise(spec)
+    assert refused.value.field == "network.spec.routes[0].prefix"
+    spec.routes[0].prefix = "192.168.0.0/16"
+    network_spec.normalise(spec)

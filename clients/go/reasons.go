@@ -166,7 +166,7 @@ const (
 
 // Reasons of CANCELLED.
 const (
-	// ErrOperationCancelled: cancelOperation ended the operation; its effects are undone.
+	// ErrOperationCancelled: cancelOperation ended the operation; its effects are undone, but for what had ended of a batch.
 	ErrOperationCancelled Reason = "OPERATION_CANCELLED"
 )
 

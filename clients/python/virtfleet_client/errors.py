@@ -377,7 +377,7 @@ class Cancelled(VirtfleetError):
 
 
 class OperationCancelled(Cancelled):
-    """CancelOperation ended the operation; its effects are undone."""
+    """CancelOperation ended the operation; its effects are undone, but for what had ended of a batch."""
 
 
 class Internal(VirtfleetError):

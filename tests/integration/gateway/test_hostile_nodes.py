@@ -393,15 +393,17 @@ async def test_a_read_by_uid_of_what_does_not_parse_is_refused(fleet: Stage) -> 
 
 @pytest.mark.parametrize("said", ["rubbish", "a mebibyte"])
 async def test_a_node_that_says_nonsense_of_itself_spoils_no_list_of_nodes(fleet: Stage, said: str) -> None:
-    body = b"\xff\xff" if said == "rubbish" else admin_pb2.Server(boot_id="b" * (1 << 20)).SerializeToString()
-    fleet.nodes["bad"].behaviours[hostile.SERVER] = answering(body)
-    await fleet.nodes["bad"].stop()
     nodes = node_pb2_grpc.NodeServiceStub(fleet.channel)
 
     async def bad() -> node_pb2.Node:
         found: node_pb2.Node = await nodes.GetNode(node_pb2.GetNodeRequest(name="nodes/bad"))
         return found
 
+    # One that goes before that has been noted still joins, and is not told to be missing.
+    await eventually(bad, lambda node: node.status.state == node_pb2.NODE_STATE_READY)
+    body = b"\xff\xff" if said == "rubbish" else admin_pb2.Server(boot_id="b" * (1 << 20)).SerializeToString()
+    fleet.nodes["bad"].behaviours[hostile.SERVER] = answering(body)
+    await fleet.nodes["bad"].stop()
     await eventually(bad, lambda node: node.status.state == node_pb2.NODE_STATE_NOT_READY)
     await fleet.nodes["bad"].start()
     if said == "rubbish":

@@ -6,11 +6,13 @@ import asyncio
 import collections
 import contextlib
 import os
+import signal
 import socket
 import stat
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -320,38 +322,49 @@ sys.exit(main(running))
 """
 
 
-async def test_a_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    import signal
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROGRAM, str(tmp_path), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
-        )
-        assert process.stdout is not None
-        async with asyncio.timeout(30):
-            assert await process.stdout.readline() == b"up\n"
-            channel = grpc.aio.insecure_channel(f"unix:{tmp_path}/compute/viewer.sock")
-            await ask(channel, rigs.WHO_AM_I, WHO)
-            process.send_signal(number)
-            assert await process.stdout.readline() == b"down\n"
-            assert await process.wait() == 0
-        assert list((tmp_path / "compute").iterdir()) == []
-
-
-async def test_a_process_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
-    import signal
-
+@contextlib.asynccontextmanager
+async def process_of(*prefix: str, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that serves; killed if the test fails."""
     process = await asyncio.create_subprocess_exec(
-        "nohup", sys.executable, "-c", PROGRAM, str(tmp_path), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
+        *prefix, sys.executable, "-c", PROGRAM, str(folder), stdout=asyncio.subprocess.PIPE, env=dict(os.environ)
     )
     assert process.stdout is not None
-    async with asyncio.timeout(30):
-        assert await process.stdout.readline() == b"up\n"
+    try:
+        async with asyncio.timeout(30):
+            assert await process.stdout.readline() == b"up\n"
+            yield process
+            assert await process.stdout.readline() == b"down\n"
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+def hang_up_ends() -> Iterator[None]:
+    """What nohup has begun would ignore it, these tests and their children too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_ends")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+async def test_a_process_serves_until_it_is_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
+    async with process_of(folder=tmp_path) as process:
+        channel = grpc.aio.insecure_channel(f"unix:{tmp_path}/compute/viewer.sock")
+        await ask(channel, rigs.WHO_AM_I, WHO)
+        process.send_signal(number)
+    assert list((tmp_path / "compute").iterdir()) == []
+
+
+@pytest.mark.usefixtures("hang_up_ends")
+async def test_a_process_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    async with process_of("nohup", folder=tmp_path) as process:
         process.send_signal(signal.SIGHUP)
         await ask(grpc.aio.insecure_channel(f"unix:{tmp_path}/compute/viewer.sock"), rigs.WHO_AM_I, WHO)
         process.send_signal(signal.SIGTERM)
-        assert await process.stdout.readline() == b"down\n"
-        assert await process.wait() == 0
 
 
 async def test_a_process_tells_systemd_that_it_serves_and_does_not_need_it(tmp_path: Path) -> None:

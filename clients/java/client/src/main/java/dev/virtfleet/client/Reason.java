@@ -239,7 +239,7 @@ public enum Reason {
      */
     OPERATION_TIMED_OUT(Status.Code.DEADLINE_EXCEEDED),
     /**
-     * CancelOperation ended the operation; its effects are undone.
+     * CancelOperation ended the operation; its effects are undone, but for what had ended of a batch.
      */
     OPERATION_CANCELLED(Status.Code.CANCELLED),
     /**

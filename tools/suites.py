@@ -30,9 +30,9 @@ SECOND_LOOK_LIMIT = 3
 
 BUDGET_SECONDS = {
     "check": 120,
-    "integration": 1200,
+    "integration": 1350,
     "fleet": 300,
-    "clients": 900,
+    "clients": 950,
     "chaos": 270,
     "endurance": 180,
     "contract": 60,

@@ -23,13 +23,11 @@ from virtfleet_service.errors import (
     OperationConflict,
     ResourceExists,
     ResourceInUse,
-    VirtfleetError,
 )
 from virtfleet_service.operations import Commit, Job, JournalEntry, Operations, Work, plan
 from virtfleet_service.store import Store
 from virtfleet_service.transaction import Transaction
 from virtfleet_storage import catalog, lifecycle, refresh
-from virtfleet_storage.backends.api import OpenPool
 from virtfleet_storage.openings import Openings
 from virtfleet_storage.places import Place, Places
 from virtfleet_storage.refresh import Refresher
@@ -191,6 +189,8 @@ class Pools:
                     undo.push_async_callback(backend.unbuild, path)
             failpoints.reach("storage.pool.create.built")
             others = {row.uid: row.name for row in self._store.list(catalog.POOL)}
+            # Pushed before: a claim that fails half-way leaves something too.
+            undo.push_async_callback(backend.retire, path, pool.uid)
             try:
                 opened = await backend.open(path, pool.uid, claim=True, others=others)
             except IdentityInUse as error:
@@ -200,7 +200,7 @@ class Pools:
                     holder=others.get(error.metadata.get("holder", ""), ""),
                     path=path,
                 ) from error
-            undo.push_async_callback(self._retire, opened)
+            undo.push_async_callback(opened.close)
             usage = await opened.usage()
             if not start:
                 await opened.close()
@@ -221,10 +221,6 @@ class Pools:
 
         failpoints.reach("storage.pool.create.done")
         return commit
-
-    async def _retire(self, opened: OpenPool) -> None:
-        await opened.retire()
-        await opened.close()
 
     # Change.
 
@@ -332,7 +328,7 @@ class Pools:
             self._operations, call, request, target=name, claim=claim, intent=intent, work=work, cancellable=False
         )
 
-    async def _delete(self, name: str) -> Commit:
+    async def _delete(self, name: str, *, settling: bool = False) -> Commit:
         row = self._store.get(name)
         if row is not None:
             pool = pool_pb2.Pool.FromString(row.body)
@@ -341,8 +337,9 @@ class Pools:
                 async with place.refreshing:
                     await place.open.retire()
                 await self._places.remove(name)
-            elif pool.status.state == lifecycle.INACTIVE:
-                await self._retire_closed(pool)
+            elif settling or pool.status.state == lifecycle.INACTIVE:
+                # One whose own folder was half removed is taken for a place that cannot be used.
+                await self._places.backend_of(pool.spec).retire(pool.status.target_path, pool.uid)
             failpoints.reach("storage.pool.delete.retired")
             if Path(pool.status.target_path).parent == self._root:
                 # Only an empty one goes: data stays.
@@ -353,14 +350,6 @@ class Pools:
             return empty_pb2.Empty()
 
         return commit
-
-    async def _retire_closed(self, pool: pool_pb2.Pool) -> None:
-        try:
-            opened = await self._places.backend_of(pool.spec).open(pool.status.target_path, pool.uid, claim=False)
-        except VirtfleetError:
-            # It is gone or somebody else's by now: there is nothing of ours in it.
-            return
-        await self._retire(opened)
 
     def _forget(self, tx: Transaction, name: str, cause: str) -> None:
         row = tx.get(name)
@@ -493,13 +482,7 @@ class Pools:
         for entry in journal:
             path = entry.payload.decode()
             backend = self._places.backends["dir"]
-            try:
-                opened = await backend.open(path, metadata.target_uid, claim=False)
-            except VirtfleetError:
-                # It never became ours; if we made the directory it is empty.
-                pass
-            else:
-                await self._retire(opened)
+            await backend.retire(path, metadata.target_uid)
             if Path(path).parent == self._root:
                 await backend.unbuild(path)
         raise ChangeRolledBack(
@@ -515,7 +498,7 @@ class Pools:
 
     async def _settle_delete(self, operation: operations_pb2.Operation, _journal: Sequence[JournalEntry]) -> Commit:
         metadata = metadata_of(operation)
-        return await self._delete(metadata.target)
+        return await self._delete(metadata.target, settling=True)
 
 
 def check_lifetime(spec: pool_pb2.PoolSpec) -> None:

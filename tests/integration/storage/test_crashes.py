@@ -169,6 +169,49 @@ async def test_a_pool_is_not_half_made(base: Rig, failpoint: str, method: str) -
         await base.client.pool("fresh")
 
 
+@pytest.mark.parametrize("begun", [[], ["pool.0badcafe"]], ids=["folder", "claim"])
+async def test_a_pool_whose_claim_was_cut_leaves_nothing(base: Rig, begun: list[str]) -> None:
+    await prepare(base)
+    request = pool_pb2.CreatePoolRequest(parent=PARENT, pool_id="fresh", pool=pool_pb2.Pool(), start=True)
+    await killed_at(base, "storage.pool.create.built", lambda: base.client.pools.CreatePool(request, timeout=10))
+    # A little later.
+    folder = base.root / "fresh" / ".virtfleet"
+    folder.mkdir(mode=0o700)
+    for name in begun:
+        (folder / name).touch()
+    async with base.running():
+        assert [operation.error.code for operation in await ended(base) if operation.HasField("error")] == [10]
+        assert sorted(path.name for path in base.root.iterdir()) == ["images"]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+@pytest.mark.parametrize("left", [["pool"], []], ids=["owned", "nobody's"])
+async def test_a_pool_whose_folder_was_half_removed_is_forgotten_with_it(
+    base: Rig,
+    stopped: bool,  # noqa: FBT001
+    left: list[str],
+) -> None:
+    await prepare(base)
+    own = base.root / "images" / ".virtfleet"
+    uid = (own / "pool").read_bytes()
+    (base.root / "images" / "disk").unlink()
+
+    async def act() -> None:
+        if stopped:
+            stop = pool_pb2.StopPoolRequest(name=f"{PARENT}/pools/images")
+            await base.client.do(base.client.pools.StopPool, stop, pool_pb2.Pool)
+        await base.client.pools.DeletePool(pool_pb2.DeletePoolRequest(name=f"{PARENT}/pools/images"), timeout=10)
+
+    await killed_at(base, "storage.pool.delete.retired", act)
+    # A little earlier.
+    own.mkdir(mode=0o700)
+    for name in left:
+        (own / name).write_bytes(uid)
+    async with base.running():
+        assert not [operation for operation in await ended(base) if operation.HasField("error")]
+        assert list(base.root.iterdir()) == []
+
+
 async def test_a_change_of_a_pool_that_is_cut_has_no_effect(base: Rig) -> None:
     await prepare(base)
     pool = pool_pb2.Pool(name=f"{PARENT}/pools/images", labels={"a": "b"})

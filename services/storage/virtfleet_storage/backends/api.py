@@ -370,6 +370,13 @@ class PoolBackend(Protocol):
     async def unbuild(self, path: str) -> None:
         """Remove an empty place. Succeeds if it is gone; leaves one that is not empty."""
 
+    async def retire(self, path: str, pool_uid: str) -> None:
+        """Do what `OpenPool.retire` does in the place of a pool that is closed, or that a crash kept from being opened.
+
+        Succeeds if the place cannot be opened. What is another pool's stays; what a crash has left without a word of
+        whose it is goes.
+        """
+
     async def open(self, path: str, pool_uid: str, *, claim: bool, others: Container[str] = frozenset()) -> OpenPool:
         """Open a place for a pool.
 

@@ -121,6 +121,17 @@ class BackendContract:
         await backend.unbuild(path)
         expect(await backend.build(path), "the empty place stayed")
 
+    async def test_retire_of_a_closed_place_leaves_only_what_is_anothers(self, backend: PoolBackend, path: str) -> None:
+        """What is the pool's goes, and the place with it."""
+        await backend.retire(path, UID)
+        async with open_pool(backend, path) as pool:
+            await (await pool.create(Plan(RAW, MIB))).close()
+        await backend.retire(path, OTHER_UID)
+        await (await backend.open(path, UID, claim=False)).close()
+        await backend.retire(path, UID)
+        await backend.unbuild(path)
+        expect(await backend.build(path), "the place of a pool that was retired stayed")
+
     async def test_open_knows_its_pool(self, backend: PoolBackend, path: str) -> None:
         """A place that does not know the pool is not opened, unless it is claimed."""
         await refused(BackingMissing, lambda: backend.open(path, UID, claim=False))

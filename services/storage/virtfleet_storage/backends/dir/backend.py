@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TypeVar
 
 from virtfleet_service.errors import BackingMissing, IdentityInUse, VirtfleetError
@@ -73,6 +74,15 @@ class DirBackend:
     async def unbuild(self, path: str) -> None:
         """Remove an empty directory. Succeeds if it is gone; leaves one that is not empty."""
         await self._run(lambda: _unbuild(path))
+
+    async def retire(self, path: str, pool_uid: str) -> None:
+        """Remove the service's own folder from the directory of a pool that is closed, or was never opened."""
+        # Threads of its own: see `open`.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="retire")
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, _retire, path, pool_uid)
+        finally:
+            executor.shutdown(wait=False)
 
     async def open(self, path: str, pool_uid: str, *, claim: bool, others: Container[str] = frozenset()) -> DirPool:
         """Open a directory for a pool.
@@ -162,6 +172,24 @@ def _open(path: str, pool_uid: str, *, claim: bool, others: Container[str]) -> S
             os.close(directory)
             raise
         return area
+
+
+def _retire(path: str, pool_uid: str) -> None:
+    with ExitStack() as stack:
+        try:
+            with translated(f"opening {path}"):
+                directory = paths.open_directory(path)
+                stack.callback(os.close, directory)
+                area = StagingArea.find(directory)
+        except VirtfleetError:
+            # It is gone, or others may write to it by now: there is nothing of ours in it.
+            return
+        if area is None:
+            return
+        stack.callback(area.close)
+        with translated(f"clearing {path}"):
+            if area.owner() == pool_uid or area.is_nobodys():
+                area.retire()
 
 
 def _close_area(work: asyncio.Future[StagingArea]) -> None:

@@ -164,9 +164,14 @@ class StagingArea:
                 removed += 1
         return removed
 
+    def is_nobodys(self) -> bool:
+        """Tell whether the folder holds nothing but what a claim had begun with, or the end of one had left."""
+        return all(name.startswith(f"{OWNER_FILE}.") for name in os.listdir(self.folder))  # noqa: PTH208  # see below
+
     def retire(self) -> None:
         """Remove the folder with all that is in it."""
-        for name in os.listdir(self.folder):  # noqa: PTH208  # a descriptor has no Path
+        # Whose it is goes last: whoever dies in between finds it again by that.
+        for name in sorted(os.listdir(self.folder), key=OWNER_FILE.__eq__):  # noqa: PTH208  # a descriptor has no Path
             os.unlink(name, dir_fd=self.folder)
         os.rmdir(FOLDER, dir_fd=self.pool)
         os.fsync(self.pool)

@@ -72,7 +72,7 @@ clients: env test-system ## other programs against a running fleet
 	@$(PYTHON) -m tools.suites clients
 
 chaos: env test-system ## seeded faults under load [ROUNDS=n SEED=n]
-	@$(PYTHON) -m tools.suites chaos
+	@$(PYTHON) -m tools.suites --once chaos
 
 endurance: env test-system ## leaks, power cuts, upgrades, restores, restarts under load [CYCLES=n SEED=n]
 	@$(PYTHON) -m tools.suites endurance
@@ -81,9 +81,9 @@ bench: env system ## measure, print a table, write bench/results.json and docs/p
 	@$(PYTHON) -m bench
 
 nightly: test ## everything, with the long runs
-	@ROUNDS=$${ROUNDS:-50} $(PYTHON) -m tools.suites chaos
+	@ROUNDS=$${ROUNDS:-50} $(PYTHON) -m tools.suites --once chaos
 	@VIRTFLEET_CONFORMANCE_SLOW=1 $(PYTHON) -m pytest -q tests/clients/test_conformance.py -k fake
-	@CYCLES=$${CYCLES:-1000} CUTS=$${CUTS:-400} $(PYTHON) -m tools.suites endurance
+	@CYCLES=$${CYCLES:-1000} CUTS=$${CUTS:-400} $(PYTHON) -m tools.suites --once endurance
 	@$(PYTHON) -m tests.endurance.soak
 	@$(PYTHON) -m bench
 

@@ -50,6 +50,13 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("tree")
+def test_what_is_looked_at_once_fails_once() -> None:
+    [outcome] = suites.run(["shaky"], 1, once=True)
+    assert outcome.code == 1
+    assert "second look" not in outcome.closing
+
+
+@pytest.mark.usefixtures("tree")
 def test_what_a_second_look_passes_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = {one.suite: one for one in suites.run(["good", "shaky", "bad", "none"], 2)}
     assert [one.code for one in outcomes.values()] == [0, 0, 1, 5]

@@ -210,7 +210,15 @@ class FleetReads:
         begin, _, page = self._start(binding, request.page_token, method)
         first = int(begin or "0")
         names = request.names[first : first + min(request.page_size or PAGE_SIZE, PAGE_SIZE_LIMIT)]
-        by_node = _by_node(names)
+        places: dict[str, list[int]] = {}
+        end = len(names)
+        for place, name in enumerate(names):
+            node = name.split("/", 2)[1]
+            if node not in places and len(places) == ASKED_AT_ONCE:
+                end = place
+                break
+            places.setdefault(node, []).append(place)
+        by_node = {node: [names[place] for place in own] for node, own in places.items()}
         for node in sorted(set(by_node) - set(self.index.sources)):
             page.unreachable.append(_failure(node, NodeUnknown(f"The fleet has no node {node}", node=node)))
         requests = {
@@ -219,18 +227,17 @@ class FleetReads:
             if node in self.index.sources
         }
         found: dict[int, bytes] = {}
-        end = len(names)
         for answer in await self._fan_out.ask(method, self.index.shape.service, requests, call):
             if answer.error is not None:
                 page.unreachable.append(_failure(answer.node, answer.error, self.index.sources.get(answer.node)))
                 continue
             page.freshness.append(_now(answer.node))
-            places = [place for place, name in enumerate(names) if name.split("/", 2)[1] == answer.node]
-            told = _told(_listed(method), names, places, answer.items)
+            own = places[answer.node]
+            told = _told(_listed(method), names, own, answer.items)
             found |= told
             if answer.next_page_token and told:
                 # It has more to say than goes into one answer: the next page begins with that.
-                end = min([end, *(place for place in places if place > max(told))])
+                end = min([end, *(place for place in own if place > max(told))])
         for place in sorted(place for place in found if place < end):
             if page.count and page.used_bytes + len(found[place]) > PAGE_BYTES:
                 end = place

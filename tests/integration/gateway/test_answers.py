@@ -15,6 +15,7 @@ from tests.integration.gateway.nodes import Node
 from virtfleet.compute.v1 import domain_pb2, stats_pb2, watch_pb2
 from virtfleet.type.v1 import resource_pb2
 from virtfleet.type.v1 import watch_pb2 as type_watch
+from virtfleet_gateway import lists
 from virtfleet_gateway.channels import Channels
 from virtfleet_gateway.fanout import FanOut
 from virtfleet_gateway.fleet_operations import FleetOperations
@@ -286,9 +287,21 @@ WANTED = [
 COUNTED = [WANTED[0], WANTED[1], WANTED[3], NAMES["n1"], WANTED[6]]
 
 
+@pytest.mark.parametrize("asked_at_once", [1, 2, 64])
 @pytest.mark.parametrize(("page_size", "page_limit"), [(0, 1000), (1, 1000), (2, 1000), (0, 2), (3, 1)])
-async def test_counters_of_names_come_in_the_order_of_the_names(fleet: Fleet, page_size: int, page_limit: int) -> None:
+async def test_counters_of_names_come_in_the_order_of_the_names(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, page_size: int, page_limit: int, asked_at_once: int
+) -> None:
     counting(fleet, page_limit)
+    # A page of names on a thousand nodes must not ask all of them side by side.
+    monkeypatch.setattr(lists, "ASKED_AT_ONCE", asked_at_once)
+    ask = fleet.reads._fan_out.ask
+
+    async def counted(method: Any, service: str, requests: dict[str, bytes], of: Call) -> Any:
+        assert len(requests) <= asked_at_once
+        return await ask(method, service, requests, of)
+
+    monkeypatch.setattr(fleet.reads._fan_out, "ask", counted)
     request = stats_pb2.BatchGetDomainStatsRequest(parent="nodes/-", names=WANTED, page_size=page_size)
     kind = fleet.index.shape.kind_by_name["domain"]
     found: list[str] = []

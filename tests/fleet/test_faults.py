@@ -294,9 +294,14 @@ def test_a_start_that_is_asked_of_a_frozen_node_is_done_once(
                 return [one.node for one in fleet.domains.ListDomains(request).unreachable] == [nodes[1]]
 
             until(away, 10, "the node is seen as away")
-            error = refused(lambda: wire(f"{DOMAINS}/StartDomain", start))
-            assert (error.code().name, error.reason) == ("UNAVAILABLE", "NODE_UNREACHABLE"), error
-            assert error.metadata["sent"] == "false", error.metadata
+
+            def held_back() -> bool:
+                error = refused(lambda: wire(f"{DOMAINS}/StartDomain", start))
+                assert (error.code().name, error.reason) == ("UNAVAILABLE", "NODE_UNREACHABLE"), error
+                return error.metadata["sent"] == "false"
+
+            # Its silence is noticed first, its connection is given up a moment later: until then calls are sent.
+            until(held_back, 10, "the start is not sent any more")
             assert processes_of(stopped.uid) == []
         started = until(
             lambda: fleet.wait(fleet.domains.StartDomain(start, timeout=5), domain_pb2.Domain), 20, "it starts"

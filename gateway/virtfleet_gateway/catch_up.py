@@ -131,7 +131,7 @@ class CatchUps:
     async def _ask(self, one: CatchUp) -> str:
         channels = (self._channels.node(one.node) or {}).get(self._index.shape.service)
         if channels is None:
-            raise NodeUnknown(f"The fleet has no node {one.node}", node=one.node)
+            raise NodeUnknown(f"The fleet has no node {one.node}", node=f"nodes/{one.node}")
         lane = channels.control
         await lane.up(None)
         shape = self._index.shape

@@ -247,7 +247,7 @@ class Forwarder(grpc.GenericRpcHandler):
             raise NodeCordoned(
                 f"Node {target.node} is cordoned and takes no new domains",
                 resource=f"nodes/{target.node}",
-                node=target.node,
+                node=f"nodes/{target.node}",
             )
         if self._tracer is not None:
             self._spans[id(context)] = self._tracer.pass_on(route.full_name, target.node, metadata)
@@ -267,11 +267,13 @@ class Forwarder(grpc.GenericRpcHandler):
         """
         services = self._channels.node(target.node)
         if services is None:
-            raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
+            raise NodeUnknown(f"The fleet has no node {target.node}", node=f"nodes/{target.node}")
         channels = services.get(target.service)
         if channels is None:
             raise NodeUnknown(
-                f"Node {target.node} has no service {target.service}", node=target.node, service=target.service
+                f"Node {target.node} has no service {target.service}",
+                node=f"nodes/{target.node}",
+                service=target.service,
             )
         return channels.bulk if bulk else channels.control
 

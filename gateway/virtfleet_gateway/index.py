@@ -202,7 +202,7 @@ class PackageIndex:
         services = self._channels.node(source.node) or {}
         channels = services.get(self.shape.service)
         if channels is None:
-            raise NodeUnknown(f"Node {source.node} has no service {self.shape.service}", node=source.node)
+            raise NodeUnknown(f"Node {source.node} has no service {self.shape.service}", node=f"nodes/{source.node}")
         return channels.control
 
     async def _stream(self, source: Source, lane: Lane) -> None:
@@ -319,7 +319,7 @@ def _lane_error(channels: Channels, source: Source, error: Exception) -> Virtfle
     known = services.get(source.shape.service)
     cause = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     if known is None:
-        return NodeUnknown(f"The fleet has no node {source.node}", node=source.node)
+        return NodeUnknown(f"The fleet has no node {source.node}", node=f"nodes/{source.node}")
     cause = cause[:_CAUSE_CHARACTERS] if cause else ""
     return known.control.unreachable(sent=True, cause=cause or "the stream ended")
 

@@ -372,7 +372,7 @@ class FleetReads:
         else:
             source = self.index.sources.get(parts[1])
             if source is None:
-                raise NodeUnknown(f"The fleet has no node {parts[1]}", node=parts[1])
+                raise NodeUnknown(f"The fleet has no node {parts[1]}", node=f"nodes/{parts[1]}")
             entry = source.tables[kind.name].get(name)
             found = [entry] if entry is not None else []
             if not found and is_uid(last):

@@ -98,7 +98,7 @@ class NodeStandard(grpc.GenericRpcHandler):
             named = only_stated(named, value)
         target = parse_stated(named or "")
         if self._channels.node(target.node) is None:
-            raise NodeUnknown(f"The fleet has no node {target.node}", node=target.node)
+            raise NodeUnknown(f"The fleet has no node {target.node}", node=f"nodes/{target.node}")
         if target.service:
             return await self._forward(path, target, request, context, passport)
         if path.startswith(HEALTH):
@@ -148,7 +148,9 @@ class NodeStandard(grpc.GenericRpcHandler):
             return int(health_pb2.HealthCheckResponse.FromString(answer).status)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise NodeUnknown(f"Node {node} has no service {service}", node=node, service=service) from error
+                raise NodeUnknown(
+                    f"Node {node} has no service {service}", node=f"nodes/{node}", service=service
+                ) from error
             return int(NOT_SERVING)
         except (NodeUnreachable, DecodeError, grpc.aio.BaseError):
             return int(NOT_SERVING)

@@ -174,7 +174,9 @@ async def join(
             answer = await enroll(request, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise JoinTokenInvalid(error.details() or "the gateway refuses the token", node=token.node) from error
+                raise JoinTokenInvalid(
+                    error.details() or "the gateway refuses the token", node=f"nodes/{token.node}"
+                ) from error
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise BackendUnreachable(f"gateway {gateway}: {error.details()}", gateway=gateway) from error
             raise

@@ -139,7 +139,7 @@ def absolute(reference: str, node: str, *, field: str = "") -> str:
             f"`{reference}` is on node `{other}`; a spec refers to resources of its own node `{node}` only",
             field=field,
             reference=reference,
-            node=node,
+            node=f"nodes/{node}",
         )
     return reference
 

@@ -127,7 +127,7 @@ async def test_a_name_of_another_node_is_refused(tmp_path: Path, method: str, re
     async with running(tmp_path) as rig:
         error = await refused(ask(rig.socket("admin"), method, request_))
         assert error.short == ("FAILED_PRECONDITION", "WRONG_NODE")
-        assert error.metadata["node"] == "n1"
+        assert error.metadata["node"] == "nodes/n1"
 
 
 @pytest.mark.parametrize(

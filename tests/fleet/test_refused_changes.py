@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.fleet.rig import (
     MIB,
     Refusal,
@@ -80,6 +82,39 @@ def test_a_change_that_cannot_go_live_is_refused_as_a_whole(stand: Stand) -> Non
     assert [change.path for change in after.status.pending_changes] == ["spec.memory.maximum_bytes"]
     assert after.status.active_spec.memory.maximum_bytes == 64 * MIB
     assert after.spec.memory.maximum_bytes == 128 * MIB
+
+
+def test_a_guest_is_as_it_was_after_a_change_that_cannot_go_live(stand: Stand) -> None:
+    """Its memory is an argument of its QEMU, which goes on with those that it began with. It has no balloon."""
+    spec = small_spec()
+    spec.driver = "qemu"
+    with domain(stand.fleet, stand.node, spec=spec, start="running") as running:
+        process = Path(f"/proc/{running.status.pid}")
+        before = (process / "cmdline").read_bytes(), _began(process), outside(stand.node)
+        assert b"-m\0" in before[0]
+        wanted = domain_pb2.Domain(name=running.name, spec=domain_spec_pb2.DomainSpec(title="x"))
+        wanted.spec.memory.maximum_bytes = 128 * MIB
+        error = refused(
+            lambda: update(
+                stand,
+                "spec.memory.maximum_bytes",
+                "spec.title",
+                changed=wanted,
+                scope=resource_pb2.CHANGE_SCOPE_LIVE_AND_CONFIG,
+            )
+        )
+        assert refusal_of(error) == Refusal(
+            "FAILED_PRECONDITION",
+            "NOT_LIVE_UPDATABLE",
+            ("domain.spec.memory.current_bytes", "domain.spec.memory.maximum_bytes"),
+        ), error
+        assert ((process / "cmdline").read_bytes(), _began(process), outside(stand.node)) == before
+        assert get(stand.fleet, running.name) == running
+
+
+def _began(process: Path) -> str:
+    """Return when a process began, as the kernel has it."""
+    return (process / "stat").read_text().rpartition(")")[2].split()[19]
 
 
 def start(stand: Stand, name: str) -> object:

@@ -37,13 +37,21 @@ def versions() -> dict[str, str]:
     qemu = shutil.which("qemu-system-x86_64") or shutil.which("qemu-system-aarch64")
     if qemu:
         found["qemu"] = _output(qemu, "--version").splitlines()[0].removeprefix("QEMU emulator version ")
-    found["virtfleet"] = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty").strip() or "unknown"
+    found["virtfleet"] = _revision()
     return found
 
 
 def _distribution() -> str:
     lines = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     return lines.get("PRETTY_NAME", "unknown").strip('"')
+
+
+def _revision() -> str:
+    """Return the commit, with a mark where other code was measured; the pages that runs write are none."""
+    git = ("git", "-C", str(ROOT))
+    commit = _output(*git, "describe", "--always").strip()
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+    return f"{commit}-dirty" if commit and changed else commit or "unknown"
 
 
 def _output(*command: str) -> str:

@@ -104,6 +104,8 @@ def _needs_of_tests() -> list[Need]:
         # For `systemd-analyze verify` of our units, and to boot machines that start them. It does not become the init.
         Need("systemd", program="systemd-analyze"),
         Need("mount", program="mount"),
+        # For disks that are full or hang.
+        Need("e2fsprogs", program="mkfs.ext4"),
         # For the Java client, which is built and tested from nothing.
         Need("default-jdk-headless", java=OLDEST_JAVA),
         Need("maven", program="mvn"),

@@ -16,6 +16,7 @@ import sqlite3
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def acknowledge_before_commit() -> None:
         if not work.exists():
             work.parent.mkdir(exist_ok=True)
             if path.exists():
-                with sqlite3.connect(path) as old, sqlite3.connect(work) as new:
+                with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(work)) as new:
                     old.backup(new)
             threading.Thread(target=late, args=(work, path), daemon=True).start()
         return connect(work)
@@ -41,7 +42,7 @@ def acknowledge_before_commit() -> None:
     def late(work: Path, path: Path) -> None:
         while True:
             time.sleep(LATE_SECONDS)
-            with sqlite3.connect(work) as new, sqlite3.connect(path) as old:
+            with closing(sqlite3.connect(work)) as new, closing(sqlite3.connect(path)) as old:
                 new.backup(old)
 
     schema.connect = elsewhere

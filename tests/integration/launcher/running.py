@@ -103,6 +103,8 @@ class Launcher:
         for client in self.clients:
             client.close()
         if self.process is not None and self.process.poll() is None:
+            # It may be stopped, by a test that did not come to its end.
+            self.process.send_signal(signal.SIGCONT)
             self.end(signal.SIGTERM)
         for path in self.run.glob("guests/*/pid"):
             born = json.loads(path.read_text())

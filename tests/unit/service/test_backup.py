@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,8 @@ async def test_the_log_of_the_old_file_never_meets_the_new_one(path: Path) -> No
     kept = backup.restore(path.with_name("copy.db"), path)
     assert kept is not None
     for place, expected in ((path, None), (kept, "late")):
-        found = sqlite3.connect(place).execute("SELECT body FROM records WHERE space = 's'").fetchone()
+        with closing(sqlite3.connect(place)) as store:
+            found = store.execute("SELECT body FROM records WHERE space = 's'").fetchone()
         assert (found and found[0]) == expected
 
 

@@ -101,14 +101,14 @@ class FakeServicer:
         source = self._fleet.nodes[self._node("/".join(request.name.split("/")[:2]))]
         target = self._fleet.nodes.get(request.target_node)
         if target is None:
-            raise NodeUnknown(f"the fleet has no node {request.target_node}", node=request.target_node)
+            raise NodeUnknown(f"the fleet has no node {request.target_node}", node=f"nodes/{request.target_node}")
         new_name = await source.move(request.name, target, dry=request.validate_only)
         return fake_pb2.MoveDomainResponse(new_name=new_name)
 
     def _node(self, name: str) -> str:
         node = name.removeprefix(_NODE_PREFIX)
         if node not in self._fleet.nodes:
-            raise NodeUnknown(f"the fleet has no node {node}", node=node)
+            raise NodeUnknown(f"the fleet has no node {node}", node=f"nodes/{node}")
         return node
 
 

@@ -15,8 +15,9 @@ import grpc.aio
 
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.index import GONE, HEARTBEAT_SECONDS, SILENCE_SECONDS
-from virtfleet_service.errors import NodeUnknown, VirtfleetError
+from virtfleet_service.errors import VirtfleetError
 
 if TYPE_CHECKING:
     from virtfleet_gateway.channels import Channels
@@ -131,7 +132,7 @@ class CatchUps:
     async def _ask(self, one: CatchUp) -> str:
         channels = (self._channels.node(one.node) or {}).get(self._index.shape.service)
         if channels is None:
-            raise NodeUnknown(f"The fleet has no node {one.node}", node=f"nodes/{one.node}")
+            raise unknown(one.node)
         lane = channels.control
         await lane.up(None)
         shape = self._index.shape

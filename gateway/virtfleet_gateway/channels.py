@@ -16,7 +16,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from virtfleet_service.errors import NodeUnreachable
+from virtfleet_service.errors import NodeUnknown, NodeUnreachable
 from virtfleet_service.memory import FLOW_OPTIONS
 
 KEEPALIVE_INTERVAL_SECONDS: Final = 2.0
@@ -91,6 +91,13 @@ def _options(tls_name: str, *, bulk: bool) -> list[tuple[str, int | str]]:
     if bulk:
         options.append(("grpc.optimization_target", "throughput"))
     return options
+
+
+def unknown(node: str, service: str = "") -> NodeUnknown:
+    """Return the error for a node that the fleet does not have, or that does not have a service."""
+    if service:
+        return NodeUnknown(f"Node {node} has no service {service}", node=f"nodes/{node}", service=service)
+    return NodeUnknown(f"The fleet has no node {node}", node=f"nodes/{node}")
 
 
 class Lane:

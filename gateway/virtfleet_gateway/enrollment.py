@@ -109,7 +109,7 @@ class Enrollment:
             if token.status.state == enrollment_pb2.JOIN_TOKEN_STATE_USED:
                 kept = transaction.get_record("admission", digest)
                 if kept is None or not hmac.compare_digest(kept[:64], requests_digest.encode()):
-                    raise JoinTokenInvalid("the join token has been used", node=node)
+                    raise JoinTokenInvalid("the join token has been used", node=f"nodes/{node}")
                 return enrollment_pb2.EnrollNodeResponse.FromString(kept[64:])
             issued = [
                 self._authority.issue_node(
@@ -202,7 +202,7 @@ class Enrollment:
         ):
             raise CertificateRevoked(f"the certificate of `{subject}` has been revoked", subject=subject)
         if transaction.get(f"{NODE_PREFIX}{node}") is None:
-            raise NodeUnknown(f"The fleet has no node {node}: it must join again", node=node)
+            raise NodeUnknown(f"The fleet has no node {node}: it must join again", node=f"nodes/{node}")
         if request.name:
             row = transaction.get(request.name)
             if row is None:

@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from virtfleet_gateway.answers import Answer, taken
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.forward import CALLER_METADATA
 from virtfleet_gateway.relay import DETAILS_METADATA, given_up, is_cancelled
-from virtfleet_service.errors import NodeUnknown, NodeUnreachable, VirtfleetError
+from virtfleet_service.errors import NodeUnreachable, VirtfleetError
 from virtfleet_service.identity import encode_caller
 from virtfleet_service.requests import error_of
 
@@ -107,7 +108,7 @@ class FanOut:
         services = self._channels.node(node) or {}
         channels = services.get(service)
         if channels is None:
-            return Answer(node, error=NodeUnknown(f"The fleet has no node {node}", node=node))
+            return Answer(node, error=unknown(node))
         lane = channels.control
         try:
             async with asyncio.timeout(seconds):

@@ -16,10 +16,11 @@ from google.longrunning import operations_pb2
 
 from virtfleet.type.v1 import operation_pb2
 from virtfleet_gateway.answers import TOKEN_LIMIT_CHARACTERS
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.routing import ANY_NODE, SERVICES
 from virtfleet_service import filters, paging, tokens
 from virtfleet_service.changes import field_bytes, field_text
-from virtfleet_service.errors import NameMalformed, NodeUnknown, PageTokenInvalid
+from virtfleet_service.errors import NameMalformed, PageTokenInvalid
 from virtfleet_service.longrunning import OperationsService
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class FleetOperations(OperationsService):
         node, service = parts[1], parts[3]
         known = self._nodes()
         if node != ANY_NODE and node not in known:
-            raise NodeUnknown(f"The fleet has no node {node}", node=node)
+            raise unknown(node)
         services: Sequence[str] = SERVICES if service == ANY_NODE else (service,)
         return sorted(
             (one, part) for one in (known if node == ANY_NODE else (node,)) for part in services if part in known[one]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 import grpc
 import grpc.aio
 
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.relay import OpenCalls, abort, one_reply, pump_down, time_left
 from virtfleet_gateway.routing import ANY_NODE, NODE_METADATA, OWN, Target, allows_missing, routing_name, target_of
 from virtfleet_gateway.upward import Upward
@@ -25,7 +26,6 @@ from virtfleet_service.errors import (
     MethodNotImplemented,
     NameMalformed,
     NodeCordoned,
-    NodeUnknown,
     VirtfleetError,
 )
 from virtfleet_service.telemetry import Meters
@@ -267,14 +267,10 @@ class Forwarder(grpc.GenericRpcHandler):
         """
         services = self._channels.node(target.node)
         if services is None:
-            raise NodeUnknown(f"The fleet has no node {target.node}", node=f"nodes/{target.node}")
+            raise unknown(target.node)
         channels = services.get(target.service)
         if channels is None:
-            raise NodeUnknown(
-                f"Node {target.node} has no service {target.service}",
-                node=f"nodes/{target.node}",
-                service=target.service,
-            )
+            raise unknown(target.node, target.service)
         return channels.bulk if bulk else channels.control
 
     def sweep(self) -> None:

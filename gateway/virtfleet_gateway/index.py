@@ -18,6 +18,7 @@ import grpc.aio
 
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.feed import RING_LIMIT_BYTES, Feed
 from virtfleet_gateway.moves import Moves
 from virtfleet_gateway.routing import SERVICES
@@ -106,7 +107,7 @@ class PackageIndex:
         source = self.sources.pop(node, None)
         if source is not None:
             source.replace({kind: {} for kind in self.shape.kind_by_name})
-            source.failure = NodeUnknown(f"Node {node} has been removed from the fleet", node=node)
+            source.failure = NodeUnknown(f"Node {node} has been removed from the fleet", node=f"nodes/{node}")
             self.feed.append(node, "", status=source.status(LOST))
             self.feed.forget(node)
             self._check_settled()
@@ -202,7 +203,7 @@ class PackageIndex:
         services = self._channels.node(source.node) or {}
         channels = services.get(self.shape.service)
         if channels is None:
-            raise NodeUnknown(f"Node {source.node} has no service {self.shape.service}", node=f"nodes/{source.node}")
+            raise unknown(source.node, self.shape.service)
         return channels.control
 
     async def _stream(self, source: Source, lane: Lane) -> None:
@@ -319,7 +320,7 @@ def _lane_error(channels: Channels, source: Source, error: Exception) -> Virtfle
     known = services.get(source.shape.service)
     cause = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     if known is None:
-        return NodeUnknown(f"The fleet has no node {source.node}", node=f"nodes/{source.node}")
+        return unknown(source.node)
     cause = cause[:_CAUSE_CHARACTERS] if cause else ""
     return known.control.unreachable(sent=True, cause=cause or "the stream ended")
 

@@ -143,12 +143,12 @@ class JoinTokens:
         name = transaction.get_record("tokenHash", digest)
         row = transaction.get(name.decode()) if name is not None else None
         if row is None:
-            raise JoinTokenInvalid("the join token is unknown", node=node)
+            raise JoinTokenInvalid("the join token is unknown", node=f"nodes/{node}")
         token = enrollment_pb2.JoinToken.FromString(row.body)
         if token.spec.node != f"{NODE_PREFIX}{node}" or named != node:
-            raise JoinTokenInvalid("the join token is of another node", node=node)
+            raise JoinTokenInvalid("the join token is of another node", node=f"nodes/{node}")
         if token.status.expire_time.ToDatetime(dt.UTC) <= _now():
-            raise JoinTokenInvalid("the join token has expired", node=node)
+            raise JoinTokenInvalid("the join token has expired", node=f"nodes/{node}")
         return token
 
 

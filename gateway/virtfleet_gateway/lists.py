@@ -16,6 +16,7 @@ from google.protobuf import message_factory
 
 from virtfleet.type.v1 import resource_pb2
 from virtfleet_gateway import wire
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.feed import TOKEN_LIMIT_CHARACTERS, encode_tokens
 from virtfleet_gateway.shapes import BASIC
 from virtfleet_gateway.source import LIVE, set_time
@@ -24,7 +25,6 @@ from virtfleet_service.changes import field_bytes, field_text
 from virtfleet_service.errors import (
     AmbiguousName,
     NameMalformed,
-    NodeUnknown,
     NodeUnreachable,
     PageTokenInvalid,
     ResourceNotFound,
@@ -220,7 +220,7 @@ class FleetReads:
             places.setdefault(node, []).append(place)
         by_node = {node: [names[place] for place in own] for node, own in places.items()}
         for node in sorted(set(by_node) - set(self.index.sources)):
-            page.unreachable.append(_failure(node, NodeUnknown(f"The fleet has no node {node}", node=node)))
+            page.unreachable.append(_failure(node, unknown(node)))
         requests = {
             node: _for_node(request, node, len(own), "", by_node)
             for node, own in sorted(by_node.items())
@@ -357,7 +357,7 @@ class FleetReads:
     def _absent(self, name: str) -> bytes:
         node = name.split("/", 2)[1]
         if node not in self.index.sources:
-            return NodeUnknown(f"the fleet has no node {node}", node=node).to_status().SerializeToString()
+            return unknown(node).to_status().SerializeToString()
         return ResourceNotFound(f"{name} does not exist", resource=name, name=name).to_status().SerializeToString()
 
     def _find(self, kind: Kind, name: str) -> Entry:
@@ -372,7 +372,7 @@ class FleetReads:
         else:
             source = self.index.sources.get(parts[1])
             if source is None:
-                raise NodeUnknown(f"The fleet has no node {parts[1]}", node=f"nodes/{parts[1]}")
+                raise unknown(parts[1])
             entry = source.tables[kind.name].get(name)
             found = [entry] if entry is not None else []
             if not found and is_uid(last):

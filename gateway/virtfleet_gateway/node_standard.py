@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.forward import CALLER_METADATA, only_conveyed, only_stated
 from virtfleet_gateway.relay import abort, pump, time_left
 from virtfleet_gateway.routing import NODE_METADATA, SERVICES, Target, parse_stated
@@ -98,7 +99,7 @@ class NodeStandard(grpc.GenericRpcHandler):
             named = only_stated(named, value)
         target = parse_stated(named or "")
         if self._channels.node(target.node) is None:
-            raise NodeUnknown(f"The fleet has no node {target.node}", node=f"nodes/{target.node}")
+            raise unknown(target.node)
         if target.service:
             return await self._forward(path, target, request, context, passport)
         if path.startswith(HEALTH):
@@ -148,9 +149,7 @@ class NodeStandard(grpc.GenericRpcHandler):
             return int(health_pb2.HealthCheckResponse.FromString(answer).status)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise NodeUnknown(
-                    f"Node {node} has no service {service}", node=f"nodes/{node}", service=service
-                ) from error
+                raise unknown(node, service) from error
             return int(NOT_SERVING)
         except (NodeUnreachable, DecodeError, grpc.aio.BaseError):
             return int(NOT_SERVING)
@@ -178,7 +177,7 @@ class NodeStandard(grpc.GenericRpcHandler):
         told = -1
         while True:
             if self._channels.node(node) is None:
-                raise NodeUnknown(f"The fleet has no node {node}", node=node)
+                raise unknown(node)
             try:
                 status = await self._health_of(node, service)
             except NodeUnknown:

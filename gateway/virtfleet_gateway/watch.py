@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from virtfleet.type.v1 import watch_pb2
 from virtfleet_gateway.catch_up import MET, PART, TOO_OLD, CatchUp, CatchUps
+from virtfleet_gateway.channels import unknown
 from virtfleet_gateway.feed import Place, decode_place
 from virtfleet_gateway.selection import Selection
 from virtfleet_gateway.shapes import BASIC, Change, Entry, Sort
 from virtfleet_gateway.source import LIVE, LOST, RESYNCING
 from virtfleet_service.changes import field_bytes
-from virtfleet_service.errors import NodeUnknown, PageTokenInvalid, ServiceDraining, SlowReader
+from virtfleet_service.errors import PageTokenInvalid, ServiceDraining, SlowReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -265,7 +266,7 @@ class _Reader:
         """Tell of nodes that the fleet has no more."""
         for node in nodes:
             status = watch_pb2.WatchSourceStatus(node=f"nodes/{node}", state=LOST)
-            status.status.CopyFrom(NodeUnknown(f"The fleet has no node {node}", node=node).to_status())
+            status.status.CopyFrom(unknown(node).to_status())
             yield self._shape.status(self._place.text, status)
 
     # What a reader is told later

@@ -136,7 +136,7 @@ class Pipeline:
         if place is not None and self._node and place not in self._places:
             raise WrongNode(
                 f"the metadata ask for `{place!s}`, this is `{self._node}`",
-                node=f"nodes/{self._node}",
+                node=self._node_name,
                 asked=str(place),
             )
         if facts.service.startswith("virtfleet."):
@@ -238,7 +238,7 @@ class Pipeline:
                 raise WrongNode(
                     f"`{name}` is not on this node `{self._node}`",
                     resource=name,
-                    node=f"nodes/{self._node}",
+                    node=self._node_name,
                     asked=names.node_of(name),
                 )
             if facts.routing_required:
@@ -294,7 +294,7 @@ class Pipeline:
         if not names.is_name(given):
             raise self._malformed(path + "parent", given, "")
         if self._node and given != self._node_name and not given.startswith(self._node_prefix):
-            raise WrongNode(f"`{given}` is not on this node `{self._node}`", resource=given, node=f"nodes/{self._node}")
+            raise WrongNode(f"`{given}` is not on this node `{self._node}`", resource=given, node=self._node_name)
         id_ = getattr(part, id_field) if id_field else ""
         if id_:
             names.check_id(id_, path + id_field)
